@@ -1,0 +1,1 @@
+"""What Twilio says and hears. Messages, TwiML and signatures are pure."""

@@ -1,0 +1,164 @@
+"""Twilio Media Streams messages, both ways. Pure: text in, typed structs out, and back.
+
+Shapes: https://www.twilio.com/docs/voice/media-streams/websocket-messages. Twilio writes integers
+as strings in some places and as numbers in others, so they are read from either.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+# Twilio's identifiers: two letters and 32 hex digits.
+SID_LENGTH = 34
+
+
+class BadMessage(ValueError):
+    """The phone's side sent something that is not a Media Streams message. Says what, briefly."""
+
+
+class Connected(msgspec.Struct, frozen=True, tag="connected", tag_field="event"):
+    """The first message: the socket speaks Media Streams."""
+
+    protocol: str = ""
+    version: str = ""
+
+
+class MediaFormat(msgspec.Struct, frozen=True, rename="camel"):
+    """What the phone's audio is; Twilio documents no other than these values."""
+
+    encoding: str = "audio/x-mulaw"
+    sample_rate: int = 8000
+    channels: int = 1
+
+
+class StartDetails(msgspec.Struct, frozen=True, rename="camel"):
+    """The facts of the call. `custom_parameters` are the TwiML's `<Parameter>`s."""
+
+    stream_sid: str
+    call_sid: str
+    account_sid: str = ""
+    tracks: tuple[str, ...] = ()
+    media_format: MediaFormat = MediaFormat()
+    custom_parameters: dict[str, str] = {}
+
+
+class Start(msgspec.Struct, frozen=True, tag="start", tag_field="event", rename="camel"):
+    """The second message: from here on the stream SID is known and audio may be sent."""
+
+    start: StartDetails
+    stream_sid: str = ""
+
+
+class MediaDetails(msgspec.Struct, frozen=True):
+    """`payload` is µ-law at 8 kHz, base64 already undone; usually 160 bytes, 20 ms."""
+
+    payload: bytes
+    track: str = "inbound"
+
+
+class Media(msgspec.Struct, frozen=True, tag="media", tag_field="event", rename="camel"):
+    """The caller's voice."""
+
+    media: MediaDetails
+    stream_sid: str = ""
+
+
+class DtmfDetails(msgspec.Struct, frozen=True):
+    """One key: 0 to 9, *, # or A to D."""
+
+    digit: str
+
+
+class Dtmf(msgspec.Struct, frozen=True, tag="dtmf", tag_field="event", rename="camel"):
+    """The caller pressed a key."""
+
+    dtmf: DtmfDetails
+    stream_sid: str = ""
+
+
+class MarkDetails(msgspec.Struct, frozen=True):
+    """The name the mark was sent with."""
+
+    name: str
+
+
+class Mark(msgspec.Struct, frozen=True, tag="mark", tag_field="event", rename="camel"):
+    """All audio sent before this mark has been played, or was cleared."""
+
+    mark: MarkDetails
+    stream_sid: str = ""
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop", tag_field="event", rename="camel"):
+    """The call is over: the caller hung up or Twilio took the call away."""
+
+    stream_sid: str = ""
+
+
+class Unknown(msgspec.Struct, frozen=True):
+    """An event this version does not know; Twilio may add some at any time."""
+
+    event: str
+
+
+Message = Connected | Start | Media | Dtmf | Mark | Stop
+_KNOWN = frozenset({"connected", "start", "media", "dtmf", "mark", "stop"})
+
+
+class _Envelope(msgspec.Struct):
+    event: str
+
+
+_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message, strict=False)
+_envelope_decoder = msgspec.json.Decoder(_Envelope)
+
+
+def parse(text: str | bytes) -> Message | Unknown:
+    """Read one message from Twilio.
+
+    Raises BadMessage when it is binary, not JSON, or a known event of the wrong shape.
+    """
+    if not isinstance(text, str):
+        raise BadMessage("a binary frame; Media Streams messages are text")
+    try:
+        return _decoder.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        # Only on the way to an error: the hot path decodes once.
+        reason = str(error)
+    try:
+        event = _envelope_decoder.decode(text).event
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        raise BadMessage(reason) from None
+    if event in _KNOWN:
+        raise BadMessage(f"{event}: {reason}")
+    return Unknown(event)
+
+
+class _OutMark(msgspec.Struct):
+    name: str
+
+
+class Outbound:
+    """Encodes what the bridge says on one stream: media, mark and clear, nothing else.
+
+    Twilio warns (error 31951) about any other event and any missing or additional field.
+    """
+
+    def __init__(self, stream_sid: str) -> None:
+        sid = msgspec.json.encode(stream_sid).decode()
+        # Fifty messages a second share everything but their payload, so it is encoded once.
+        self._media_head = f'{{"event":"media","streamSid":{sid},"media":{{"payload":'
+        self._mark_head = f'{{"event":"mark","streamSid":{sid},"mark":'
+        self._clear = f'{{"event":"clear","streamSid":{sid}}}'
+
+    def media(self, audio: bytes) -> str:
+        """µ-law at 8 kHz, any length, no file header: queued after what was sent before."""
+        return f"{self._media_head}{msgspec.json.encode(audio).decode('ascii')}}}}}"
+
+    def mark(self, name: str) -> str:
+        """Ask for `name` back when all audio sent so far has been played."""
+        return f"{self._mark_head}{msgspec.json.encode(_OutMark(name)).decode()}}}"
+
+    def clear(self) -> str:
+        """Empty Twilio's playback buffer now; every outstanding mark comes back."""
+        return self._clear

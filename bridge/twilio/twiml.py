@@ -1,0 +1,69 @@
+"""TwiML, the XML by which Twilio is told what to do with a call. Pure; built as a tree, so that
+nothing a caller or a header contains can become markup.
+
+https://www.twilio.com/docs/voice/twiml
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from xml.etree import ElementTree
+
+CONTENT_TYPE = "text/xml; charset=utf-8"
+
+# XML 1.0 has no way to write these, not even escaped; Twilio would refuse the document.
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+# https://www.twilio.com/docs/voice/twiml/stream#parameter: name and value together.
+MAX_PARAMETER = 499
+
+
+def connect_stream(
+    url: str,
+    *,
+    action: str,
+    parameters: Mapping[str, str],
+    status_callback: str | None = None,
+) -> bytes:
+    """`<Connect><Stream>`: hand the call's audio to the media socket at `url`.
+
+    `url` is a ws or wss address without a query string (Twilio drops it silently). When the socket
+    closes, Twilio requests `action` for what comes next. `parameters` reach the socket in its
+    `start` message; Twilio allows 500 characters for name and value together, so a longer value is
+    cut rather than losing the call. An empty value is left out.
+
+    Raises ValueError for a url with a query string.
+
+    https://www.twilio.com/docs/voice/twiml/stream
+    """
+    if "?" in url or "#" in url:
+        raise ValueError(f"a stream's address takes no query string or fragment: {url!r}")
+    response = ElementTree.Element("Response")
+    connect = ElementTree.SubElement(response, "Connect", {"action": _text(action)})
+    stream = ElementTree.SubElement(connect, "Stream", {"url": _text(url)})
+    if status_callback is not None:
+        stream.set("statusCallback", _text(status_callback))
+    for name, value in parameters.items():
+        if value:
+            cut = _text(value)[: MAX_PARAMETER - len(name)]
+            ElementTree.SubElement(stream, "Parameter", {"name": _text(name), "value": cut})
+    return _document(response)
+
+
+def hang_up(words: str = "") -> bytes:
+    """`<Hangup>`, after saying `words` if there are any."""
+    response = ElementTree.Element("Response")
+    if words:
+        ElementTree.SubElement(response, "Say").text = _text(words)
+    ElementTree.SubElement(response, "Hangup")
+    return _document(response)
+
+
+def _text(value: str) -> str:
+    return _NOT_XML.sub("\ufffd", value)
+
+
+def _document(root: ElementTree.Element) -> bytes:
+    document: bytes = ElementTree.tostring(root, encoding="UTF-8", xml_declaration=True)
+    return document

@@ -1,0 +1,89 @@
+"""TwiML against Twilio's own builder, and against whatever a caller can put into a header."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twilio.twiml.voice_response import Connect, VoiceResponse
+
+from bridge.twilio import twiml
+
+HOSTILE = "\"'><&;]]>\x00\x1b\ud800\ufffe<!--<Hangup/>"
+
+
+def same_xml(ours: bytes, theirs: str) -> bool:
+    def canonical(text: str | bytes) -> str:
+        return ElementTree.canonicalize(text, strip_text=True)
+
+    return canonical(ours.decode()) == canonical(theirs)
+
+
+def test_connect_stream_is_what_twilios_builder_writes() -> None:
+    ours = twiml.connect_stream(
+        "wss://voice.example.com/media-stream",
+        action="https://voice.example.com/call-ended",
+        status_callback="https://voice.example.com/stream-status",
+        parameters={"From": "+15551234567", "To": "+15557654321"},
+    )
+    response, connect = VoiceResponse(), Connect(action="https://voice.example.com/call-ended")
+    stream = connect.stream(
+        url="wss://voice.example.com/media-stream",
+        status_callback="https://voice.example.com/stream-status",
+    )
+    stream.parameter(name="From", value="+15551234567")
+    stream.parameter(name="To", value="+15557654321")
+    response.append(connect)
+    assert same_xml(ours, str(response))
+
+
+def test_hang_up_is_what_twilios_builder_writes() -> None:
+    response = VoiceResponse()
+    response.say("Sorry & goodbye.")
+    response.hangup()
+    assert same_xml(twiml.hang_up("Sorry & goodbye."), str(response))
+    response = VoiceResponse()
+    response.hangup()
+    assert same_xml(twiml.hang_up(), str(response))
+
+
+texts = st.text(st.characters(), max_size=60) | st.just(HOSTILE)
+
+
+@given(texts, texts, texts, st.dictionaries(texts, texts, max_size=4))
+def test_nothing_becomes_markup(
+    host: str, action: str, words: str, parameters: dict[str, str]
+) -> None:
+    host = host.replace("?", "").replace("#", "")
+    document = twiml.connect_stream(f"wss://{host}/m", action=action, parameters=parameters)
+    response = ElementTree.fromstring(document)
+    (connect,) = response
+    (stream,) = connect
+    assert (response.tag, connect.tag, stream.tag) == ("Response", "Connect", "Stream")
+    assert {p.tag for p in stream} <= {"Parameter"}
+    assert {name for p in stream for name in p.keys()} <= {"name", "value"}  # noqa: SIM118
+    assert {child.tag for child in ElementTree.fromstring(twiml.hang_up(words))} <= {
+        "Say",
+        "Hangup",
+    }
+
+
+@given(st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S", "Zs"]), max_size=99))
+def test_what_xml_can_say_arrives_unchanged(value: str) -> None:
+    document = twiml.connect_stream("wss://h/m", action="a", parameters={"Name": value})
+    found = [p.get("value") for p in ElementTree.fromstring(document).iter("Parameter")]
+    assert found == ([value] if value else [])
+
+
+def test_a_parameter_keeps_to_twilios_limit() -> None:
+    document = twiml.connect_stream("wss://h/m", action="a", parameters={"CallerName": "x" * 900})
+    (parameter,) = ElementTree.fromstring(document).iter("Parameter")
+    assert len((parameter.get("name") or "") + (parameter.get("value") or "")) == 499
+
+
+@pytest.mark.parametrize("url", ["wss://h/m?a=1", "wss://h/m#x"])
+def test_a_query_string_twilio_would_drop_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="no query string"):
+        twiml.connect_stream(url, action="a", parameters={})
