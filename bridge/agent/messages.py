@@ -1,0 +1,262 @@
+"""Deepgram Voice Agent messages, both ways. Pure: text in, typed structs out, and back.
+
+Shapes: https://developers.deepgram.com/docs/voice-agent-message-flow and the pages it links to.
+Audio is not here: it travels both ways as raw binary messages. Every field the agent might leave
+out has a default, and every type not listed becomes `Unknown`, because this protocol grows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class BadMessage(ValueError):
+    """The agent sent something that is not a Voice Agent message. Says what, briefly."""
+
+
+class _FromAgent(msgspec.Struct, frozen=True, tag_field="type"):
+    pass
+
+
+class Welcome(_FromAgent, frozen=True, tag="Welcome"):
+    """The session is open. `request_id` is what Deepgram's support asks for."""
+
+    request_id: str = ""
+
+
+class SettingsApplied(_FromAgent, frozen=True, tag="SettingsApplied"):
+    """From here on audio and injected messages are accepted."""
+
+
+class ConversationText(_FromAgent, frozen=True, tag="ConversationText"):
+    """What was said: `role` is "user" or "assistant"."""
+
+    role: str = ""
+    content: str = ""
+
+
+class UserStartedSpeaking(_FromAgent, frozen=True, tag="UserStartedSpeaking"):
+    """The caller began to speak: the barge-in signal."""
+
+
+class AgentThinking(_FromAgent, frozen=True, tag="AgentThinking"):
+    """The agent works on its reply."""
+
+    content: str = ""
+
+
+class AgentStartedSpeaking(_FromAgent, frozen=True, tag="AgentStartedSpeaking"):
+    """A reply begins; latencies in seconds."""
+
+    total_latency: float | None = None
+    tts_latency: float | None = None
+    ttt_latency: float | None = None
+
+
+class AgentAudioDone(_FromAgent, frozen=True, tag="AgentAudioDone"):
+    """The last audio of an utterance was sent. Not: heard."""
+
+
+class EndOfTurn(_FromAgent, frozen=True, tag="EndOfTurn"):
+    """The caller's turn ended (seen with Flux; not documented)."""
+
+    trigger: str = ""
+
+
+class FunctionCall(msgspec.Struct, frozen=True):
+    """One function the agent wants called. `arguments` is JSON in a string, possibly empty."""
+
+    id: str
+    name: str
+    arguments: str = ""
+    client_side: bool = True
+    thought_signature: str | None = None
+
+
+class FunctionCallRequest(_FromAgent, frozen=True, tag="FunctionCallRequest"):
+    """The agent wants functions called; those with `client_side` by us."""
+
+    functions: tuple[FunctionCall, ...] = ()
+
+
+class CancelledFunction(msgspec.Struct, frozen=True):
+    """A function call that is no longer wanted."""
+
+    id: str
+    name: str = ""
+
+
+class FunctionCallCancelled(_FromAgent, frozen=True, tag="FunctionCallCancelled"):
+    """The caller went on speaking: the answers to these are not wanted any more."""
+
+    functions: tuple[CancelledFunction, ...] = ()
+
+
+class FunctionCallResponse(_FromAgent, frozen=True, tag="FunctionCallResponse"):
+    """A function the server ran itself, or the echo of our own answer."""
+
+    id: str = ""
+    name: str = ""
+    content: str = ""
+
+
+class LatencyReport(_FromAgent, frozen=True, tag="LatencyReport"):
+    """Latencies in seconds; usually one of them a message, several messages a second."""
+
+    stt_latency: float | None = None
+    ttt_token_latency: float | None = None
+    ttt_text_latency: float | None = None
+    ttt_tool_latency: float | None = None
+    ttt_thinking_latency: float | None = None
+    tts_latency: float | None = None
+    total_latency: float | None = None
+
+
+class History(_FromAgent, frozen=True, tag="History"):
+    """One item of the conversation, in the shape `agent.context.messages` takes back."""
+
+    role: str | None = None
+    content: str | None = None
+    function_calls: tuple[dict[str, Any], ...] | None = None
+
+
+class PromptUpdated(_FromAgent, frozen=True, tag="PromptUpdated"):
+    """The answer to UpdatePrompt."""
+
+
+class SpeakUpdated(_FromAgent, frozen=True, tag="SpeakUpdated"):
+    """The answer to UpdateSpeak."""
+
+
+class ThinkUpdated(_FromAgent, frozen=True, tag="ThinkUpdated"):
+    """The answer to UpdateThink."""
+
+
+class ListenUpdated(_FromAgent, frozen=True, tag="ListenUpdated"):
+    """The answer to UpdateListen."""
+
+
+class InjectionRefused(_FromAgent, frozen=True, tag="InjectionRefused"):
+    """An injected message came at a moment when somebody was speaking."""
+
+    message: str = ""
+
+
+class Error(_FromAgent, frozen=True, tag="Error"):
+    """Fatal; the agent usually closes the socket soon after. Older servers said `message`."""
+
+    code: str = ""
+    description: str = ""
+    message: str = ""
+
+    @property
+    def reason(self) -> str:
+        """The agent's words, whichever field they came in."""
+        return self.description or self.message
+
+
+class Warning(_FromAgent, frozen=True, tag="Warning"):
+    """Something to log; the session goes on."""
+
+    code: str = ""
+    description: str = ""
+
+
+class Unknown(msgspec.Struct, frozen=True):
+    """A message type this version does not know."""
+
+    type: str
+
+
+Message = (
+    Welcome
+    | SettingsApplied
+    | ConversationText
+    | UserStartedSpeaking
+    | AgentThinking
+    | AgentStartedSpeaking
+    | AgentAudioDone
+    | EndOfTurn
+    | FunctionCallRequest
+    | FunctionCallCancelled
+    | FunctionCallResponse
+    | LatencyReport
+    | History
+    | PromptUpdated
+    | SpeakUpdated
+    | ThinkUpdated
+    | ListenUpdated
+    | InjectionRefused
+    | Error
+    | Warning
+)
+
+
+class _Envelope(msgspec.Struct):
+    type: str
+
+
+_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
+_envelope_decoder = msgspec.json.Decoder(_Envelope)
+_KNOWN = frozenset(kind.__struct_config__.tag for kind in Message.__args__)
+
+
+def parse(text: str) -> Message | Unknown:
+    """Read one text message from the agent.
+
+    Raises BadMessage when it is not JSON or a known type of the wrong shape.
+    """
+    try:
+        return _decoder.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        reason = str(error)
+    try:
+        kind = _envelope_decoder.decode(text).type
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        raise BadMessage(reason) from None
+    if kind in _KNOWN:
+        raise BadMessage(f"{kind}: {reason}")
+    return Unknown(kind)
+
+
+class _ToAgent(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
+    pass
+
+
+class KeepAlive(_ToAgent, frozen=True, tag="KeepAlive"):
+    """Keeps a session open that is sent no audio; no answer.
+
+    https://developers.deepgram.com/docs/agent-keep-alive
+    """
+
+
+class InjectAgentMessage(_ToAgent, frozen=True, tag="InjectAgentMessage"):
+    """Words the agent shall speak. `behavior`: "default", "queue" or "interrupt".
+
+    https://developers.deepgram.com/docs/voice-agent-inject-agent-message
+    """
+
+    message: str
+    behavior: str | None = None
+
+
+class FunctionResult(_ToAgent, frozen=True, tag="FunctionCallResponse"):
+    """The answer to one FunctionCall; `content` is usually JSON.
+
+    https://developers.deepgram.com/docs/voice-agent-function-call-response
+    """
+
+    id: str
+    name: str
+    content: str
+    thought_signature: str | None = None
+
+
+ToAgent = KeepAlive | InjectAgentMessage | FunctionResult
+
+
+def encode(message: ToAgent) -> str:
+    """Write one message to the agent as JSON text."""
+    return msgspec.json.encode(message).decode()
