@@ -1,0 +1,342 @@
+"""One session with the voice agent: a websocket, opened, used and closed with bounds on every wait.
+
+trio-websocket's own `open_websocket` is not used. Against a peer that accepts and then stays
+silent it waits for ever, it hides why a connect failed, and when its reader crashes it cancels the
+caller's tasks without a word. What is used is its connection, with three things done here:
+
+- The stream is opened by us, so that a refused connection, a name that does not resolve and a bad
+  certificate each keep their own error, and tests can pass a stream in memory.
+- The library's reader runs in the call's nursery, but in a shielded scope of its own: it outlives
+  the cancelled call just long enough to hear the answer to our Close. What it raises is kept as
+  the cause of the session's end and never crashes the call by itself.
+- A cancelled send leaves half a frame on the wire. Such a connection is closed without ceremony;
+  a Close frame after half a frame would be read as audio.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import cache
+from typing import Any, Final
+from urllib.parse import SplitResult, urlsplit
+
+import trio
+import trio_websocket
+
+from bridge.agent import messages
+from bridge.log import get_logger
+
+log = get_logger(__name__)
+
+# Agent audio comes in bursts, faster than real time. While the phone is being written to, this
+# many messages wait decoded; then the socket is not read any more, and TCP slows the agent down.
+MESSAGES_WAITING: Final = 32
+
+# One read takes a whole burst; with trio-websocket's default of 4 KiB a burst costs twice the CPU.
+RECEIVE_BYTES: Final = 64 * 1024
+
+# Far above any message seen (a long History item); a larger one closes the session with 1009.
+MAX_MESSAGE_BYTES: Final = 1024 * 1024
+
+OpenStream = Callable[[SplitResult], Awaitable[trio.abc.Stream]]
+
+
+class AgentUnavailable(Exception):
+    """No session could be opened. Says why, in one line; `status` if the agent answered one."""
+
+    def __init__(self, why: str, *, status: int | None = None) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+class AgentClosed(Exception):
+    """The session is over. `clean`: the agent closed it in the normal way."""
+
+    def __init__(self, why: str, *, clean: bool) -> None:
+        super().__init__(why)
+        self.clean = clean
+
+
+class AgentFailed(Exception):
+    """The agent sent an Error; the session is of no more use."""
+
+    def __init__(self, error: messages.Error) -> None:
+        super().__init__(f"{error.code or 'Error'}: {error.reason}")
+        self.code = error.code
+
+
+# What a rejected handshake means to the person who runs the bridge.
+# https://developers.deepgram.com/docs/errors
+_REMEDIES: Final = {
+    401: "the key was refused; check DEEPGRAM_API_KEY",
+    402: "the Deepgram project is out of credit",
+    403: "the key may not use the Voice Agent; check its permissions in the Deepgram console",
+    404: "there is no Voice Agent at this address; check deepgram.url",
+    429: "the Deepgram project has as many sessions open as it may",
+}
+
+# RFC 6455, section 7.4.1: the codes with which a peer that is content says goodbye.
+_CLEAN_CODES: Final = frozenset({1000, 1005})
+
+
+class AgentSession:
+    """An open session whose Settings are applied.
+
+    `send_audio` and `send` may be called from one task while another is in `receive`. Cancelling
+    `receive` loses nothing; cancelling a send ends the session.
+    """
+
+    def __init__(self, connection: trio_websocket.WebSocketConnection, reader: _Reader) -> None:
+        self._connection = connection
+        self._reader = reader
+        self._sends_underway = 0
+        # What came in one batch with SettingsApplied, and behind it: already the conversation.
+        self._early: list[messages.Message | bytes] = []
+        self.bad_messages = 0
+        self.bytes_sent = 0
+        self.frames_sent = 0
+
+    async def send_audio(self, audio: bytes) -> None:
+        """Send the caller's voice: µ-law at 8 kHz, 20 to 250 ms of it.
+
+        Raises AgentClosed when the session is over.
+        """
+        await self._send(audio)
+        self.bytes_sent += len(audio)
+        self.frames_sent += 1
+
+    async def send(self, message: messages.ToAgent) -> None:
+        """Send a message. Raises AgentClosed when the session is over."""
+        await self._send(messages.encode(message))
+
+    async def receive(self) -> list[messages.Message | bytes]:
+        """Wait for something from the agent and return all that is there, in order.
+
+        Bytes are µ-law at 8 kHz of any length. Unknown messages and bad ones are left out, so the
+        list may be empty. Raises AgentClosed when the session is over and everything was returned.
+        """
+        if self._early:
+            early, self._early = self._early, []
+            return early
+        try:
+            raw = [await self._connection.get_message()]
+        except trio_websocket.ConnectionClosed as closed:
+            raise self._closed(closed) from self._reader.error
+        # trio-websocket has no "receive what is there"; the channel it fills does.
+        waiting = self._connection._recv_channel
+        while len(raw) < MESSAGES_WAITING:
+            try:
+                raw.append(waiting.receive_nowait())
+            except (trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
+                break
+        return [m for m in map(self._parse, raw) if m is not None]
+
+    def _parse(self, raw: str | bytes) -> messages.Message | bytes | None:
+        if not isinstance(raw, str):
+            return raw
+        try:
+            message = messages.parse(raw)
+        except messages.BadMessage as error:
+            self.bad_messages += 1
+            log.debug("agent message skipped", reason=str(error))
+            return None
+        if isinstance(message, messages.Unknown):
+            log.debug("agent message of an unknown type", type=message.type)
+            return None
+        return message
+
+    async def _send(self, data: str | bytes) -> None:
+        self._sends_underway += 1
+        try:
+            await self._connection.send_message(data)
+        except trio_websocket.ConnectionClosed as closed:
+            self._sends_underway -= 1
+            raise self._closed(closed) from self._reader.error
+        self._sends_underway -= 1
+
+    def _closed(self, closed: trio_websocket.ConnectionClosed) -> AgentClosed:
+        reason = closed.reason
+        if self._reader.error is not None:
+            return AgentClosed(f"the connection broke: {self._reader.error!r}", clean=False)
+        if reason is None or reason.code == 1006:
+            return AgentClosed("the connection was lost", clean=False)
+        words = f"closed with {reason.code}" + (f" ({reason.reason})" if reason.reason else "")
+        return AgentClosed(words, clean=reason.code in _CLEAN_CODES)
+
+    async def _close(self, stream: trio.abc.Stream, close_by: Callable[[], float]) -> None:
+        # The shield lets the goodbye be said although the call is cancelled; the deadline ends it
+        # whether the agent answers or not.
+        with trio.CancelScope(shield=True, deadline=close_by()):
+            if not self._sends_underway:
+                await self._connection.aclose()
+        await _discard(stream)
+
+
+class _Reader:
+    """Stands in for a nursery in trio-websocket's connect: the library's reader task, kept apart.
+
+    The only method the library uses is `start_soon`, once.
+    """
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        # Only its owner ends it, in `open_session`, after a bounded close.
+        self.scope = trio.CancelScope(shield=True)
+        self.handshake = trio.CancelScope()
+        self.error: Exception | None = None
+
+    def start_soon(self, function: Callable[..., Awaitable[Any]], *args: Any) -> None:
+        self._nursery.start_soon(self._run, function, args, name="agent websocket reader")
+
+    async def _run(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
+        try:
+            with self.scope:
+                await function(*args)
+        except Exception as error:
+            self.error = error
+        # A reader that ends during the handshake leaves the library waiting for ever.
+        self.handshake.cancel(reason="the agent's connection ended during the handshake")
+
+
+@asynccontextmanager
+async def open_session(
+    nursery: trio.Nursery,
+    url: str,
+    *,
+    key: str,
+    settings: str,
+    timeout: float,
+    close_by: Callable[[], float],
+    open_stream: OpenStream | None = None,
+) -> AsyncIterator[AgentSession]:
+    """Open a session with the agent at `url`, send `settings`, and close it on leaving.
+
+    Within `timeout` seconds: connect, websocket handshake, Welcome, Settings, SettingsApplied, in
+    the order of https://developers.deepgram.com/docs/voice-agent-message-flow. The library's
+    reader task is started in `nursery` and has ended, or is ending, when this context is left.
+
+    On leaving, also by cancellation, the websocket is closed properly if the agent answers by
+    `close_by()`, an absolute time of Trio's clock asked for when closing begins, and forcefully
+    otherwise.
+
+    Raises AgentUnavailable when there is no session within the time or the agent refuses one, and
+    AgentFailed when it answers the Settings with an Error.
+    """
+    target = urlsplit(url)
+    reader = _Reader(nursery)
+    stream: trio.abc.Stream | None = None
+    session: AgentSession | None = None
+    try:
+        try:
+            with trio.fail_after(timeout):
+                stream = await (open_stream or open_tcp_stream)(target)
+                session = await _handshake(reader, stream, target, key)
+                await _apply_settings(session, settings)
+        except trio.TooSlowError:
+            step = "accept a connection"
+            if stream is not None:
+                step = "answer the handshake" if session is None else "apply the Settings"
+            raise AgentUnavailable(f"the agent did not {step} within {timeout:g} s") from None
+        except AgentClosed as closed:
+            raise AgentUnavailable(f"the agent ended the session at once: {closed}") from closed
+        except OSError as error:
+            # The operating system's words; the address is ours and has no secret in it.
+            raise AgentUnavailable(f"cannot connect to {target.netloc}: {error}") from error
+        yield session
+    finally:
+        try:
+            if session is not None and stream is not None:
+                await session._close(stream, close_by)
+            elif stream is not None:
+                await _discard(stream)
+        finally:
+            reader.scope.cancel(reason="the agent session is closed")
+
+
+async def open_tcp_stream(target: SplitResult) -> trio.abc.Stream:
+    """Connect to a ws or wss address, certificates verified. Raises OSError."""
+    assert target.hostname is not None
+    if target.scheme == "ws":
+        return await trio.open_tcp_stream(target.hostname, target.port or 80)
+    stream = await trio.open_ssl_over_tcp_stream(
+        target.hostname,
+        target.port or 443,
+        https_compatible=True,
+        ssl_context=_client_tls(),
+    )
+    try:
+        await stream.do_handshake()
+    except trio.BrokenResourceError as error:
+        await trio.aclose_forcefully(stream)
+        # The interesting part is the ssl module's: which certificate check failed.
+        raise OSError(f"TLS failed: {error.__cause__ or error}") from error
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return stream
+
+
+@cache
+def _client_tls() -> ssl.SSLContext:
+    """The system's certificates, read once: it takes tens of milliseconds, on every call's path."""
+    return ssl.create_default_context()
+
+
+async def _handshake(
+    reader: _Reader, stream: trio.abc.Stream, target: SplitResult, key: str
+) -> AgentSession:
+    headers = [(b"Authorization", b"Token " + key.encode("ascii"))] if key else []
+    connection: trio_websocket.WebSocketConnection | None = None
+    with reader.handshake:
+        connection = await trio_websocket.wrap_client_stream(
+            reader,  # type: ignore[arg-type]  # start_soon is all it needs of a nursery
+            stream,  # type: ignore[arg-type]  # any Trio stream will do
+            target.netloc,
+            target.path + (f"?{target.query}" if target.query else "") or "/",
+            extra_headers=headers,
+            message_queue_size=MESSAGES_WAITING,
+            max_message_size=MAX_MESSAGE_BYTES,
+            receive_buffer_size=RECEIVE_BYTES,
+        )
+    if connection is not None:
+        return AgentSession(connection, reader)
+    if isinstance(reader.error, trio_websocket.ConnectionRejected):
+        status = reader.error.status_code
+        remedy = _REMEDIES.get(status, "an answer that is not a websocket")
+        raise AgentUnavailable(f"the agent answered {status}: {remedy}", status=status)
+    if reader.error is not None:
+        raise AgentUnavailable(f"the agent's answer is no websocket: {reader.error!r}")
+    raise AgentUnavailable("the agent closed the connection during the handshake")
+
+
+async def _apply_settings(session: AgentSession, settings: str) -> None:
+    """Welcome, Settings, SettingsApplied. What follows the last of them is left to be received."""
+    applied = False
+    while not applied:
+        batch = await session.receive()
+        for position, message in enumerate(batch, start=1):
+            match message:
+                case messages.Welcome():
+                    log.debug("agent welcome", request_id=message.request_id)
+                    await session._send(settings)
+                case messages.SettingsApplied():
+                    session._early = batch[position:]
+                    applied = True
+                    break
+                case messages.Error():
+                    raise AgentFailed(message)
+                case messages.Warning():
+                    log.warning("agent warning", code=message.code, words=message.description)
+                case _:
+                    log.debug("agent message before its time", kind=type(message).__name__)
+
+
+async def _discard(stream: trio.abc.Stream) -> None:
+    """Close a stream at once: no goodbye, no waiting, whatever the peer does."""
+    # Cancelled, closing takes its quick way; shielded, it is this scope that ends the cancellation
+    # and not the call's, which would skip the rest of the cleanup.
+    with trio.CancelScope(shield=True) as scope:
+        scope.cancel(reason="closing without ceremony")
+        await stream.aclose()
