@@ -1,0 +1,126 @@
+"""The phone's side of a call: one Media Streams socket, typed. I/O, but of somebody else's socket.
+
+https://www.twilio.com/docs/voice/media-streams
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from bridge.log import get_logger
+from bridge.twilio import messages
+
+log = get_logger(__name__)
+
+
+class PhoneGone(Exception):
+    """The socket is closed or lost. After `stop` that is the normal end, before it is not."""
+
+
+class MediaSocket(Protocol):
+    """What a call needs of the websocket Twilio opened; the server provides it."""
+
+    async def receive(self) -> str | bytes:
+        """Return the next message. Raises PhoneGone when there will be none."""
+
+    async def send(self, text: str) -> None:
+        """Send a text message, whole or not at all. Says nothing when the socket is gone."""
+
+    async def close(self, code: int, *, by: float) -> None:
+        """Send a Close frame, and give up on a peer that does not take it `by` that time of
+        Trio's clock, dropping the connection and freeing whoever waits in `send`. Idempotent."""
+
+
+class MediaStream:
+    """Typed messages from the phone, and audio, marks and clears to it.
+
+    Nothing can be said to the phone before its `start` message was received: it brings the stream
+    SID, without which Twilio understands nothing.
+    """
+
+    def __init__(self, socket: MediaSocket) -> None:
+        self._socket = socket
+        self._outbound: messages.Outbound | None = None
+        self._stream_sid = ""
+        self.bad_messages = 0
+        self.bytes_received = 0
+        self.frames_received = 0
+        self.bytes_sent = 0
+        self.frames_sent = 0
+
+    async def start(self) -> messages.StartDetails:
+        """Wait for the `start` message and return what it says.
+
+        Raises PhoneGone when the socket closes first.
+        """
+        while True:
+            match await self._next():
+                case messages.Start(start=details):
+                    self._stream_sid = details.stream_sid
+                    self._outbound = messages.Outbound(details.stream_sid)
+                    return details
+                case messages.Connected():
+                    pass
+                case early:
+                    self._skip(f"{type(early).__name__} before start")
+
+    async def receive(self) -> messages.Message:
+        """Wait for the next message of the stream.
+
+        Bad messages are counted and skipped, unknown ones skipped. Raises PhoneGone at the end.
+        """
+        while True:
+            message = await self._next()
+            if isinstance(message, messages.Start | messages.Connected):
+                self._skip(f"a second {type(message).__name__}")
+            elif message.stream_sid not in (self._stream_sid, ""):
+                self._skip(f"{type(message).__name__} of another stream")
+            else:
+                if isinstance(message, messages.Media):
+                    self.bytes_received += len(message.media.payload)
+                    self.frames_received += 1
+                return message
+
+    async def play(self, audio: bytes) -> None:
+        """Queue µ-law at 8 kHz, any length, behind what the phone still has to play."""
+        await self._socket.send(self._speak.media(audio))
+        self.bytes_sent += len(audio)
+        self.frames_sent += 1
+
+    async def mark(self, name: str) -> None:
+        """Ask for `name` to be sent back when the phone has played everything queued so far."""
+        await self._socket.send(self._speak.mark(name))
+
+    async def clear(self) -> None:
+        """Make the phone forget what it has not played yet."""
+        await self._socket.send(self._speak.clear())
+
+    async def close(self, code: int, *, by: float) -> None:
+        """Close the socket: Twilio then asks what comes next for the call.
+
+        Returns at that time of Trio's clock at the latest, the connection dropped if the phone
+        does not read.
+        """
+        await self._socket.close(code, by=by)
+
+    @property
+    def _speak(self) -> messages.Outbound:
+        if self._outbound is None:
+            raise RuntimeError("the stream SID is not known yet")
+        return self._outbound
+
+    async def _next(self) -> messages.Message:
+        while True:
+            text = await self._socket.receive()
+            try:
+                message = messages.parse(text)
+            except messages.BadMessage as error:
+                self._skip(str(error))
+                continue
+            if not isinstance(message, messages.Unknown):
+                return message
+            log.debug("unknown event skipped", event_name=message.event[:64])
+
+    def _skip(self, reason: str) -> None:
+        self.bad_messages += 1
+        log.debug("message skipped", reason=reason[:200])

@@ -1,0 +1,148 @@
+"""A whole world to make calls in: simulated phones, the real application, a simulated agent.
+
+`in_memory` joins them with streams in memory under hypercorn's own connection class, for the
+virtual clock: everything of the stack but the kernel's sockets. `on_loopback` runs the real server
+on real sockets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Any
+from urllib.parse import SplitResult
+
+import msgspec
+import trio
+import trio.testing
+from hypercorn.config import Config
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import wrap_app
+from quart_trio import QuartTrio
+
+from bridge.config import Secrets, Settings
+from bridge.config_file import FixedConfig
+from bridge.server.guard import GuardedTCPServer
+from bridge.server.serve import hypercorn_config, serve
+from bridge.simulator.agent import Behaviour, Script, SimulatedAgent, silent
+from bridge.simulator.phone import SimulatedPhone
+from bridge.web import create_app
+
+SECRETS = Secrets(deepgram_api_key="dg-test-key-0123456789")
+AGENT_URL = "ws://127.0.0.1:9000/v1/agent/converse"
+
+# An agent that neither greets nor hears anything by itself: the test's script decides.
+QUIET = Behaviour(greeting="", hears=False, latency_every=0, idle_timeout=0)
+
+
+def settings(**tables: dict[str, Any]) -> Settings:
+    """Settings with some keys of some tables changed, checked like those of a file."""
+    given = {"deepgram": {"url": AGENT_URL}, **tables}
+    base = Settings()
+    return msgspec.structs.replace(
+        base,
+        **{
+            name: {**getattr(base, name), **keys}
+            if name == "agent"
+            else msgspec.structs.replace(getattr(base, name), **keys)
+            for name, keys in given.items()
+        },
+    )
+
+
+class World:
+    """What a test sees. `base_url` is where phones call; `agent` has the sessions."""
+
+    def __init__(self, app: QuartTrio, agent: SimulatedAgent, base_url: str) -> None:
+        self.app = app
+        self.agent = agent
+        self.base_url = base_url
+        self.phone_options: dict[str, Any] = {}
+
+    def phone(self, **options: Any) -> SimulatedPhone:
+        """A strict phone: what Twilio would warn about fails the test."""
+        return SimulatedPhone(**{"strict": True, **self.phone_options, **options})
+
+    def call(self, **options: Any) -> AbstractAsyncContextManager[SimulatedPhone]:
+        """Place a call; see SimulatedPhone.place_call."""
+        return self.phone(**options).place_call(self.base_url)
+
+
+@asynccontextmanager
+async def in_memory(
+    script: Script = silent,
+    behaviour: Behaviour = QUIET,
+    using: Settings | None = None,
+) -> AsyncIterator[World]:
+    """The world without a kernel, for `autojump_clock`."""
+    async with trio.open_nursery() as nursery:
+        agent = SimulatedAgent(script, behaviour)
+        config = hypercorn_config(using or settings())
+
+        async def to_agent(target: SplitResult) -> trio.abc.Stream:
+            ours, theirs = trio.testing.memory_stream_pair()
+            nursery.start_soon(agent.serve_stream, theirs)
+            return ours
+
+        async def to_server(host: str, port: int, tls: bool) -> trio.abc.Stream:
+            ours, theirs = trio.testing.memory_stream_pair()
+            nursery.start_soon(serve_connection, app, config, theirs)
+            return ours
+
+        app = create_app(FixedConfig(using or settings()), SECRETS, open_stream=to_agent)
+        await app.startup()
+        world = World(app, agent, "http://127.0.0.1:5000")
+        world.phone_options["open_stream"] = to_server
+        yield world
+        nursery.cancel_scope.cancel(reason="the test is over")
+
+
+async def serve_connection(app: QuartTrio, config: Config, stream: Any) -> None:
+    """What hypercorn does with an accepted connection, on any stream."""
+    stream.socket = _NoSocket()
+    server = GuardedTCPServer(
+        wrap_app(app, 0, "asgi"), config, WorkerContext(None), ConnectionState({}), stream
+    )
+    await server.run()
+
+
+class _NoSocket:
+    family = 2
+
+    def getsockname(self) -> tuple[str, int]:
+        return "127.0.0.1", 5000
+
+    def getpeername(self) -> tuple[str, int]:
+        return "127.0.0.1", 50000
+
+
+@asynccontextmanager
+async def on_loopback(
+    script: Script = silent,
+    behaviour: Behaviour = QUIET,
+    using: Settings | None = None,
+) -> AsyncIterator[World]:
+    """The real server under real hypercorn, and an agent, on real sockets."""
+    async with trio.open_nursery() as nursery:
+        agent = SimulatedAgent(script, behaviour)
+        port = await nursery.start(agent.serve)
+        table = {"url": f"ws://127.0.0.1:{port}/v1/agent/converse"}
+        base = using or settings()
+        chosen = msgspec.structs.replace(
+            base,
+            deepgram=msgspec.structs.replace(base.deepgram, **table),
+            server=msgspec.structs.replace(base.server, bind="127.0.0.1:0"),
+        )
+        app = create_app(FixedConfig(chosen), SECRETS)
+        stop = trio.Event()
+        addresses = await nursery.start(
+            partial(serve, app, hypercorn_config(chosen), shutdown=stop)
+        )
+        try:
+            yield World(app, agent, addresses[0])
+        finally:
+            stop.set()
+            nursery.cancel_scope.deadline = trio.current_time() + 10
+        nursery.cancel_scope.cancel(reason="the test is over")
