@@ -39,18 +39,21 @@ class Uplink:
         # The taker's sleep. The putter brings its deadline forward when a frame begins to fill.
         self._sleep = trio.CancelScope()
         self._flush_at = float("inf")
-        self._silent_at = float("inf")
+        # When silence is due, unless the phone sends something before.
+        self._silent_at = trio.current_time() + SILENT_AFTER
         self.bytes_put = 0
         self.bytes_dropped = 0
 
     def put(self, audio: bytes) -> None:
         """Add audio from the phone, in pieces of any length. Never blocks."""
         self.bytes_put += len(audio)
+        now = trio.current_time()
+        self._silent_at = now + SILENT_AFTER
         for frame in self._framer.frames(audio):
             self._put(frame)
             self._flush_at = float("inf")
         if self._framer.pending and self._flush_at == float("inf"):
-            self._flush_at = trio.current_time() + self._frame_seconds
+            self._flush_at = now + self._frame_seconds
             self._sleep.deadline = min(self._sleep.deadline, self._flush_at)
 
     def end(self) -> None:
@@ -67,28 +70,22 @@ class Uplink:
 
         Raises trio.EndOfChannel when everything was taken and the call's audio has ended.
         """
-        if self._silent_at == float("inf"):
-            self._silent_at = trio.current_time() + SILENT_AFTER
         while True:
             self._sleep = trio.CancelScope(deadline=min(self._flush_at, self._silent_at))
             with self._sleep:
-                return self._taken(await self._receive.receive())
+                return await self._receive.receive()
             # A frame may have come in the moment between the alarm and waking up, or before.
             with suppress(trio.WouldBlock):
-                return self._taken(self._receive.receive_nowait())
+                return self._receive.receive_nowait()
             now = trio.current_time()
             if now >= self._flush_at:
                 self._flush_at = float("inf")
-                return self._taken(self._framer.flush())
+                return self._framer.flush()
             if now >= self._silent_at:
                 # On the beat; but what was missed while the taker was elsewhere stays missed.
                 late = now - self._silent_at > self._frame_seconds
                 self._silent_at = (now if late else self._silent_at) + self._frame_seconds
                 return self._silence
-
-    def _taken(self, audio: bytes) -> bytes:
-        self._silent_at = trio.current_time() + SILENT_AFTER
-        return audio
 
     def _put(self, frame: bytes) -> None:
         while True:

@@ -21,6 +21,7 @@ from bridge.call import Call, CallFacts, GoodbyeBy
 from bridge.config import Secrets, Settings, check_startup, warnings_for
 from bridge.config_file import ConfigFile, SettingsSource, config_path
 from bridge.outcome import Outcome
+from bridge.registry import Registry
 from bridge.server import worker
 from bridge.server.media_socket import DirectWebsocketConnection, QuartMediaSocket
 from bridge.twilio import twiml
@@ -60,6 +61,7 @@ class Bridge:
         self._secrets = secrets
         self._open_stream = open_stream
         self._prepared = False
+        self.calls = Registry()
         self._ended: OrderedDict[str, Outcome] = OrderedDict()
 
     def prepare(self) -> Settings:
@@ -111,7 +113,8 @@ class Bridge:
             teardown_seconds=settings.call.teardown_seconds,
         )
         try:
-            await call.run()
+            with self.calls.carrying(call):
+                await call.run()
         finally:
             if call.report.facts is not None and call.report.outcome is not None:
                 self._remember(call.report.facts.call_sid, call.report.outcome)

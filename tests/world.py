@@ -7,7 +7,7 @@ on real sockets.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 from quart_trio import QuartTrio
+from structlog.testing import capture_logs
 
 from bridge.config import Secrets, Settings
 from bridge.config_file import FixedConfig
@@ -60,6 +61,18 @@ class World:
         self.agent = agent
         self.base_url = base_url
         self.phone_options: dict[str, Any] = {}
+        self.logs: Sequence[Mapping[str, Any]] = []
+
+    @property
+    def ending(self) -> dict[str, Any]:
+        """The one line that says how the one call ended."""
+        (line,) = [dict(entry) for entry in self.logs if entry["event"] == "call ended"]
+        return line
+
+    async def quiet(self) -> None:
+        """Wait until every call is over on all three sides."""
+        await self.app.extensions["bridge"].calls.wait_until_empty()
+        await self.agent.wait_until_idle()
 
     def phone(self, **options: Any) -> SimulatedPhone:
         """A strict phone: what Twilio would warn about fails the test."""
@@ -77,26 +90,29 @@ async def in_memory(
     using: Settings | None = None,
 ) -> AsyncIterator[World]:
     """The world without a kernel, for `autojump_clock`."""
-    async with trio.open_nursery() as nursery:
-        agent = SimulatedAgent(script, behaviour)
-        config = hypercorn_config(using or settings())
+    # A phone streams for ever, so that a test which waits in vain would never end.
+    with trio.fail_after(3600):
+        async with trio.open_nursery() as nursery:
+            agent = SimulatedAgent(script, behaviour)
+            config = hypercorn_config(using or settings())
 
-        async def to_agent(target: SplitResult) -> trio.abc.Stream:
-            ours, theirs = trio.testing.memory_stream_pair()
-            nursery.start_soon(agent.serve_stream, theirs)
-            return ours
+            async def to_agent(target: SplitResult) -> trio.abc.Stream:
+                ours, theirs = trio.testing.memory_stream_pair()
+                nursery.start_soon(agent.serve_stream, theirs)
+                return ours
 
-        async def to_server(host: str, port: int, tls: bool) -> trio.abc.Stream:
-            ours, theirs = trio.testing.memory_stream_pair()
-            nursery.start_soon(serve_connection, app, config, theirs)
-            return ours
+            async def to_server(host: str, port: int, tls: bool) -> trio.abc.Stream:
+                ours, theirs = trio.testing.memory_stream_pair()
+                nursery.start_soon(serve_connection, app, config, theirs)
+                return ours
 
-        app = create_app(FixedConfig(using or settings()), SECRETS, open_stream=to_agent)
-        await app.startup()
-        world = World(app, agent, "http://127.0.0.1:5000")
-        world.phone_options["open_stream"] = to_server
-        yield world
-        nursery.cancel_scope.cancel(reason="the test is over")
+            app = create_app(FixedConfig(using or settings()), SECRETS, open_stream=to_agent)
+            await app.startup()
+            world = World(app, agent, "http://127.0.0.1:5000")
+            world.phone_options["open_stream"] = to_server
+            with capture_logs() as world.logs:
+                yield world
+            nursery.cancel_scope.cancel(reason="the test is over")
 
 
 async def serve_connection(app: QuartTrio, config: Config, stream: Any) -> None:

@@ -32,7 +32,9 @@ def test_a_host_that_would_change_the_address_is_refused(host: str) -> None:
         public_address("", host)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.2", "[::1]", "localhost:1", "x.localhost", "127.1.1.1:9"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.2", "[::1]", "localhost:1", "x.localhost", "127.1.1.1:9"]
+)
 def test_loopback(host: str) -> None:
     assert is_loopback(host)
 

@@ -1,0 +1,123 @@
+"""A call as seen from the caller's side, while it goes on: who speaks, and what happens.
+
+A phone has no transcript: the conversation is who speaks when, told by loudness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from bridge.simulator.activity import VoiceDetector
+from bridge.simulator.phone import Event, SimulatedPhone
+from bridge.simulator.speech import RATE
+
+_INTERRUPTION_SECONDS = 0.1  # less than that unheard is the tail of a sentence
+
+_WORDS = {
+    "dialling": "phone: POST {text}",
+    "twiml": "Twilio {text}",
+    "note": "note: {text}",
+    "started": "answered: media stream {text}",
+    "dtmf": "caller presses {text}",
+    "mark": "mark {text!r} received",
+    "mark_echoed": "mark {text!r} sent back",
+    "fault": "FAULT {text}",
+    "closed": "server closed the stream ({text})",
+    "ended": "call over: {text}",
+}
+
+
+class CallView:
+    """Shows a call as it goes on: a live panel on a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.agent = VoiceDetector()
+        self.caller = VoiceDetector()
+        self.interruptions = 0
+        self.watching = False
+        self._console = console
+        self._live: Live | None = None
+        self._heard_until = 0.0
+        self._sent_until = 0
+
+    @contextmanager
+    def showing(self) -> Iterator[None]:
+        if not self._console.is_terminal:
+            yield
+            return
+        # Refreshed by `look`: rich's own refreshing is a thread.
+        with Live(console=self._console, auto_refresh=False, transient=True) as live:
+            self._live = live
+            try:
+                yield
+            finally:
+                self._live = None
+
+    def event(self, event: Event) -> None:
+        """Show an event of the phone; audio is shown by `look`."""
+        if event.kind == "started":
+            turns = self.caller.turns
+            self.caller = VoiceDetector(event.at)
+            self.caller.turns = turns
+        if event.kind == "clear":
+            unheard = event.size / RATE
+            if unheard >= _INTERRUPTION_SECONDS:
+                self.interruptions += 1
+                self._line(event.at, f"agent interrupted (clear, {unheard:.1f} s unheard)")
+            else:
+                self._line(event.at, "clear (the agent had finished)")
+        elif words := _WORDS.get(event.kind):
+            self._line(event.at, words.format(text=event.text))
+
+    def look(self, phone: SimulatedPhone, last: bool = False) -> None:
+        """Take in the audio since the last look, and show where the call stands."""
+        now = phone.elapsed
+        turns = [("agent", turn) for turn in self.agent.feed(phone.heard_since(self._heard_until))]
+        self._heard_until = now
+        sent = phone.sent_audio
+        turns += [("caller", turn) for turn in self.caller.feed(sent[self._sent_until :])]
+        self._sent_until = len(sent)
+        if last:
+            turns += [("agent", turn) for turn in self.agent.finish()]
+            turns += [("caller", turn) for turn in self.caller.finish()]
+        for who, turn in turns:
+            if turn.end is None:
+                self._line(turn.start, f"{who} speaks")
+            else:
+                self._line(turn.end, f"{who} falls silent ({turn.end - turn.start:.1f} s)")
+        if self._live is not None:
+            self._live.update(self._panel(phone, now), refresh=True)
+
+    def _line(self, at: float, words: str) -> None:
+        line = f"{_clock(at)} {words}"
+        if self._live is None:
+            click.echo(line, err=True)
+        else:
+            self._live.console.print(Text(line))
+
+    def _panel(self, phone: SimulatedPhone, now: float) -> Group:
+        table = Table.grid(padding=(0, 3))
+        speaking = [
+            Text(name, style="bold green" if side.speaking_since is not None else "dim")
+            for name, side in (("caller", self.caller), ("agent", self.agent))
+        ]
+        faults = len(phone.faults)
+        table.add_row(
+            Text(_clock(now), style="bold"),
+            *speaking,
+            Text(f"queue {phone.queued:4.1f} s"),
+            Text(f"faults {faults}", style="bold red" if faults else "dim"),
+        )
+        return Group(Text(), table)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(max(0.0, seconds), 1), 60)
+    return f"{int(minutes):02}:{rest:04.1f}"

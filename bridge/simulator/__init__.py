@@ -1,0 +1,1 @@
+"""A faithful phone and a faithful agent: the other ends of both wires, written independently."""

@@ -1,0 +1,136 @@
+"""One direction of one call as the benchmark sees it: stamped frames go in, delays come out. Pure.
+
+A µ-law frame may hold any bytes, so each carries who it is: a mark, the call's number and its own
+number in the flow. When it was sent stands in a table under that number. The receiving end cuts
+what arrives, in messages of whatever size the server chose, back into the frames of the sender.
+
+Two delays are taken, because the server sends larger frames than it receives. The *total* delay of
+a frame includes the time it waited for its larger frame to fill. The last frame of each message
+waited for nothing: its delay is what is left *beyond framing*. All times are in nanoseconds of
+one monotonic clock, which both ends share.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from dataclasses import dataclass
+from typing import Final
+
+FRAME_BYTES: Final = 160
+"""20 ms of µ-law at 8 kHz, what a phone sends and plays in one piece."""
+
+FRAME_NS: Final = 20_000_000
+
+_STAMP: Final = struct.Struct("!4sII")
+_MARK: Final = b"\x01\x02\x03\x04"
+# Not µ-law silence, which the server may send on its own account.
+_FILLER: Final = b"\x55" * (FRAME_BYTES - _STAMP.size)
+_SILENCE: Final = b"\xff"
+
+
+@dataclass
+class Window:
+    """The time in which frames are sent whose delays count."""
+
+    begins: float = float("inf")
+    ends: float = float("inf")
+
+
+@dataclass
+class Integrity:
+    """What went wrong with audio. `foreign` frames belong to another call or to nobody."""
+
+    sent: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    reordered: int = 0
+    foreign: int = 0
+
+    @property
+    def faults(self) -> int:
+        """How many frames did not arrive once, whole and in order."""
+        return self.lost + self.duplicated + self.reordered + self.foreign
+
+    def add(self, other: Integrity) -> None:
+        """Count the other's frames too."""
+        self.sent += other.sent
+        self.lost += other.lost
+        self.duplicated += other.duplicated
+        self.reordered += other.reordered
+        self.foreign += other.foreign
+
+
+class Flow:
+    """Frames of one call in one direction, numbered from 0. `call` is below 2**32."""
+
+    def __init__(self, call: int, window: Window) -> None:
+        self._call = call
+        self._window = window
+        self._sent_at = array("q")
+        self._seen = bytearray()
+        self._arrived = 0
+        self._highest = -1
+        self._rest = b""
+        self._found = Integrity()
+        self.silence_bytes = 0
+        self.messages = 0
+        self.totals = array("q")
+        self.beyond_framing = array("q")
+
+    def next_frame(self, now: int) -> bytes:
+        """Return the next frame, stamped as sent `now`."""
+        number = len(self._sent_at)
+        self._sent_at.append(now)
+        self._seen.append(0)
+        return _STAMP.pack(_MARK, self._call, number) + _FILLER
+
+    def arrived(self, audio: bytes, now: int) -> None:
+        """Take what the other end received in one message."""
+        self.messages += 1
+        if audio[:1] == _SILENCE and audio.count(_SILENCE) == len(audio):
+            # Filled in by the server where the phone sent nothing; nobody is missing it.
+            self.silence_bytes += len(audio)
+            return
+        if self._rest:
+            audio = self._rest + audio
+        whole = len(audio) - len(audio) % FRAME_BYTES
+        self._rest = audio[whole:]
+        last = -1
+        for start in range(0, whole, FRAME_BYTES):
+            mark, call, number = _STAMP.unpack_from(audio, start)
+            if mark != _MARK or call != self._call or number >= len(self._sent_at):
+                self._found.foreign += 1
+                continue
+            self._account(number)
+            last = number
+            sent_at = self._sent_at[number]
+            if self._window.begins <= sent_at < self._window.ends:
+                self.totals.append(now - sent_at)
+        if last >= 0 and self._window.begins <= self._sent_at[last] < self._window.ends:
+            self.beyond_framing.append(now - self._sent_at[last])
+
+    def _account(self, number: int) -> None:
+        if self._seen[number]:
+            self._found.duplicated += 1
+            return
+        self._seen[number] = 1
+        self._arrived += 1
+        if number < self._highest:
+            self._found.reordered += 1
+        else:
+            self._highest = number
+
+    @property
+    def complete(self) -> bool:
+        """Has every frame that was sent arrived?"""
+        return self._arrived == len(self._sent_at)
+
+    @property
+    def integrity(self) -> Integrity:
+        """What has become of the frames sent so far."""
+        sent = len(self._sent_at)
+        found = self._found
+        return Integrity(
+            sent, sent - self._arrived, found.duplicated, found.reordered, found.foreign
+        )
