@@ -59,6 +59,13 @@ class Misconfigured(Failure):
     exit_code = 2
 
 
+def reason(error: BaseException) -> BaseException:
+    """The first error inside nested exception groups: the one to show in one line."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def main() -> None:
     """The console script. Turns every way a command can end into the documented exit code."""
     try:

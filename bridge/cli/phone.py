@@ -39,14 +39,14 @@ GREETING_SECONDS = 15.0  # the longest greeting the caller listens to
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """What the caller is going to do."""
 
     audio: bytes
-    keys: str
-    wait: float
-    linger: float | None
-    seconds: float | None
+    keys: str = ""
+    wait: float = 4.0
+    linger: float | None = None
+    seconds: float | None = None
 
 
 @click.command(context_settings={"show_default": True})
@@ -93,7 +93,7 @@ def phone(
         raise Misconfigured(f"--press: a keypad has no {''.join(sorted(strange))}; it has {KEYS}")
     if not url.startswith(("http://", "https://")):
         raise Misconfigured(f"--url {url}: must begin with http:// or https://")
-    plan = _Plan(_speech(audio), keys, wait, linger, seconds)
+    plan = Plan(speech(audio), keys, wait, linger, seconds)
     token = os.environ.get("TWILIO_AUTH_TOKEN", "").partition(",")[0].strip() or None
     view = CallView(Console(stderr=True))
     caller = SimulatedPhone(
@@ -101,7 +101,7 @@ def phone(
     )
     try:
         try:
-            trio.run(_call, caller, url, plan, view)
+            trio.run(call, caller, url, plan, view)
         finally:
             # Also after an interruption: what was heard until then is there to be listened to.
             if save is not None and view.watching:
@@ -118,14 +118,15 @@ def phone(
         raise Failure(f"Twilio would refuse the call, error {error}") from error
     except OSError as error:
         raise Failure(f"cannot write {save}: {error.strerror}") from error
-    click.echo(_json(caller, view) if as_json else _summary(caller, view, save))
+    click.echo(_json(caller, view) if as_json else summary(caller, view, save))
     if caller.faults:
         count = len(caller.faults)
         first = caller.faults[0]
         raise Failure(f"Twilio would report {count} fault{'s' * (count > 1)}; the first: {first}")
 
 
-def _speech(audio: Path | None) -> bytes:
+def speech(audio: Path | None) -> bytes:
+    """The caller's words as µ-law at 8 kHz: of a WAV file, or the built-in caller's."""
     if audio is None:
         return load_clip("caller")
     try:
@@ -136,7 +137,8 @@ def _speech(audio: Path | None) -> bytes:
         raise Misconfigured(f"cannot read {audio}: {error.strerror}") from error
 
 
-async def _call(caller: SimulatedPhone, url: str, plan: _Plan, view: CallView) -> None:
+async def call(caller: SimulatedPhone, url: str, plan: Plan, view: CallView) -> None:
+    """Place the call, do what the plan says, hang up; `view` shows it meanwhile."""
     with view.showing():
         async with caller.place_call(url):
             view.watching = True
@@ -154,7 +156,7 @@ async def _watch(caller: SimulatedPhone, view: CallView) -> None:
         await trio.sleep(TICK_SECONDS)
 
 
-async def _converse(caller: SimulatedPhone, plan: _Plan, view: CallView) -> None:
+async def _converse(caller: SimulatedPhone, plan: Plan, view: CallView) -> None:
     """The caller's side of the call; returns when it is time to hang up."""
     try:
         if plan.wait > 0:
@@ -189,7 +191,8 @@ async def _silence_of_agent(
         await trio.sleep(TICK_SECONDS)
 
 
-def _summary(caller: SimulatedPhone, view: CallView, save: Path | None) -> str:
+def summary(caller: SimulatedPhone, view: CallView, save: Path | None) -> str:
+    """What came of the call, in a few lines for people."""
     spoken = sum((turn.end or turn.start) - turn.start for turn in view.caller.turns)
     lines = [
         f"call      {caller.call_sid}: {caller.elapsed:.1f} s, {caller.ending}",

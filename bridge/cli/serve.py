@@ -8,7 +8,7 @@ from functools import partial
 import click
 import trio
 
-from bridge.cli import Failure, Misconfigured
+from bridge.cli import Failure, Misconfigured, reason
 from bridge.config import ConfigError
 
 
@@ -38,4 +38,4 @@ def serve(config: str | None, bind: str | None) -> None:
     try:
         trio.run(partial(run_server, app, hypercorn))
     except* OSError as group:
-        raise Failure(f"cannot listen on {hypercorn.bind[0]}: {group.exceptions[0]}") from None
+        raise Failure(f"cannot listen on {hypercorn.bind[0]}: {reason(group)}") from None
