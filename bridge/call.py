@@ -20,18 +20,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import trio
 from structlog.contextvars import bind_contextvars
 
-from bridge.agent import messages as agent_says
+from bridge.agent.messages import InjectAgentMessage
 from bridge.agent.session import AgentClosed, AgentFailed, AgentSession, AgentUnavailable
-from bridge.audio import PHONE_FRAME_BYTES, SAMPLE_RATE, Framer
-from bridge.barge_in import StaleAudioGate
+from bridge.conversation import Conversation
 from bridge.log import get_logger
 from bridge.outcome import Outcome
+from bridge.playback import Playback
 from bridge.twilio import messages as phone_says
 from bridge.twilio.media_stream import MediaStream, PhoneGone
 from bridge.uplink import Uplink
@@ -43,9 +43,10 @@ log = get_logger(__name__)
 LAST_WORDS_SHARE: Final = 0.25
 GOODBYE_SHARE: Final = 0.85
 
-# One media message carries at most this much, a second: the agent sends faster than real time, and
-# a message that is being written cannot be overtaken by `clear`.
-MAX_MEDIA_BYTES: Final = SAMPLE_RATE
+# When the server must stop, the agent says this, in one sentence so that it is one utterance...
+FAREWELL: Final = "I'm sorry, this call has to end now, please call again, goodbye."
+# ...and the caller has so many seconds to hear it: five to speak it, three for the agent to begin.
+FAREWELL_SECONDS: Final = 8.0
 
 
 GoodbyeBy = Callable[[], float]
@@ -80,6 +81,16 @@ class CallReport:
     facts: CallFacts | None = None
 
 
+@dataclass
+class _Farewell:
+    """How far the agent's goodbye has come: asked for, in words, sent up to a mark, heard."""
+
+    asked: bool = False
+    said: bool = False
+    mark: str | None = None
+    heard: trio.Event = field(default_factory=trio.Event)
+
+
 class Call:
     """One phone call, from the media socket's first message to the last byte of teardown."""
 
@@ -101,6 +112,15 @@ class Call:
         self._tell_facts, self._facts = trio.open_memory_channel[CallFacts](1)
         self._offer_session, self._session = trio.open_memory_channel[AgentSession](1)
         self._agent: AgentSession | None = None
+        self._playback = Playback()
+        self._conversation = Conversation(
+            phone,
+            self._playback,
+            on_said=self._said,
+            on_utterance_sent=self._utterance_sent,
+        )
+        self._farewell = _Farewell()
+        self._nursery: trio.Nursery | None = None
         self._scope = trio.CancelScope()
         self._began_at = trio.current_time()
         self._ended_at: float | None = None
@@ -115,7 +135,7 @@ class Call:
         """
         try:
             async with trio.open_nursery() as nursery:
-                self._scope = nursery.cancel_scope
+                self._nursery, self._scope = nursery, nursery.cancel_scope
                 nursery.start_soon(self._receiver, name="receiver")
                 nursery.start_soon(self._sender, name="sender")
                 nursery.start_soon(self._agent_reader, nursery, name="agent reader")
@@ -168,7 +188,7 @@ class Call:
             async with self._open_agent(nursery, facts, close_by=self._goodbye_by) as agent:
                 self._agent = agent
                 self._offer_session.send_nowait(agent)
-                await self._converse(agent)
+                await self._conversation.follow(agent)
         except AgentUnavailable as error:
             self._end(Outcome.AGENT_UNREACHABLE, str(error), error)
         except AgentFailed as error:
@@ -180,7 +200,7 @@ class Call:
             self._fail(error)
             raise
 
-    # ---- what the phone says, and the agent ------------------------------------------------
+    # ---- what the phone says --------------------------------------------------------------
 
     async def _listen(self) -> None:
         try:
@@ -202,7 +222,7 @@ class Call:
                     case phone_says.Dtmf(dtmf=dtmf):
                         log.debug("key pressed", digit=dtmf.digit)
                     case phone_says.Mark(mark=mark):
-                        log.debug("mark came back", mark=mark.name)
+                        self._mark_returned(mark.name)
                     case phone_says.Stop():
                         return self._end(Outcome.CALLER_HUNG_UP, "the phone said stop")
         except PhoneGone:
@@ -223,46 +243,46 @@ class Call:
         log.info("call started", caller=facts.caller, called=facts.called)
         self._tell_facts.send_nowait(facts)
 
-    async def _converse(self, agent: AgentSession) -> None:
-        gate = StaleAudioGate()
-        phone_frames = Framer(PHONE_FRAME_BYTES)
-        audio = bytearray()
-        while True:
-            for message in await agent.receive():
-                match message:
-                    case bytes():
-                        if gate.passes(trio.current_time()):
-                            audio += phone_frames.whole(message)
-                    case agent_says.UserStartedSpeaking():
-                        # What has not been written yet never will be; what the phone still has
-                        # to play it forgets.
-                        audio.clear()
-                        phone_frames.flush()
-                        gate.user_started_speaking(trio.current_time())
-                        await self._phone.clear()
-                    case agent_says.AgentAudioDone():
-                        audio += phone_frames.flush()
-                        gate.audio_done()
-                    case (
-                        agent_says.ConversationText(role="user")
-                        | agent_says.EndOfTurn()
-                        | agent_says.AgentThinking()
-                        | agent_says.AgentStartedSpeaking()
-                        | agent_says.FunctionCallRequest()
-                    ):
-                        gate.new_turn()
-                    case agent_says.Warning():
-                        log.warning("agent warning", code=message.code, words=message.description)
-                    case agent_says.Error():
-                        raise AgentFailed(message)
-                    case _:
-                        pass
-                if isinstance(message, agent_says.ConversationText):
-                    log.debug("said", role=message.role, words=message.content)
-            # All that came together goes out together: fewer messages, the same delay.
-            for start in range(0, len(audio), MAX_MEDIA_BYTES):
-                await self._phone.play(bytes(audio[start : start + MAX_MEDIA_BYTES]))
-            audio.clear()
+    # ---- asked to end from outside ---------------------------------------------------------
+
+    def end(self, outcome: Outcome, reason: str) -> None:
+        """End the call now, cleanly, unless it is ending already. Returns at once."""
+        self._end(outcome, reason)
+
+    def wind_down(self, outcome: Outcome, reason: str) -> None:
+        """Let the agent say goodbye and end the call when the caller has heard it, at the latest
+        after FAREWELL_SECONDS. Returns at once; a second time changes nothing.
+        """
+        if self._agent is None or self._nursery is None:
+            return self._end(outcome, reason)
+        if not self._farewell.asked and self.report.outcome is None:
+            self._farewell.asked = True
+            self._nursery.start_soon(
+                self._say_farewell, self._agent, outcome, reason, name="farewell"
+            )
+
+    async def _say_farewell(self, agent: AgentSession, outcome: Outcome, reason: str) -> None:
+        with trio.move_on_after(FAREWELL_SECONDS):
+            try:
+                await agent.send(InjectAgentMessage(FAREWELL, behavior="interrupt"))
+            except AgentClosed:
+                return  # the agent reader hears of it too, and says why
+            await self._farewell.heard.wait()
+        self._end(outcome, reason)
+
+    def _said(self, role: str, words: str) -> None:
+        if role == "assistant" and self._farewell.asked and words in FAREWELL:
+            self._farewell.said = True
+
+    def _utterance_sent(self, mark: str) -> None:
+        if self._farewell.said and self._farewell.mark is None:
+            self._farewell.mark = mark
+
+    def _mark_returned(self, name: str) -> None:
+        self._playback.mark_returned(name)
+        # Played or cleared by the caller cutting in: either way the farewell is over.
+        if name == self._farewell.mark:
+            self._farewell.heard.set()
 
     # ---- how it ends -----------------------------------------------------------------------
 

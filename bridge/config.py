@@ -165,9 +165,6 @@ class Settings(Struct, frozen=True, kw_only=True):
 NOT_YET = (
     "server.trusted_proxies",
     "server.workers",
-    "server.max_calls",
-    "server.drain_seconds",
-    "server.overflow_url",
     "twilio.validate_signatures",
     "twilio.require_ticket",
     "deepgram.connect_budget",

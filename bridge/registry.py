@@ -20,6 +20,9 @@ class Registry:
     def __len__(self) -> int:
         return len(self._live)
 
+    def __iter__(self) -> Iterator[Call]:
+        return iter(tuple(self._live))
+
     @contextmanager
     def carrying(self, call: Call) -> Iterator[None]:
         """Count this call among the live ones; it is given back on every way out."""

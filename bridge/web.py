@@ -36,6 +36,8 @@ FORM_SECONDS: Final = 5
 # How many ended calls are remembered for the webhook that follows each within a second or so.
 ENDED_CALLS: Final = 10_000
 
+BUSY: Final = "All our lines are busy. Please call again in a few minutes."
+
 _APOLOGISE_AFTER: Final = {
     Outcome.AGENT_UNREACHABLE,
     Outcome.AGENT_FAILED,
@@ -60,8 +62,10 @@ class Bridge:
         self._config = config
         self._secrets = secrets
         self._open_stream = open_stream
+        self._settings = Settings()
         self._prepared = False
         self.calls = Registry()
+        self.draining = False
         self._ended: OrderedDict[str, Outcome] = OrderedDict()
 
     def prepare(self) -> Settings:
@@ -73,7 +77,7 @@ class Bridge:
             self._config = ConfigFile(config_path())
         if self._secrets is None:
             self._secrets = Secrets.from_environment()
-        settings = self._config.load()
+        settings = self._settings = self._config.load()
         if not self._prepared:
             check_startup(settings, self._secrets)
             logs.configure(settings.logging, secrets=self._secrets)
@@ -85,7 +89,31 @@ class Bridge:
     async def settings(self) -> Settings:
         """The settings for a call that begins now."""
         assert self._config is not None
-        return await self._config.current()
+        self._settings = await self._config.current()
+        return self._settings
+
+    def settings_now(self) -> Settings:
+        """The settings last read: for those who cannot wait for a file."""
+        return self._settings
+
+    @property
+    def full(self) -> bool:
+        """Whether there are as many calls as there may be."""
+        return len(self.calls) >= self._settings.server.max_calls
+
+    def begin_drain(self) -> None:
+        """Take no new calls from now on; live ones go on."""
+        self.draining = True
+
+    def wind_down(self) -> None:
+        """Let the agent of every live call say goodbye, then end it; each has its own deadline."""
+        for call in self.calls:
+            call.wind_down(Outcome.SERVER_SHUTDOWN, "the server is stopping")
+
+    def end_calls(self) -> None:
+        """End every live call now, cleanly."""
+        for call in self.calls:
+            call.end(Outcome.SERVER_SHUTDOWN, "the server is stopping")
 
     async def run_call(self, phone: MediaStream, settings: Settings) -> None:
         """Carry one call from its socket's first message to its last."""
@@ -150,6 +178,9 @@ def create_app(
     async def incoming_call() -> Response:
         settings = await bridge.settings()
         form = await request.form
+        if bridge.draining or bridge.full:
+            overflow = settings.server.overflow_url
+            return _twiml(twiml.redirect(overflow) if overflow else twiml.hang_up(BUSY))
         address = public_address(settings.server.public_url, request.headers.get("Host", ""))
         document = twiml.connect_stream(
             f"{address.socket}/media-stream",
@@ -175,6 +206,12 @@ def create_app(
     @app.get("/healthz")
     async def healthz() -> str:
         return "ok\n"
+
+    @app.get("/readyz")
+    async def readyz() -> tuple[str, int]:
+        if bridge.draining:
+            return "draining\n", 503
+        return ("full\n", 503) if bridge.full else ("ready\n", 200)
 
     @app.errorhandler(BadHost)
     async def bad_host(error: BadHost) -> tuple[str, int]:

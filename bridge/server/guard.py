@@ -1,22 +1,37 @@
-"""Two remedies for hypercorn's Trio worker: one connection's failure is its own, every write ends.
+"""Remedies for hypercorn's Trio worker: one connection's failure is its own, and everything ends.
 
 hypercorn 0.18 runs all connections in one nursery. An exception in one connection's protocol code
 (one non-ASCII byte in some headers of an upgrade request is enough) ends that nursery, and with it
-the server and every call. And it writes to sockets in a shield without a deadline, so that a peer
-which stops reading can be neither timed out nor cancelled nor shut down.
+the server and every call. It writes to sockets in a shield without a deadline, so that a peer
+which stops reading can be neither timed out nor cancelled nor shut down. And in some corners it
+waits for ever: for an application that has returned to read what the peer still sends, for a peer
+that was refused to close the connection.
 
-`GuardedTCPServer` takes the place of hypercorn's class. The class it replaces is private, so the
-version is pinned in pyproject.toml and tests/server/test_guard.py fails without each remedy.
+`GuardedTCPServer`, the connection, and `GuardedWSStream`, the websocket on it, take the place of
+hypercorn's classes. Those are private, so the version is pinned in pyproject.toml, and
+tests/unit/server/test_guard.py fails without each remedy, and when a remedy has become needless.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
+import hypercorn.protocol.h2
+import hypercorn.protocol.h11
 import hypercorn.trio.run
 import trio
+from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.events import Body, Data, Request, StreamClosed
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.typing import AppWrapper, ASGIReceiveCallable, ASGIReceiveEvent
+from wsproto.events import CloseConnection
+from wsproto.events import Event as WebsocketEvent
+from wsproto.frame_protocol import CloseReason
 
 from bridge.log import get_logger
 
@@ -26,18 +41,30 @@ log = get_logger(__name__)
 # are a dead connection; a slow one would have drained the kernel's buffer long before.
 WRITE_TIMEOUT: Final = 5.0
 
+# Media messages are 300 bytes and Twilio's longest, `start`, a few thousand.
+MAX_MESSAGE_BYTES: Final = 64 * 1024
+
 # Where an application finds its connection's guard in the ASGI scope's `state`.
 GUARD_KEY: Final = "bridge.guard"
 
 
 class GuardedTCPServer(TCPServer):
-    """One connection of hypercorn's, with its failures contained and its writes bounded."""
+    """One connection of hypercorn's, with its failures contained and its waits bounded."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, app: AppWrapper, config: Config, *args: Any) -> None:
+        super().__init__(app, config, *args)
+        self.app = self._run_application
         self.state = {**self.state, GUARD_KEY: self}
+        self._application = app
         self._finish_by = float("inf")
         self._writing = trio.CancelScope()
+        # hypercorn's default is 16 MiB, for each of all calls; what an operator chose stays.
+        if "websocket_max_message_size" not in vars(config):
+            config.websocket_max_message_size = MAX_MESSAGE_BYTES
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GuardedTCPServer:
+        """Itself: ProxyFixMiddleware copies the scope, and a connection has no copies."""
+        return self
 
     async def run(self) -> None:
         """Serve the connection. Raises nothing but cancellation and what is not an Exception."""
@@ -86,7 +113,72 @@ class GuardedTCPServer(TCPServer):
             scope.cancel(reason="dropping a connection that cannot be written to")
             await self.stream.aclose()
 
+    async def _run_application(
+        self, scope: Any, receive: ASGIReceiveCallable, send: Any, *others: Callable[..., Any]
+    ) -> None:
+        """Run the application, and when it has returned read on in its place.
+
+        hypercorn queues ten events for it. With the queue full and nobody reading, the socket's
+        reader waits for ever, and so does the end of the connection.
+        """
+        told = False
+
+        async def receive_event() -> ASGIReceiveEvent:
+            nonlocal told
+            event = await receive()
+            told = event["type"] in ("websocket.disconnect", "http.disconnect")
+            return event
+
+        async def discard() -> None:
+            while not told:
+                await receive_event()
+
+        try:
+            await self._application(scope, receive_event, send, *others)
+        except BaseExceptionGroup as group:
+            # hypercorn would log whatever is in the group and go on.
+            if group.subgroup((KeyboardInterrupt, SystemExit)) is not None:
+                raise KeyboardInterrupt from group
+            raise
+        finally:
+            self._task_group.spawn(discard)
+
+
+class GuardedWSStream(WSStream):
+    """One websocket of hypercorn's, without compression, and over when it has gone wrong."""
+
+    async def handle(self, event: StreamEvent) -> None:
+        """Take what the peer sent. Once the websocket is refused, the connection is closed."""
+        if isinstance(event, Request):
+            # With permessage-deflate, which hypercorn accepts whenever it is offered, a send that
+            # is cancelled while it waits for its turn leaves the peer unable to read the next.
+            headers = [item for item in event.headers if item[0] != b"sec-websocket-extensions"]
+            await super().handle(replace(event, headers=headers))
+            if self.closed:
+                await self._hang_up()
+        elif isinstance(event, Body | Data) and not self.closed and not self.handshake.accepted:
+            # Frames before the accept. hypercorn answers even if the application has already done
+            # so, which fails, and does not tell the application.
+            if self.state is ASGIWebsocketState.HANDSHAKE:
+                await self._send_error_response(400)
+                self.state = ASGIWebsocketState.HTTPCLOSED
+                await self._hang_up()
+        else:
+            await super().handle(event)
+
+    async def _send_wsproto_event(self, event: WebsocketEvent) -> None:
+        await super()._send_wsproto_event(event)
+        if isinstance(event, CloseConnection) and event.code == CloseReason.MESSAGE_TOO_BIG:
+            # hypercorn would go on collecting the message in memory, however long it gets, and
+            # tell the application when the peer has closed the connection.
+            await self._hang_up()
+
+    async def _hang_up(self) -> None:
+        await self.send(StreamClosed(stream_id=self.stream_id))
+
 
 def install() -> None:
-    """Make hypercorn use `GuardedTCPServer`, also under its own command line. Idempotent."""
-    hypercorn.trio.run.TCPServer = GuardedTCPServer  # type: ignore[attr-defined, assignment]
+    """Make hypercorn use the guarded classes, also under its own command line. Idempotent."""
+    hypercorn.trio.run.TCPServer = GuardedTCPServer  # type: ignore[attr-defined, misc]
+    hypercorn.protocol.h11.WSStream = GuardedWSStream  # type: ignore[attr-defined, misc]
+    hypercorn.protocol.h2.WSStream = GuardedWSStream  # type: ignore[attr-defined, misc]

@@ -6,26 +6,46 @@ among it. Here `receive` reads ASGI directly: every message is delivered, and a 
 exception from `receive`, after the last of them. Nobody is told of a disconnect who does not
 receive; a call's receiver always does.
 
+Quart also closes with 1000, "normal", after a crash, and forgets errors that arrive in one group
+with `Cancelled`. Here the peer is told 1011, and every error is logged, once, whole.
+
 The base class is quart-trio's internal one, hence the pinned version; the tests of this module
-fails without this.
+fail without this.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import trio
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
-from quart.asgi import ASGIWebsocketConnection
-from quart.wrappers import Websocket
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, WebsocketScope
+from quart.typing import ResponseReturnValue, ResponseTypes
+from quart.utils import encode_headers
+from quart.wrappers import Response, Websocket
+from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIWebsocketConnection
 
+from bridge.log import get_logger
 from bridge.server.guard import GUARD_KEY, GuardedTCPServer
 from bridge.twilio.media_stream import PhoneGone
+
+log = get_logger(__name__)
+
+NORMAL_CLOSURE: Final = 1000
+INTERNAL_ERROR: Final = 1011
+
+# A proxy says in X-Forwarded-Proto what the HTTP request's scheme was, and ProxyFixMiddleware
+# believes it; Quart finds no websocket route for it and answers 400.
+_WEBSOCKET_SCHEMES: Final = {"http": "ws", "https": "wss"}
 
 
 class DirectWebsocketConnection(TrioASGIWebsocketConnection):
     """Runs a websocket handler with nothing between it and ASGI."""
+
+    def __init__(self, app: QuartTrio, scope: WebsocketScope) -> None:
+        scheme = _WEBSOCKET_SCHEMES.get(scope["scheme"], scope["scheme"])
+        super().__init__(app, {**scope, "scheme": scheme})
+        self._close_code = NORMAL_CLOSURE
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         gone = False
@@ -33,6 +53,8 @@ class DirectWebsocketConnection(TrioASGIWebsocketConnection):
         async def receive_message() -> str | bytes:
             nonlocal gone
             if gone:
+                # So that a loop which ignores the exception cannot freeze the process.
+                await trio.lowlevel.checkpoint()
                 raise PhoneGone
             event: Any = await receive()
             if event["type"] == "websocket.disconnect":
@@ -44,8 +66,55 @@ class DirectWebsocketConnection(TrioASGIWebsocketConnection):
         websocket = self._create_websocket_from_scope(send)
         websocket._receive = receive_message
         await receive()  # websocket.connect
-        # Past quart-trio's override, which wants a nursery to cancel.
-        await ASGIWebsocketConnection.handle_websocket(self, websocket, send)
+        response = await self._respond(websocket)
+        if self._accepted and not self._closed:
+            await send({"type": "websocket.close", "code": self._close_code, "reason": None})
+        elif response is not None and not self._accepted:
+            await self._reject(response, send)
+
+    async def _respond(self, websocket: Websocket) -> ResponseTypes | None:
+        """Run the handler; what it returns before it accepts is the answer to the handshake."""
+        app = self.app
+        async with app.websocket_context(websocket) as context:
+            result: Any = None
+            try:
+                result = await app.preprocess_websocket(context)
+                if result is None:
+                    result = await app.dispatch_websocket(context)
+            except (Exception, BaseExceptionGroup) as error:
+                result = await self._answer_to(error)
+            return await app.finalize_websocket(result, context)
+
+    async def _answer_to(
+        self, error: Exception | BaseExceptionGroup[BaseException]
+    ) -> ResponseReturnValue | None:
+        """Deal with what the handler raised, all of it; raises what is not an Exception."""
+        group = error if isinstance(error, BaseExceptionGroup) else ExceptionGroup("", [error])
+        failures, others = group.split(Exception)
+        if failures is not None:
+            # Who does not catch a disconnect has nothing more to do on one.
+            _, failures = failures.split(PhoneGone)
+        if failures is not None:
+            if not self._accepted and others is None:
+                return await self.app.handle_user_exception(error)  # type: ignore[arg-type]
+            self._close_code = INTERNAL_ERROR
+            log.error("websocket handler failed", exc_info=error)
+        if others is not None:
+            raise others
+        return None
+
+    async def _reject(self, response: ResponseTypes, send: ASGISendCallable) -> None:
+        body = response.get_data()
+        if isinstance(response, Response):
+            body = await response.get_data(as_text=False)
+        await send(
+            {
+                "type": "websocket.http.response.start",
+                "status": response.status_code,
+                "headers": encode_headers(response.headers),
+            }
+        )
+        await send({"type": "websocket.http.response.body", "body": body, "more_body": False})
 
 
 class QuartMediaSocket:
@@ -62,7 +131,13 @@ class QuartMediaSocket:
         return await self._websocket.receive()
 
     async def send(self, text: str) -> None:
-        """Send a text message, whole or not at all; nothing happens when the socket is gone."""
+        """Send a text message, whole or not at all; nothing happens when the socket is gone.
+
+        Always a checkpoint: hypercorn's own way out on a socket that is gone is none, so that a
+        loop of sends would keep every other task of the process from running, the one that ends
+        the call among them. It does not raise, because a failing phone is not the sender's news.
+        """
+        await trio.lowlevel.checkpoint()
         await self._websocket.send(text)
 
     async def close(self, code: int, *, by: float) -> None:

@@ -60,6 +60,16 @@ def hang_up(words: str = "") -> bytes:
     return _document(response)
 
 
+def redirect(url: str) -> bytes:
+    """`<Redirect>`: go on with the TwiML at `url`, by POST.
+
+    https://www.twilio.com/docs/voice/twiml/redirect
+    """
+    response = ElementTree.Element("Response")
+    ElementTree.SubElement(response, "Redirect").text = _text(url)
+    return _document(response)
+
+
 def _text(value: str) -> str:
     return _NOT_XML.sub("\ufffd", value)
 

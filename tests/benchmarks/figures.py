@@ -16,6 +16,11 @@ GENERATOR_BUSY_PERCENT: Final = 80.0
 OTHERS_BUSY_PERCENT: Final = 10.0
 """Kernel work for the server is a few percent of its core; more than this is somebody else."""
 
+ROUNDS_DIFFER: Final = 1.25
+"""The same work at more than this ratio of CPU time: a virtual machine's cores change their speed
+without telling anybody.
+"""
+
 SATURATED_PERCENT: Final = 95.0
 """Above this delays are those of a queue that grows."""
 
@@ -117,6 +122,11 @@ def medians(runs: Sequence[Figures]) -> Figures:
         else:
             known = [value for value in each if value is not None]
             values[name] = statistics.median(known) if known else None
+    costs = [run.cpu_ms_per_call_second for run in runs]
+    if max(costs) > ROUNDS_DIFFER * min(costs):
+        values["notes"].append(
+            f"not clean: rounds differ, from {min(costs):.1f} to {max(costs):.1f} CPU ms/call-s"
+        )
     return Figures(**values)
 
 
