@@ -18,10 +18,10 @@ the same as in any other ending.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import trio
 from structlog.contextvars import bind_contextvars
@@ -137,8 +137,8 @@ class Call:
             async with trio.open_nursery() as nursery:
                 self._nursery, self._scope = nursery, nursery.cancel_scope
                 nursery.start_soon(self._receiver, name="receiver")
-                nursery.start_soon(self._sender, name="sender")
-                nursery.start_soon(self._agent_reader, nursery, name="agent reader")
+                nursery.start_soon(self._part, self._sender, name="sender")
+                nursery.start_soon(self._part, self._agent_reader, nursery, name="agent reader")
         except* Exception as group:
             # Whole: with several failures at once, which was first may not be what one looks for.
             self.report.cause = group
@@ -153,10 +153,7 @@ class Call:
     async def _receiver(self) -> None:
         """Phone to uplink: what Twilio says, in order, until there is no more."""
         try:
-            await self._listen()
-        except Exception as error:
-            self._fail(error)
-            raise
+            await self._part(self._listen)
         finally:
             self._uplink.end()
             # This task, because it never writes and so is never stuck behind a phone that has
@@ -176,9 +173,6 @@ class Call:
         except AgentClosed:
             # The agent reader hears of it too, after what the agent said last, which is the cause.
             return
-        except Exception as error:
-            self._fail(error)
-            raise
 
     async def _agent_reader(self, nursery: trio.Nursery) -> None:
         """Agent to phone: what the agent says, from its first word to the end of its session."""
@@ -196,9 +190,6 @@ class Call:
         except AgentClosed as error:
             outcome = Outcome.AGENT_ENDED if error.clean else Outcome.AGENT_FAILED
             self._end(outcome, str(error), error)
-        except Exception as error:
-            self._fail(error)
-            raise
 
     # ---- what the phone says --------------------------------------------------------------
 
@@ -300,8 +291,14 @@ class Call:
         else:
             self._scope.cancel(reason=str(outcome))
 
-    def _fail(self, error: Exception) -> None:
-        self._end(Outcome.INTERNAL_ERROR, f"an error nobody foresaw: {error!r}", error)
+    async def _part(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Do one part of the call's work. An error that it did not foresee is the end of the call,
+        and is known as such before the other parts, cancelled, look for a reason."""
+        try:
+            await work(*args)
+        except Exception as error:
+            self._end(Outcome.INTERNAL_ERROR, f"an error nobody foresaw: {error!r}", error)
+            raise
 
     def _first_sign(self) -> float:
         """When the end began: now, if this is the first anybody hears of it."""

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import hypercorn.protocol.h2
 import hypercorn.protocol.h11
 import hypercorn.trio.run
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Body, Data, Request, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
@@ -53,7 +53,7 @@ class GuardedTCPServer(TCPServer):
 
     def __init__(self, app: AppWrapper, config: Config, *args: Any) -> None:
         super().__init__(app, config, *args)
-        self.app = self._run_application
+        self.app = cast("AppWrapper", self._run_application)
         self.state = {**self.state, GUARD_KEY: self}
         self._application = app
         self._finish_by = float("inf")
@@ -87,7 +87,10 @@ class GuardedTCPServer(TCPServer):
         hypercorn would tell it from here, where a cancelled sender loses the news.
         """
         if not isinstance(event, RawData):
-            await super().protocol_send(event)
+            # Short, and not to be lost: quart-trio cancels a request's task when the request is
+            # over, which is while hypercorn starts the timer for the idle connection.
+            with trio.CancelScope(shield=isinstance(event, Updated)):
+                await super().protocol_send(event)
             return
         async with self.send_lock:
             deadline = min(trio.current_time() + WRITE_TIMEOUT, self._finish_by)
@@ -107,6 +110,11 @@ class GuardedTCPServer(TCPServer):
             # disconnect like any other, and it may still finish what it does on one.
             log.warning("connection failed while reading", error=repr(error))
             await self.protocol.handle(Closed())
+
+    async def _close(self) -> None:
+        # Neither of its steps waits for the peer, but cancelled in the first it forgets the second.
+        with trio.CancelScope(shield=True):
+            await super()._close()
 
     async def _drop(self) -> None:
         with trio.CancelScope(shield=True) as scope:
@@ -137,11 +145,12 @@ class GuardedTCPServer(TCPServer):
             await self._application(scope, receive_event, send, *others)
         except BaseExceptionGroup as group:
             # hypercorn would log whatever is in the group and go on.
-            if group.subgroup((KeyboardInterrupt, SystemExit)) is not None:
+            if group.subgroup(KeyboardInterrupt) is not None:
                 raise KeyboardInterrupt from group
             raise
         finally:
-            self._task_group.spawn(discard)
+            if not told:
+                self._task_group.spawn(discard)
 
 
 class GuardedWSStream(WSStream):
@@ -179,6 +188,6 @@ class GuardedWSStream(WSStream):
 
 def install() -> None:
     """Make hypercorn use the guarded classes, also under its own command line. Idempotent."""
-    hypercorn.trio.run.TCPServer = GuardedTCPServer  # type: ignore[attr-defined, misc]
-    hypercorn.protocol.h11.WSStream = GuardedWSStream  # type: ignore[attr-defined, misc]
-    hypercorn.protocol.h2.WSStream = GuardedWSStream  # type: ignore[attr-defined, misc]
+    hypercorn.trio.run.TCPServer = GuardedTCPServer  # type: ignore[attr-defined, assignment]
+    hypercorn.protocol.h11.WSStream = GuardedWSStream  # type: ignore[attr-defined]
+    hypercorn.protocol.h2.WSStream = GuardedWSStream  # type: ignore[attr-defined]

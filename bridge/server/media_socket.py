@@ -15,11 +15,17 @@ fail without this.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import trio
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, WebsocketScope
-from quart.typing import ResponseReturnValue, ResponseTypes
+from hypercorn.typing import (
+    ASGIReceiveCallable,
+    ASGISendCallable,
+    WebsocketResponseBodyEvent,
+    WebsocketResponseStartEvent,
+    WebsocketScope,
+)
+from quart.typing import ResponseTypes
 from quart.utils import encode_headers
 from quart.wrappers import Response, Websocket
 from quart_trio import QuartTrio
@@ -76,18 +82,15 @@ class DirectWebsocketConnection(TrioASGIWebsocketConnection):
         """Run the handler; what it returns before it accepts is the answer to the handshake."""
         app = self.app
         async with app.websocket_context(websocket) as context:
-            result: Any = None
             try:
-                result = await app.preprocess_websocket(context)
+                result: Any = await app.preprocess_websocket(context)
                 if result is None:
                     result = await app.dispatch_websocket(context)
             except (Exception, BaseExceptionGroup) as error:
                 result = await self._answer_to(error)
             return await app.finalize_websocket(result, context)
 
-    async def _answer_to(
-        self, error: Exception | BaseExceptionGroup[BaseException]
-    ) -> ResponseReturnValue | None:
+    async def _answer_to(self, error: Exception | BaseExceptionGroup[BaseException]) -> Any:
         """Deal with what the handler raised, all of it; raises what is not an Exception."""
         group = error if isinstance(error, BaseExceptionGroup) else ExceptionGroup("", [error])
         failures, others = group.split(Exception)
@@ -104,17 +107,18 @@ class DirectWebsocketConnection(TrioASGIWebsocketConnection):
         return None
 
     async def _reject(self, response: ResponseTypes, send: ASGISendCallable) -> None:
-        body = response.get_data()
         if isinstance(response, Response):
             body = await response.get_data(as_text=False)
-        await send(
-            {
-                "type": "websocket.http.response.start",
-                "status": response.status_code,
-                "headers": encode_headers(response.headers),
-            }
-        )
-        await send({"type": "websocket.http.response.body", "body": body, "more_body": False})
+        else:  # werkzeug's, of an HTTPException
+            body = response.get_data()
+        start: WebsocketResponseStartEvent = {
+            "type": "websocket.http.response.start",
+            "status": response.status_code,
+            "headers": encode_headers(response.headers),
+        }
+        await send(start)
+        rest = {"type": "websocket.http.response.body", "body": body, "more_body": False}
+        await send(cast("WebsocketResponseBodyEvent", rest))
 
 
 class QuartMediaSocket:

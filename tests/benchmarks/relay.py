@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -174,6 +175,23 @@ async def run(options: argparse.Namespace) -> int:
     return 1 if damaged else 0
 
 
+async def _run_or_stop(options: argparse.Namespace) -> int:
+    """`run`, but a signal ends it in good order: no server is left behind."""
+    code = 1
+
+    async def listen(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
+            async for _ in signals:
+                raise BenchmarkError("stopped by a signal")
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(listen)
+        code = await run(options)
+        nursery.cancel_scope.cancel(reason="all is measured")
+    return code
+
+
 def _progress(line: str) -> None:
     if sys.stderr.isatty():
         print(line, file=sys.stderr, flush=True)
@@ -207,7 +225,7 @@ def main() -> None:
     if options.rounds < 1 or options.seconds <= 0:
         parser.error("at least one round of more than no seconds")
     try:
-        code = trio.run(partial(run, options), strict_exception_groups=True)
+        code = trio.run(partial(_run_or_stop, options))
     except* (BenchmarkError, ServerError) as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):

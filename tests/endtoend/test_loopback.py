@@ -15,11 +15,13 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from quart_trio import QuartTrio
+from trio.testing import wait_all_tasks_blocked
 from trio_websocket import wrap_client_stream
 
 from bridge.config_file import FixedConfig
 from bridge.server.serve import hypercorn_config, serve
-from bridge.simulator.agent import AgentSession, Behaviour, Script, silent
+from bridge.simulator.agent import AgentSession, Behaviour, Script, SimulatedAgent, silent
 from bridge.simulator.phone import SimulatedPhone
 from bridge.simulator.script import ECHO_BEHAVIOUR, echo
 from bridge.simulator.speech import SILENCE, load_clip
@@ -53,7 +55,7 @@ def with_knobs(behaviour: Behaviour, **knobs: Any) -> Behaviour:
 
 
 class Tasks(trio.abc.Instrument):
-    """How many tasks there are, and waiting for fewer."""
+    """How many more tasks there are than at first, and waiting for fewer."""
 
     def __init__(self) -> None:
         self.alive = 0
@@ -80,6 +82,8 @@ async def calls(
     tasks = Tasks()
     with trio.fail_after(PATIENCE):
         async with on_loopback(script, behaviour, using) as world:
+            # The server says that it has started before its last tasks have.
+            await wait_all_tasks_blocked()
             trio.lowlevel.add_instrument(tasks)
             try:
                 yield world
@@ -93,8 +97,8 @@ async def calls(
                 trio.lowlevel.remove_instrument(tasks)
 
 
-def outcome(world: World, phone: SimulatedPhone) -> str:
-    return str(world.app.extensions["bridge"].outcome_of(phone.call_sid))
+def outcome(app: QuartTrio, phone: SimulatedPhone) -> str:
+    return str(app.extensions["bridge"].outcome_of(phone.call_sid))
 
 
 # ---- audio --------------------------------------------------------------------------------------
@@ -118,12 +122,11 @@ async def test_each_of_several_calls_is_whole_and_hears_nobody_else() -> None:
                 both.start_soon(phone.wait_heard, len(voice("")) / 8000)
             await phone.hang_up()
 
-    async with calls(script) as world:
-        async with trio.open_nursery() as nursery:
-            for number in range(PHONES):
-                nursery.start_soon(ring, number)
-            await world.agent.wait_for_session(PHONES)
-            together.set()
+    async with calls(script) as world, trio.open_nursery() as nursery:
+        for number in range(PHONES):
+            nursery.start_soon(ring, number)
+        await world.agent.wait_for_session(PHONES)
+        together.set()
     said = {voice(f"caller {number}") for number in range(PHONES)}
     heard_by_agents = {spoken(bytes(session.received_audio)) for session in world.agent.sessions}
     assert heard_by_agents == said
@@ -134,7 +137,7 @@ async def test_each_of_several_calls_is_whole_and_hears_nobody_else() -> None:
     assert len(phones) == PHONES
     for phone in phones:
         assert phone.received_audio == answers[spoken(phone.sent_audio)]
-        assert outcome(world, phone) == "caller_hung_up"
+        assert outcome(world.app, phone) == "caller_hung_up"
     for session in world.agent.sessions:
         assert session.faults == []
         assert session.closed is not None
@@ -158,13 +161,12 @@ async def test_a_burst_of_any_size_is_heard_to_the_last_byte(chunks: tuple[int, 
 
 async def test_the_last_words_before_a_hang_up_reach_the_agent() -> None:
     """`stop` comes right behind the last frame, and both are in the same breath of TCP."""
-    async with calls() as world:
-        async with world.call() as phone:
-            session = await world.agent.wait_for_session()
-            await phone.say(voice("last words", 0.21))
-            await phone.hang_up()
+    async with calls() as world, world.call() as phone:
+        session = await world.agent.wait_for_session()
+        await phone.say(voice("last words", 0.21))
+        await phone.hang_up()
     assert spoken(bytes(session.received_audio)) == voice("last words", 0.21)
-    assert outcome(world, phone) == "caller_hung_up"
+    assert outcome(world.app, phone) == "caller_hung_up"
 
 
 async def test_the_echo_agent_repeats_the_callers_own_voice() -> None:
@@ -175,14 +177,13 @@ async def test_the_echo_agent_repeats_the_callers_own_voice() -> None:
     behaviour = with_knobs(
         ECHO_BEHAVIOUR, greeting="", speech_end=0.3, speed=0.0, chunk_bytes=(8000,)
     )
-    async with calls(echo, behaviour) as world:
-        async with world.call() as phone:
-            session = await world.agent.wait_for_session()
-            await phone.say(utterance)
-            heard = await session.wait_for_end_of_speech()
-            answer = load_clip("you-said") + heard.audio
-            await phone.wait_heard(len(answer) / 8000)
-            await phone.hang_up()
+    async with calls(echo, behaviour) as world, world.call() as phone:
+        session = await world.agent.wait_for_session()
+        await phone.say(utterance)
+        heard = await session.wait_for_end_of_speech()
+        answer = load_clip("you-said") + heard.audio
+        await phone.wait_heard(len(answer) / 8000)
+        await phone.hang_up()
     assert spoken(loud) in spoken(heard.audio)
     assert spoken(heard.audio) in spoken(utterance)
     assert phone.received_audio == answer
@@ -204,13 +205,12 @@ async def test_a_caller_who_cuts_in_stops_the_agent() -> None:
         await agent.say("Yes?", reply)
 
     behaviour = with_knobs(QUIET, hears=True, speed=8.0, stale_chunks=3, speech_end=0.2)
-    async with calls(script, behaviour) as world:
-        async with world.call() as phone:
-            await phone.wait_heard(0.2)
-            await phone.say(load_clip("caller")[3200:7200])
-            clear = await phone.wait_event("clear")
-            await phone.wait_heard((media_before(phone) - clear.size + len(reply)) / 8000)
-            await phone.hang_up()
+    async with calls(script, behaviour) as world, world.call() as phone:
+        await phone.wait_heard(0.2)
+        await phone.say(load_clip("caller")[3200:7200])
+        clear = await phone.wait_event("clear")
+        await phone.wait_heard((media_before(phone) - clear.size + len(reply)) / 8000)
+        await phone.hang_up()
     before = media_before(phone)
     assert clear.size > 0
     assert before < len(story)
@@ -256,10 +256,9 @@ async def vanish(agent: AgentSession) -> None:
 )
 async def test_the_agent_ends_the_call(script: Script, expected: str, after: list[Any]) -> None:
     """What it said before is passed on; then Twilio asks what comes next, and is told."""
-    async with calls(script) as world:
-        async with world.call() as phone:
-            await phone.wait_ended()
-    assert outcome(world, phone) == expected
+    async with calls(script) as world, world.call() as phone:
+        await phone.wait_ended()
+    assert outcome(world.app, phone) == expected
     assert phone.ending == "completed"
     assert phone.verbs[1:] == after
     assert phone.received_audio == (b"" if script is vanish else voice("goodbye", 0.3))
@@ -267,12 +266,11 @@ async def test_the_agent_ends_the_call(script: Script, expected: str, after: lis
 
 async def test_a_phone_that_drops_takes_its_agent_session_along() -> None:
     """No `stop`, no close, and still the agent hears what was said, and goodbye."""
-    async with calls() as world:
-        async with world.call() as phone:
-            session = await world.agent.wait_for_session()
-            await phone.say(voice("dropped", 0.21))
-            await phone.drop()
-    assert outcome(world, phone) == "phone_lost"
+    async with calls() as world, world.call() as phone:
+        session = await world.agent.wait_for_session()
+        await phone.say(voice("dropped", 0.21))
+        await phone.drop()
+    assert outcome(world.app, phone) == "phone_lost"
     assert spoken(bytes(session.received_audio)) == voice("dropped", 0.21)
     assert session.closed is not None
     assert session.closed.by == "client"
@@ -284,11 +282,10 @@ async def test_a_phone_that_drops_while_the_agent_speaks_leaves_nothing() -> Non
     async def script(agent: AgentSession) -> None:
         await agent.say("a long story", voice("story", 60.0))
 
-    async with calls(script, with_knobs(QUIET, speed=0.0)) as world:
-        async with world.call() as phone:
-            await phone.wait_heard(0.05)
-            await phone.drop()
-    assert outcome(world, phone) in ("phone_lost", "caller_hung_up")
+    async with calls(script, with_knobs(QUIET, speed=0.0)) as world, world.call() as phone:
+        await phone.wait_heard(0.05)
+        await phone.drop()
+    assert outcome(world.app, phone) in ("phone_lost", "caller_hung_up")
 
 
 async def test_one_call_that_ends_badly_is_no_other_calls_business() -> None:
@@ -304,9 +301,9 @@ async def test_one_call_that_ends_badly_is_no_other_calls_business() -> None:
             await third.drop()
             await second.wait_heard(0.5)
             await second.hang_up()
-    assert outcome(world, first) == "agent_failed"
-    assert outcome(world, third) == "phone_lost"
-    assert outcome(world, second) == "caller_hung_up"
+    assert outcome(world.app, first) == "agent_failed"
+    assert outcome(world.app, third) == "phone_lost"
+    assert outcome(world.app, second) == "caller_hung_up"
     assert second.received_audio == voice("words", 0.5)
 
 
@@ -326,7 +323,7 @@ async def test_an_agent_that_does_not_take_the_call(behaviour: dict[str, Any]) -
     async with calls(behaviour=with_knobs(QUIET, **behaviour), using=using) as world:
         async with world.call() as phone:
             await phone.wait_ended()
-    assert outcome(world, phone) == "agent_unreachable"
+    assert outcome(world.app, phone) == "agent_unreachable"
     assert phone.verbs[1:] == [Say(using.call.apology), Hangup()]
     assert phone.received_audio == b""
 
@@ -348,9 +345,8 @@ async def test_an_agent_that_is_not_there() -> None:
                 stop.set()
     assert phone.verbs == [phone.verbs[0], Say(using.call.apology), Hangup()]
     assert isinstance(phone.verbs[0], ConnectStream)
-    bridge = app.extensions["bridge"]
-    assert str(bridge.outcome_of(phone.call_sid)) == "agent_unreachable"
-    assert len(bridge.calls) == 0
+    assert outcome(app, phone) == "agent_unreachable"
+    assert len(app.extensions["bridge"].calls) == 0
 
 
 async def test_a_stranger_on_the_media_socket_costs_no_agent_time() -> None:
@@ -368,23 +364,25 @@ async def test_a_stranger_on_the_media_socket_costs_no_agent_time() -> None:
 
 
 async def test_a_server_that_stops_ends_its_calls() -> None:
-    """Leaving the world stops the server under a live call: all sides get a goodbye in time."""
+    """Agent and phone are told goodbye; Twilio finds nobody to ask what comes next."""
     with trio.fail_after(PATIENCE):
-        async with on_loopback() as world:
-            phone = world.phone(strict=False)
-            async with trio.open_nursery() as nursery:
-                ended = trio.Event()
-
-                async def ring(task_status: trio.TaskStatus[None]) -> None:
-                    async with phone.place_call(world.base_url):
-                        session = await world.agent.wait_for_session()
-                        await session.applied.wait()
-                        task_status.started()
-                        await phone.wait_stream_closed()
-                    ended.set()
-
-                await nursery.start(lambda task_status: ring(task_status))
-                assert not ended.is_set()
-                nursery.cancel_scope.cancel()
-    assert world.agent.active == 0
-    assert len(world.app.extensions["bridge"].calls) == 0
+        async with trio.open_nursery() as nursery:
+            agent = SimulatedAgent(behaviour=QUIET)
+            port = await nursery.start(agent.serve)
+            stop, url = trio.Event(), f"ws://127.0.0.1:{port}/v1/agent/converse"
+            using = settings(deepgram={"url": url}, server={"bind": "127.0.0.1:0"})
+            app = create_app(FixedConfig(using), SECRETS)
+            start = partial(serve, app, hypercorn_config(using), shutdown=stop)
+            (address,) = await nursery.start(start)
+            async with SimulatedPhone().place_call(address) as phone:
+                session = await agent.wait_for_session()
+                await session.applied.wait()
+                stop.set()
+                await phone.wait_ended()
+            await agent.wait_until_idle()
+            nursery.cancel_scope.cancel()
+    assert outcome(app, phone) == "server_shutdown"
+    assert [event.text for event in phone.events if event.kind == "closed"] == ["1001"]
+    assert session.closed is not None
+    assert (session.closed.by, session.closed.code) == ("client", 1000)
+    assert len(app.extensions["bridge"].calls) == 0

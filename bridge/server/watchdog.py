@@ -1,0 +1,206 @@
+"""Notices when Trio's loop does not run, the one failure that no nursery can see.
+
+    with watching(on_stall=metrics.loop_stalled):
+        await serve(...)
+
+While one task computes, or waits in a call that blocks, every other task of the process stands
+still: no call hears anything, no timeout fires, and afterwards all seems well. So two look on.
+
+An *instrument* on the loop notes when each pass of the loop begins and ends: from one wait for I/O
+to the next, every task that could run has run a step. However short the loop's own look at I/O is,
+a pass ends there, so a loop kept busy by many short steps is no stall, and one that sleeps in
+epoll is not in a pass at all. A pass of `threshold` seconds or more is a stall. The instrument
+knows of each, and for how long it lasted, but only when it is over.
+
+A *thread* sees a stall while it lasts, and the code it lasts in, which it logs once. It needs
+Python's lock for that. While C code holds the lock, or the machine gives the process no time, the
+thread stands still too; it then looks the first moment it can, which is usually still in the
+function at fault, and says how late it was. If the pass is over by then, the stall is reported
+without a stack.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from os.path import sep
+from threading import Event, Lock, Thread, get_ident
+from time import monotonic as _now  # not Trio's clock, which stands still with the loop, or jumps
+from types import FrameType
+from typing import Final
+
+import trio
+
+from bridge.log import get_logger
+
+log = get_logger(__name__)
+
+# Five frames of the phone's audio: less than this is jitter, more is heard as a gap.
+THRESHOLD: Final = 0.1
+
+# How often the thread looks. Once it has seen a pass begin, it comes back the moment that pass
+# becomes a stall, so looking this often finds every stall; more often would cost for nothing.
+LOOKS_PER_THRESHOLD: Final = 2
+
+# The thread ends within microseconds of being told, unless it is writing a line that nobody reads.
+STOP_SECONDS: Final = 1.0
+
+# What is logged of a stack. It begins where the loop is stuck; what lies further out is known.
+STACK_CHARACTERS: Final = 2_000
+
+_NEVER: Final = float("inf")
+
+
+@contextmanager
+def watching(
+    *, on_stall: Callable[[float], object] | None = None, threshold: float = THRESHOLD
+) -> Iterator[None]:
+    """Watch the loop that runs this task, for as long as the context lasts.
+
+    Each time a pass of the loop takes `threshold` seconds or more, the log says so: while it lasts
+    with the stack and, where a task is running, the task's name and context variables; when it is
+    over with its length. Then `on_stall` is called with its length in seconds, in the loop's
+    thread. An exception from it is logged and goes no further.
+
+    On leaving, by whatever way, the instrument is removed and the thread has ended. If the thread
+    hangs writing to a log that nobody reads, it is left after STOP_SECONDS and ends once it can.
+
+    Raises RuntimeError outside `trio.run`, or if no thread can be started.
+    """
+    watch = _Watch(on_stall, threshold)
+    thread = Thread(target=watch.look, name="bridge watchdog", daemon=True)
+    trio.lowlevel.add_instrument(watch)
+    try:
+        thread.start()
+        try:
+            yield
+        finally:
+            watch.stop.set()
+            thread.join(STOP_SECONDS)
+    finally:
+        with suppress(KeyError):  # Trio has dropped it, and said why
+            trio.lowlevel.remove_instrument(watch)
+        # What blocked until now without another wait for I/O was a stall too.
+        watch.before_io_wait(0)
+
+
+class _Watch(trio.abc.Instrument):
+    """What the instrument and the thread know of one loop."""
+
+    def __init__(self, on_stall: Callable[[float], object] | None, threshold: float) -> None:
+        self._on_stall = on_stall
+        self._threshold = threshold
+        self._loop_thread = get_ident()
+        self._root = trio.lowlevel.current_root_task()
+        # When the pass began that is under way; _NEVER while the loop waits for I/O.
+        self._busy_since = _now()
+        # The pass, known by its beginning, of which the thread has told.
+        self._told_of = _NEVER
+        # Decides who tells of a stall that ends just as the thread looks. Held for no longer than
+        # a few assignments, and not in a pass that is no stall.
+        self._deciding = Lock()
+        self.stop = Event()
+
+    # ---- in the loop's thread, twice in every pass: a call of the clock and an assignment -------
+
+    def before_io_wait(self, timeout: float) -> None:
+        if _now() - self._busy_since >= self._threshold:
+            self._over()
+        self._busy_since = _NEVER
+
+    def after_io_wait(self, timeout: float) -> None:
+        self._busy_since = _now()
+
+    def _over(self) -> None:
+        seconds = _now() - self._busy_since
+        with self._deciding:
+            told = self._told_of == self._busy_since
+            self._busy_since = _NEVER
+        if told:
+            log.info("event loop runs again", seconds=round(seconds, 3))
+        else:
+            log.warning(
+                "event loop stalled",
+                seconds=round(seconds, 3),
+                stack="unknown: it was over before the watchdog could look",
+            )
+        if self._on_stall is not None:
+            try:
+                self._on_stall(seconds)
+            except Exception:
+                # Trio would drop the instrument, and the next stall would go unnoticed.
+                log.exception("a stall of the event loop could not be counted")
+
+    # ---- in the watchdog's thread ---------------------------------------------------------------
+
+    def look(self) -> None:
+        """Tell of each stall while it lasts, once, until `stop` is set."""
+        pause = interval = self._threshold / LOOKS_PER_THRESHOLD
+        due = _now() + pause
+        while not self.stop.wait(pause):
+            now = _now()
+            since = self._busy_since
+            until_stalled = since + self._threshold - now
+            if until_stalled <= 0 and since != self._told_of:
+                try:
+                    self._tell(since, now, late=now - due)
+                except Exception:
+                    log.exception("the watchdog could not look at the event loop")
+            pause = min(interval, until_stalled) if until_stalled > 0 else interval
+            due = now + pause
+
+    def _tell(self, since: float, now: float, *, late: float) -> None:
+        stack = _stack(sys._current_frames().get(self._loop_thread))
+        task = _running(self._root)
+        with self._deciding:
+            if self._busy_since != since:
+                return  # too late: the stack may be another pass's, and `_over` has told
+            self._told_of = since
+        facts: dict[str, object] = {"seconds": round(now - since, 3)}
+        if late >= self._threshold:
+            facts["watchdog_late_seconds"] = round(late, 3)
+        if task is None:
+            # Between tasks: an abort function, a callback from a thread, Trio itself.
+            log.warning("event loop stalled", **facts, stack=stack)
+        else:
+            # In a copy of the task's context, which has the call's SID.
+            tell = partial(log.warning, "event loop stalled")
+            task.context.copy().run(partial(tell, **facts, task=task.name, stack=stack))
+
+
+def _stack(frame: FrameType | None) -> str:
+    """The frames from `frame` outwards, on one line: `function (file:line) < caller (...)`."""
+    parts: list[str] = []
+    room = STACK_CHARACTERS
+    while frame is not None:
+        code = frame.f_code
+        name = code.co_qualname.replace(".<locals>", "")
+        file = "/".join(code.co_filename.split(sep)[-2:])
+        part = f"{name} ({file}:{frame.f_lineno})"
+        room -= len(part)
+        if room < 0:
+            # A first part too long for the whole is nobody's honest name.
+            parts.append("…" if parts else f"{part[:STACK_CHARACTERS]}…")
+            break
+        parts.append(part)
+        frame = frame.f_back
+    return " < ".join(parts) or "unknown: the thread has no frame"
+
+
+def _running(root: trio.lowlevel.Task | None) -> trio.lowlevel.Task | None:
+    """The task below `root` that is running now, asked from another thread.
+
+    Trio says so only in the loop's own thread, or to an instrument on every step of every task.
+    Its coroutine says so to anyone, and looking through all tasks once in a stall costs less. Each
+    set of tasks is copied in one go, since the loop may go on meanwhile.
+    """
+    tasks = [root] if root is not None else []
+    while tasks:
+        task = tasks.pop()
+        if getattr(task.coro, "cr_running", False):
+            return task
+        for nursery in list(task.child_nurseries):
+            tasks += list(nursery.child_tasks)
+    return None

@@ -1,0 +1,289 @@
+"""One short call through the whole stack, repeatable to the last scheduling step, with one fault.
+
+Trio's scheduler shuffles tasks; seeded, it shuffles them the same way each time (as Trio's own test
+of determinism does it). So a step is a number: count the steps of a run once, and any later run
+can be made to differ from it at exactly that step and nowhere before. An instrument counts the
+steps and injects the fault.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import outcome
+import structlog
+import trio
+import trio.testing
+from trio._core import _run
+from trio_websocket import ConnectionClosed, HandshakeError, wrap_client_stream
+
+from bridge.call import Call
+from bridge.config_file import FixedConfig
+from bridge.server.serve import hypercorn_config
+from bridge.simulator.agent import AgentSession, Behaviour, SimulatedAgent
+from bridge.web import create_app
+from tests.world import QUIET, SECRETS, serve_connection, settings
+
+Fault = Literal["cancel", "raise", "lose phone", "lose agent"]
+
+# Bound on virtual time for everything in a run; a run that needs it has lost its way.
+GUARD_SECONDS = 200.0
+
+# The call's own tasks, by the names bridge gives them. An exception injected into one is a bug in
+# our code, in the library's reader, or in a user's function.
+CALL_TASKS = frozenset({"receiver", "sender", "agent reader", "agent websocket reader"})
+
+
+class Boom(Exception):
+    """The injected exception."""
+
+
+@dataclass
+class Run:
+    """What is known after one run."""
+
+    steps: list[str] = field(default_factory=list)
+    """The names of the tasks in the order of their steps, while the call was on."""
+    injected_at: float | None = None
+    injected_into: str = ""
+    outcome_then: str | None = None
+    """The call's outcome when the fault was injected: what had been recorded cannot change."""
+    stop_sent: bool = False
+    agent_connected: bool = False
+    outcomes: list[str] = field(default_factory=list)
+    """Of every line that says a call ended."""
+    call_ended_at: float = 0.0
+    connection_ended_at: float = 0.0
+    live_calls: int = 0
+    open_sessions: int = 0
+    agent_streams_open: int = 0
+    answered: bool = False
+    """The phone's websocket is open."""
+    phone_told: bool = False
+    """The phone's socket ended: it saw a Close frame or the end of the stream."""
+    guard_hit: bool = False
+    error: BaseException | None = None
+    tracebacks: int = 0
+    began: bool = False
+
+
+class Injector(trio.abc.Instrument):
+    """Counts the steps of all tasks from `start` to `stop`, and acts at one of them."""
+
+    def __init__(self, run: Run, at: int | None, only: frozenset[str] | None) -> None:
+        self._run = run
+        self._at = at
+        self._only = only
+        self.act: Callable[[trio.lowlevel.Task], None] = lambda task: None
+        self.on = False
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if not self.on:
+            return
+        name = task.name.rsplit(".", 1)[-1]
+        if self._only is not None and name not in self._only:
+            return
+        if self._at == len(self._run.steps):
+            self.act(task)
+        self._run.steps.append(name)
+
+
+async def script(agent: AgentSession) -> None:
+    """Greeting, a reply that is interrupted, a function call, and the result spoken."""
+    await agent.say("Hello.", b"\x11" * 320)
+    await agent.wait_until(lambda: agent.received_bytes >= 480)
+    await agent.user_said("What time is it?")
+    await agent.say("It is a long story.", b"\x22" * 1600)
+    await agent.user_started_speaking()
+    await agent.user_said("No, the time.")
+    # await agent.call_functions([{"name": "get_time", "arguments": "{}"}], timeout=5)
+    await agent.say("It is noon.", b"\x33" * 160)
+
+
+FRIENDLY: Behaviour = QUIET
+STUBBORN = Behaviour(
+    **{
+        **{name: getattr(QUIET, name) for name in QUIET.__struct_fields__},
+        "answers_close": False,
+        "chunk_bytes": (333,),
+        "speed": 0.0,
+    }
+)
+
+
+async def phone(run: Run, stream: trio.abc.Stream, *, polite: bool) -> None:
+    """A caller in few messages: speaks, is interrupted... and hangs up when all was heard."""
+    async with trio.open_nursery() as nursery:
+        try:
+            socket: Any = await wrap_client_stream(
+                nursery, stream, "127.0.0.1:5000", "/media-stream", message_queue_size=64
+            )
+            run.answered = True
+            await socket.send_message('{"event":"connected","protocol":"Call","version":"1.0.0"}')
+            await socket.send_message(START)
+            await heard(socket, 320)
+            for _ in range(3):
+                await socket.send_message(MEDIA)
+            await heard(socket, 160, after="clear")
+            run.stop_sent = True
+            await socket.send_message('{"event":"stop","streamSid":"MZ1"}')
+            if polite:
+                await socket.aclose()
+            else:
+                while True:
+                    await socket.get_message()
+        except (ConnectionClosed, HandshakeError, trio.ClosedResourceError):
+            pass
+        run.phone_told = True
+        nursery.cancel_scope.cancel()
+
+
+START = (
+    '{"event":"start","sequenceNumber":"1","start":{"accountSid":"AC1","streamSid":"MZ1",'
+    '"callSid":"CA1","tracks":["inbound"],"mediaFormat":{"encoding":"audio/x-mulaw",'
+    '"sampleRate":8000,"channels":1},"customParameters":{"From":"+15550001111"}},'
+    '"streamSid":"MZ1"}'
+)
+MEDIA = '{"event":"media","media":{"payload":"%s"},"streamSid":"MZ1"}' % ("VVVV" * 53 + "VQ==")
+
+
+async def heard(socket: Any, nbytes: int, after: str = "") -> None:
+    """Read until so much audio has come, counted from the event `after` on."""
+    import base64
+    import json
+
+    waiting, count = bool(after), 0
+    while count < nbytes:
+        message = json.loads(await socket.get_message())
+        if message["event"] == after:
+            waiting, count = False, 0
+        elif message["event"] == "media" and not waiting:
+            count += len(base64.b64decode(message["media"]["payload"]))
+        elif message["event"] == "mark":
+            await socket.send_message(json.dumps(message))
+
+
+app = create_app(FixedConfig(settings()), SECRETS)
+bridge = app.extensions["bridge"]
+
+
+def play(
+    fault: Fault | None = None,
+    at: int | None = None,
+    *,
+    behaviour: Behaviour = FRIENDLY,
+    polite: bool = True,
+    seed: int = 0,
+) -> Run:
+    """Play the call, with `fault` at step `at` if given; `polite` phones close their socket."""
+    _run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[attr-defined]
+    _run._r.seed(seed)
+    random.seed(seed)
+    run = Run()
+    injector = Injector(run, at, CALL_TASKS if fault == "raise" else None)
+
+    def log(_logger: Any, _method: str, line: Any) -> Any:
+        run.tracebacks += "exc_info" in line
+        if line["event"] == "call ended":
+            run.outcomes.append(line["outcome"])
+            run.call_ended_at = trio.current_time()
+        raise structlog.DropEvent
+
+    async def main() -> None:
+        if not bridge._prepared:
+            await app.startup()
+        # Whatever test ran before may have left the log configured for its own output.
+        structlog.configure(processors=[log])
+        with trio.move_on_after(GUARD_SECONDS) as guard:
+            async with trio.open_nursery() as nursery:
+                await world(nursery)
+        run.guard_hit = guard.cancelled_caught
+        run.live_calls = len(bridge.calls)
+
+    async def world(nursery: trio.Nursery) -> None:
+        agent = SimulatedAgent(script, behaviour)
+        agent_streams: list[trio.testing.StapledMemoryStream] = []
+
+        async def to_agent(target: object) -> trio.abc.Stream:
+            ours, theirs = trio.testing.memory_stream_pair()
+            agent_streams.append((ours, theirs))  # type: ignore[arg-type]
+            nursery.start_soon(agent.serve_stream, theirs)
+            return ours
+
+        bridge._open_stream = to_agent
+        phone_end, server_end = trio.testing.memory_stream_pair()
+        server_scope, phone_scope = trio.CancelScope(), trio.CancelScope()
+
+        def inject(task: trio.lowlevel.Task) -> None:
+            calls: list[Call] = list(bridge.calls)
+            recorded = calls[0].report.outcome if calls else (run.outcomes or [None])[0]
+            run.injected_at = trio.current_time()
+            run.injected_into = task.name.rsplit(".", 1)[-1]
+            run.outcome_then = None if recorded is None else str(recorded)
+            run.began = bool(calls)
+            run.agent_connected = bool(agent_streams)
+            if fault == "cancel":
+                server_scope.cancel(reason="sweep")
+            elif fault == "lose phone":
+                cut(phone_end)
+                run.phone_told = True
+                phone_scope.cancel()
+            elif fault == "lose agent" and agent_streams:
+                cut(agent_streams[-1][1])  # type: ignore[index]
+            elif fault == "raise" and task._next_send is not None:
+                task._next_send = outcome.Error(Boom(f"step {at}"))
+
+        injector.act = inject
+        injector.on = True
+
+        async def serve() -> None:
+            with server_scope:
+                await serve_connection(app, hypercorn_config(settings()), server_end)
+            # As trio.serve_listeners does. A phone whose websocket is not open yet is told by
+            # that alone, and the library it uses here would wait for ever.
+            await trio.aclose_forcefully(server_end)
+            if not run.answered:
+                run.phone_told = True
+                phone_scope.cancel()
+            run.connection_ended_at = trio.current_time()
+            injector.on = False
+
+        async with trio.open_nursery() as connection:
+            connection.start_soon(phone_task, run, phone_end, polite, phone_scope)
+            connection.start_soon(serve)
+        # Our sockets must be closed by now; the agent may still be waiting for a goodbye.
+        run.agent_streams_open = sum(
+            not ours.send_stream._closed  # type: ignore[attr-defined]
+            for ours, _ in agent_streams  # type: ignore[misc]
+            if hasattr(ours.send_stream, "_closed")
+        )
+        await trio.testing.wait_all_tasks_blocked()
+        run.open_sessions = 0 if not behaviour.answers_close else agent.active
+        nursery.cancel_scope.cancel()
+
+    try:
+        trio.run(
+            main,
+            clock=trio.testing.MockClock(autojump_threshold=0),
+            instruments=[injector],
+        )
+    except BaseException as error:  # noqa: BLE001 - whatever comes out is the finding
+        run.error = error
+    return run
+
+
+async def phone_task(run: Run, stream: Any, polite: bool, scope: trio.CancelScope) -> None:
+    with scope:
+        try:
+            await phone(run, stream, polite=polite)
+        except* (trio.BrokenResourceError, trio.ClosedResourceError, HandshakeError):
+            run.phone_told = True
+
+
+def cut(stream: Any) -> None:
+    """Lose a connection: both directions, at once, from outside of any task."""
+    stream.send_stream.close()
+    stream.receive_stream.close()
