@@ -29,6 +29,8 @@ from structlog.contextvars import bind_contextvars
 from bridge.agent.messages import InjectAgentMessage
 from bridge.agent.session import AgentClosed, AgentFailed, AgentSession, AgentUnavailable
 from bridge.conversation import Conversation
+from bridge.functions import CallInfo, Functions
+from bridge.functions.calls import FunctionCalls
 from bridge.log import get_logger
 from bridge.outcome import Outcome
 from bridge.playback import Playback
@@ -56,29 +58,27 @@ class OpenAgent(Protocol):
     """Opens the agent session of one call; see `bridge.agent.session.open_session`."""
 
     def __call__(
-        self, nursery: trio.Nursery, facts: CallFacts, *, close_by: GoodbyeBy
+        self, nursery: trio.Nursery, info: CallInfo, *, close_by: GoodbyeBy
     ) -> AbstractAsyncContextManager[AgentSession]: ...
-
-
-@dataclass(frozen=True)
-class CallFacts:
-    """What is known of a call from its `start` message on."""
-
-    call_sid: str
-    stream_sid: str
-    caller: str
-    called: str
-    parameters: dict[str, str]
 
 
 @dataclass
 class CallReport:
-    """How a call went. `cause` is the exception behind the outcome, if there is one."""
+    """How a call went. `cause` is the exception behind the outcome, if there is one.
+
+    Times in seconds: the whole call; from `start` to an agent that listens; from the first sign of
+    the end to the last byte of teardown; from each UserStartedSpeaking to its `clear` written.
+    """
 
     outcome: Outcome | None = None
     reason: str = ""
     cause: BaseException | None = None
-    facts: CallFacts | None = None
+    info: CallInfo | None = None
+    seconds: float = 0.0
+    setup_seconds: float | None = None
+    teardown_seconds: float = 0.0
+    barge_in_seconds: list[float] = field(default_factory=list)
+    dropped_bytes: int = 0
 
 
 @dataclass
@@ -98,18 +98,21 @@ class Call:
         self,
         phone: MediaStream,
         open_agent: OpenAgent,
+        functions: Functions,
         *,
         frame_ms: int = 60,
         start_timeout: float = 5.0,
         teardown_seconds: float = 2.0,
     ) -> None:
+        self.report = CallReport()
         self._phone = phone
         self._open_agent = open_agent
+        self._functions = functions
         self._start_timeout = start_timeout
         self._teardown_seconds = teardown_seconds
         self._uplink = Uplink(frame_ms)
         # One slot each: they carry one thing once, and whoever puts it must never wait.
-        self._tell_facts, self._facts = trio.open_memory_channel[CallFacts](1)
+        self._tell_info, self._info = trio.open_memory_channel[CallInfo](1)
         self._offer_session, self._session = trio.open_memory_channel[AgentSession](1)
         self._agent: AgentSession | None = None
         self._playback = Playback()
@@ -118,13 +121,13 @@ class Call:
             self._playback,
             on_said=self._said,
             on_utterance_sent=self._utterance_sent,
+            on_barge_in=self.report.barge_in_seconds.append,
         )
         self._farewell = _Farewell()
         self._nursery: trio.Nursery | None = None
         self._scope = trio.CancelScope()
-        self._began_at = trio.current_time()
+        self._began_at = self._started_at = trio.current_time()
         self._ended_at: float | None = None
-        self.report = CallReport()
 
     async def run(self) -> CallReport:
         """Carry the call until it ends, for whatever reason, and report how it went.
@@ -140,6 +143,7 @@ class Call:
                 nursery.start_soon(self._part, self._sender, name="sender")
                 nursery.start_soon(self._part, self._agent_reader, nursery, name="agent reader")
         except* Exception as group:
+            self._end(Outcome.INTERNAL_ERROR, "a part of the call failed", group)
             # Whole: with several failures at once, which was first may not be what one looks for.
             self.report.cause = group
         finally:
@@ -176,13 +180,15 @@ class Call:
 
     async def _agent_reader(self, nursery: trio.Nursery) -> None:
         """Agent to phone: what the agent says, from its first word to the end of its session."""
-        facts = await self._facts.receive()
-        bind_contextvars(call_sid=facts.call_sid)
+        info = await self._info.receive()
+        bind_contextvars(call_sid=info.call_sid)
         try:
-            async with self._open_agent(nursery, facts, close_by=self._goodbye_by) as agent:
+            async with self._open_agent(nursery, info, close_by=self._goodbye_by) as agent:
                 self._agent = agent
+                self.report.setup_seconds = trio.current_time() - self._started_at
+                functions = FunctionCalls(self._functions, info, agent.send)
                 self._offer_session.send_nowait(agent)
-                await self._conversation.follow(agent)
+                await self._conversation.follow(agent, functions, nursery)
         except AgentUnavailable as error:
             self._end(Outcome.AGENT_UNREACHABLE, str(error), error)
         except AgentFailed as error:
@@ -222,17 +228,18 @@ class Call:
     def _introduce(self, start: phone_says.StartDetails) -> None:
         """Tell the agent reader who is calling."""
         parameters = start.custom_parameters
-        facts = CallFacts(
+        info = CallInfo(
             call_sid=start.call_sid,
             stream_sid=start.stream_sid,
             caller=parameters.get("From", ""),
             called=parameters.get("To", ""),
             parameters=parameters,
         )
-        self.report.facts = facts
-        bind_contextvars(call_sid=facts.call_sid)
-        log.info("call started", caller=facts.caller, called=facts.called)
-        self._tell_facts.send_nowait(facts)
+        self.report.info = info
+        self._started_at = trio.current_time()
+        bind_contextvars(call_sid=info.call_sid)
+        log.info("call started", caller=info.caller, called=info.called)
+        self._tell_info.send_nowait(info)
 
     # ---- asked to end from outside ---------------------------------------------------------
 
@@ -245,8 +252,8 @@ class Call:
         after FAREWELL_SECONDS. Returns at once; a second time changes nothing.
         """
         if self._agent is None or self._nursery is None:
-            return self._end(outcome, reason)
-        if not self._farewell.asked and self.report.outcome is None:
+            self._end(outcome, reason)
+        elif not self._farewell.asked and self.report.outcome is None:
             self._farewell.asked = True
             self._nursery.start_soon(
                 self._say_farewell, self._agent, outcome, reason, name="farewell"
@@ -277,7 +284,7 @@ class Call:
 
     # ---- how it ends -----------------------------------------------------------------------
 
-    def _end(self, outcome: Outcome, reason: str, cause: Exception | None = None) -> None:
+    def _end(self, outcome: Outcome, reason: str, cause: BaseException | None = None) -> None:
         """The first sign of the end: record it, start the clock, stop the call. Later signs are
         symptoms of the first and change nothing."""
         if self.report.outcome is not None:
@@ -319,19 +326,23 @@ class Call:
         }.get(self.report.outcome, 1000)
 
     def _log_end(self) -> None:
-        report, agent, phone, uplink = self.report, self._agent, self._phone, self._uplink
+        report, agent, phone = self.report, self._agent, self._phone
+        now = trio.current_time()
+        report.seconds = now - self._began_at
+        report.teardown_seconds = now - self._first_sign()
+        report.dropped_bytes = self._uplink.bytes_dropped
         facts = {
-            "call_sid": report.facts.call_sid if report.facts else "",
+            "call_sid": report.info.call_sid if report.info else "",
             "outcome": str(report.outcome),
             "reason": report.reason,
-            "seconds": round(trio.current_time() - self._began_at, 3),
+            "seconds": round(report.seconds, 3),
             "from_phone_bytes": phone.bytes_received,
             "from_phone_frames": phone.frames_received,
             "to_agent_bytes": agent.bytes_sent if agent else 0,
             "to_agent_frames": agent.frames_sent if agent else 0,
             "to_phone_bytes": phone.bytes_sent,
             "to_phone_frames": phone.frames_sent,
-            "dropped_bytes": uplink.bytes_dropped,
+            "dropped_bytes": report.dropped_bytes,
             "bad_messages": phone.bad_messages + (agent.bad_messages if agent else 0),
         }
         if report.outcome is Outcome.INTERNAL_ERROR:

@@ -177,7 +177,6 @@ NOT_YET = (
     "call.fallback_number",
     "limits.calls_per_number",
     "limits.calls_per_minute",
-    "functions.module",
     "functions.end_call",
     "functions.transfer_to",
     "records.url",

@@ -194,7 +194,7 @@ class Metrics:
     # ---- the process -----------------------------------------------------------------------
 
     def loop_stalled(self, seconds: float) -> None:
-        """The event loop runs again after it did not for `seconds`; see `bridge.server.watchdog`."""
+        """The event loop runs again, after it did not for `seconds`. See `server.watchdog`."""
         self._stalls.inc()
         self._stall_seconds.inc(seconds)
 
@@ -217,8 +217,8 @@ class Metrics:
 
 
 class _WithoutCreated(Collector):
-    """What a registry has, without the `_created` series that prometheus_client adds to each
-    counter and histogram: nobody asked for those, and they double the number of series.
+    """What a registry has, without the `_created` series that prometheus_client adds to every
+    counter and histogram, and leaves out over several processes: no part of what users rely on.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:

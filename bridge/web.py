@@ -5,36 +5,25 @@ It holds no logic of a call; it finds the settings, builds a `Call` and lets it 
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, cast
 
-import trio
 from quart import Response, request, websocket
 from quart_trio import QuartTrio
 
-from bridge import log as logs
 from bridge.addresses import BadHost, public_address
-from bridge.agent.session import AgentSession, OpenStream, open_session
-from bridge.agent.settings import settings_message
-from bridge.call import Call, CallFacts, GoodbyeBy
-from bridge.config import Secrets, Settings, check_startup, warnings_for
-from bridge.config_file import ConfigFile, SettingsSource, config_path
+from bridge.agent.session import OpenStream
+from bridge.config import Secrets
+from bridge.config_file import SettingsSource
 from bridge.outcome import Outcome
-from bridge.registry import Registry
 from bridge.server import worker
 from bridge.server.media_socket import DirectWebsocketConnection, QuartMediaSocket
+from bridge.service import Bridge
 from bridge.twilio import twiml
 from bridge.twilio.media_stream import MediaStream
-
-log = logs.get_logger(__name__)
 
 # Twilio's form is a few kilobytes, sent at once.
 MAX_FORM_BYTES: Final = 64 * 1024
 FORM_SECONDS: Final = 5
-
-# How many ended calls are remembered for the webhook that follows each within a second or so.
-ENDED_CALLS: Final = 10_000
 
 BUSY: Final = "All our lines are busy. Please call again in a few minutes."
 
@@ -43,118 +32,6 @@ _APOLOGISE_AFTER: Final = {
     Outcome.AGENT_FAILED,
     Outcome.INTERNAL_ERROR,
 }
-
-
-class Bridge:
-    """What all calls of one application share: where settings come from, and what is remembered.
-
-    `config` None means the file that BRIDGE_CONFIG names, `secrets` None the environment; both are
-    looked at by `prepare`, not before, so that importing the application never fails.
-    `open_stream` replaces the TCP connection to the agent, for tests without sockets.
-    """
-
-    def __init__(
-        self,
-        config: SettingsSource | None = None,
-        secrets: Secrets | None = None,
-        open_stream: OpenStream | None = None,
-    ) -> None:
-        self._config = config
-        self._secrets = secrets
-        self._open_stream = open_stream
-        self._settings = Settings()
-        self._prepared = False
-        self.calls = Registry()
-        self.draining = False
-        self._ended: OrderedDict[str, Outcome] = OrderedDict()
-
-    def prepare(self) -> Settings:
-        """Read settings and secrets, set up logging; the first time, that is.
-
-        Raises ConfigError with one line that says what to do.
-        """
-        if self._config is None:
-            self._config = ConfigFile(config_path())
-        if self._secrets is None:
-            self._secrets = Secrets.from_environment()
-        settings = self._settings = self._config.load()
-        if not self._prepared:
-            check_startup(settings, self._secrets)
-            logs.configure(settings.logging, secrets=self._secrets)
-            for warning in warnings_for(settings):
-                log.warning(warning)
-            self._prepared = True
-        return settings
-
-    async def settings(self) -> Settings:
-        """The settings for a call that begins now."""
-        assert self._config is not None
-        self._settings = await self._config.current()
-        return self._settings
-
-    def settings_now(self) -> Settings:
-        """The settings last read: for those who cannot wait for a file."""
-        return self._settings
-
-    @property
-    def full(self) -> bool:
-        """Whether there are as many calls as there may be."""
-        return len(self.calls) >= self._settings.server.max_calls
-
-    def begin_drain(self) -> None:
-        """Take no new calls from now on; live ones go on."""
-        self.draining = True
-
-    def wind_down(self) -> None:
-        """Let the agent of every live call say goodbye, then end it; each has its own deadline."""
-        for call in self.calls:
-            call.wind_down(Outcome.SERVER_SHUTDOWN, "the server is stopping")
-
-    def end_calls(self) -> None:
-        """End every live call now, cleanly."""
-        for call in self.calls:
-            call.end(Outcome.SERVER_SHUTDOWN, "the server is stopping")
-
-    async def run_call(self, phone: MediaStream, settings: Settings) -> None:
-        """Carry one call from its socket's first message to its last."""
-        secrets = self._secrets
-        assert secrets is not None
-
-        def open_agent(
-            nursery: trio.Nursery, facts: CallFacts, *, close_by: GoodbyeBy
-        ) -> AbstractAsyncContextManager[AgentSession]:
-            return open_session(
-                nursery,
-                settings.deepgram.url,
-                key=secrets.deepgram_api_key,
-                settings=settings_message(settings.agent),
-                timeout=settings.deepgram.connect_timeout,
-                close_by=close_by,
-                open_stream=self._open_stream,
-            )
-
-        call = Call(
-            phone,
-            open_agent,
-            frame_ms=settings.call.frame_ms,
-            start_timeout=settings.call.start_timeout,
-            teardown_seconds=settings.call.teardown_seconds,
-        )
-        try:
-            with self.calls.carrying(call):
-                await call.run()
-        finally:
-            if call.report.facts is not None and call.report.outcome is not None:
-                self._remember(call.report.facts.call_sid, call.report.outcome)
-
-    def outcome_of(self, call_sid: str) -> Outcome | None:
-        """How a call that was carried here ended, if it did and not too many others since."""
-        return self._ended.get(call_sid)
-
-    def _remember(self, call_sid: str, outcome: Outcome) -> None:
-        self._ended[call_sid] = outcome
-        while len(self._ended) > ENDED_CALLS:
-            self._ended.popitem(last=False)
 
 
 def create_app(
@@ -212,6 +89,11 @@ def create_app(
         if bridge.draining:
             return "draining\n", 503
         return ("full\n", 503) if bridge.full else ("ready\n", 200)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        body, content_type = bridge.metrics.expose(request.headers.get("Accept"))
+        return Response(body, content_type=content_type)
 
     @app.errorhandler(BadHost)
     async def bad_host(error: BadHost) -> tuple[str, int]:

@@ -5,7 +5,7 @@ https://developers.deepgram.com/docs/configure-voice-agent
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -20,10 +20,21 @@ PHONE_AUDIO = {
 }
 
 
-def settings_message(agent: Mapping[str, Any]) -> str:
+def settings_message(agent: Mapping[str, Any], functions: Sequence[Mapping[str, Any]] = ()) -> str:
     """Return the Settings message for an `[agent]` table, passed through key by key.
 
-    Deepgram's schema is strict and grows faster than any list here, so nothing is added, renamed or
-    checked. Integers stay integers.
+    Deepgram's schema is strict and grows faster than any list here, so nothing is renamed or
+    checked, and integers stay integers. Only `functions`, the schemas of those that run here, are
+    added behind the table's own, in every think provider if it lists several to fall back on.
+
+    https://developers.deepgram.com/docs/voice-agents-function-calling
     """
+    if functions:
+        think = agent.get("think", {})
+        several = isinstance(think, list)
+        added = [
+            {**one, "functions": [*one.get("functions", ()), *functions]}
+            for one in (think if several else [think])
+        ]
+        agent = {**agent, "think": added if several else added[0]}
     return msgspec.json.encode({"type": "Settings", "audio": PHONE_AUDIO, "agent": agent}).decode()

@@ -75,8 +75,11 @@ class GuardedTCPServer(TCPServer):
             log.warning("connection failed", errors=repr(group.exceptions))
 
     def finish_by(self, deadline: float) -> None:
-        """Bound all writes by a time on Trio's clock, the one under way included."""
-        self._finish_by = deadline
+        """Bound all writes by a time on Trio's clock, the one under way included.
+
+        The earliest time asked for holds.
+        """
+        self._finish_by = min(self._finish_by, deadline)
         self._writing.deadline = min(self._writing.deadline, deadline)
 
     async def protocol_send(self, event: Event) -> None:

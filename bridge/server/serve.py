@@ -1,10 +1,13 @@
-"""`bridge serve`: hypercorn under our own `trio.run`."""
+"""The server in one process: hypercorn under our own `trio.run`, stopped as `stopping` says.
+
+`bridge serve` runs it in its own process, or, for more than one worker, `supervisor` runs it in
+each of several.
+"""
 
 from __future__ import annotations
 
-import logging
-import signal
-from typing import Any, Final
+from contextlib import nullcontext
+from typing import Any
 
 import trio
 from hypercorn.config import Config
@@ -12,24 +15,25 @@ from hypercorn.utils import wrap_app
 from quart_trio import QuartTrio
 
 from bridge.config import Settings
-from bridge.server.worker import worker_serve
-
-# Media messages are 300 bytes and Twilio's longest, `start`, a few thousand.
-MAX_MESSAGE_BYTES: Final = 64 * 1024
+from bridge.server.stopping import Stop, StopSignals
+from bridge.server.worker import adopt, bridge_of, serve_until
 
 
 def hypercorn_config(settings: Settings) -> Config:
     """Hypercorn's settings for a server of calls."""
     config = Config()
     config.bind = [settings.server.bind]
-    config.websocket_max_message_size = MAX_MESSAGE_BYTES
-    config.alpn_protocols = ["http/1.1"]
     # Hypercorn's access log copies the whole environment, secrets included, for every request.
     config.accesslog = None
-    # Through our handlers, for escaping and redaction; hypercorn would install its own.
-    config.errorlog = logging.getLogger("hypercorn.error")
-    config.graceful_timeout = settings.call.teardown_seconds
+    adopt(config, settings)
     return config
+
+
+async def run(app: QuartTrio, config: Config, signals: StopSignals) -> None:
+    """Serve `app` until `signals` end it; see `serve`."""
+    stop = Stop(bridge_of(app))
+    signals.tell(stop)
+    await serve(app, config, stop=stop)
 
 
 async def serve(
@@ -37,25 +41,33 @@ async def serve(
     config: Config,
     *,
     shutdown: trio.Event | None = None,
+    stop: Stop | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve `app` until SIGTERM, SIGINT or `shutdown`; started with the list of addresses bound.
+    """Serve `app` until it is asked to stop; started with the list of addresses bound.
 
-    Raises OSError when an address cannot be bound.
+    Who asks: whoever has `stop`; or else `shutdown`, for a program that is in a hurry when it sets
+    it; or else SIGTERM and SIGINT.
+
+    *Resource handling*: when this returns, calls and listeners are closed. *Error handling*: raises
+    OSError when an address cannot be bound, ConfigError when the configuration is unusable; calls
+    raise nothing. Cancelled, it cuts live calls off.
     """
-    stop = trio.Event() if shutdown is None else shutdown
+    bridge = bridge_of(app)
+    bridge.prepare()
+    signals = StopSignals() if shutdown is None and stop is None else None
+    asked = stop or Stop(bridge)
 
-    async def listen_for_signals(
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            task_status.started()
-            async for _ in signals:
-                stop.set()
+    async def heed(shutdown: trio.Event) -> None:
+        await shutdown.wait()
+        asked.hurry("the program stops")
 
-    async with trio.open_nursery() as nursery:
-        if shutdown is None:
-            await nursery.start(listen_for_signals)
-        options: dict[str, Any] = {"shutdown_trigger": stop.wait, "task_status": task_status}
-        await worker_serve(wrap_app(app, 0, "asgi"), config, **options)
-        nursery.cancel_scope.cancel(reason="the server has stopped")
+    options: dict[str, Any] = {"task_status": task_status}
+    with signals or nullcontext():
+        async with trio.open_nursery() as nursery:
+            if signals is not None:
+                signals.tell(asked)
+            if shutdown is not None:
+                nursery.start_soon(heed, shutdown)
+            await serve_until(asked.run, wrap_app(app, 0, "asgi"), config, **options)
+            nursery.cancel_scope.cancel(reason="the server has stopped")

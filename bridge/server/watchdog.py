@@ -40,10 +40,6 @@ log = get_logger(__name__)
 # Five frames of the phone's audio: less than this is jitter, more is heard as a gap.
 THRESHOLD: Final = 0.1
 
-# How often the thread looks. Once it has seen a pass begin, it comes back the moment that pass
-# becomes a stall, so looking this often finds every stall; more often would cost for nothing.
-LOOKS_PER_THRESHOLD: Final = 2
-
 # The thread ends within microseconds of being told, unless it is writing a line that nobody reads.
 STOP_SECONDS: Final = 1.0
 
@@ -136,8 +132,12 @@ class _Watch(trio.abc.Instrument):
     # ---- in the watchdog's thread ---------------------------------------------------------------
 
     def look(self) -> None:
-        """Tell of each stall while it lasts, once, until `stop` is set."""
-        pause = interval = self._threshold / LOOKS_PER_THRESHOLD
+        """Tell of each stall while it lasts, once, until `stop` is set.
+
+        Looking once per threshold is enough to see every stall: a look that finds a pass under way
+        is followed by one at the moment when that pass becomes a stall.
+        """
+        pause = self._threshold
         due = _now() + pause
         while not self.stop.wait(pause):
             now = _now()
@@ -148,7 +148,7 @@ class _Watch(trio.abc.Instrument):
                     self._tell(since, now, late=now - due)
                 except Exception:
                     log.exception("the watchdog could not look at the event loop")
-            pause = min(interval, until_stalled) if until_stalled > 0 else interval
+            pause = min(until_stalled, self._threshold) if until_stalled > 0 else self._threshold
             due = now + pause
 
     def _tell(self, since: float, now: float, *, late: float) -> None:

@@ -22,6 +22,7 @@ from trio_websocket import ConnectionClosed, HandshakeError, wrap_client_stream
 
 from bridge.call import Call
 from bridge.config_file import FixedConfig
+from bridge.functions import Functions, function
 from bridge.server.serve import hypercorn_config
 from bridge.simulator.agent import AgentSession, Behaviour, SimulatedAgent
 from bridge.web import create_app
@@ -34,7 +35,9 @@ GUARD_SECONDS = 200.0
 
 # The call's own tasks, by the names bridge gives them. An exception injected into one is a bug in
 # our code, in the library's reader, or in a user's function.
-CALL_TASKS = frozenset({"receiver", "sender", "agent reader", "agent websocket reader"})
+CALL_TASKS = frozenset(
+    {"receiver", "sender", "agent reader", "agent websocket reader", "function call"}
+)
 
 
 class Boom(Exception):
@@ -78,6 +81,8 @@ class Injector(trio.abc.Instrument):
         self._at = at
         self._only = only
         self.act: Callable[[trio.lowlevel.Task], None] = lambda task: None
+        self.again: Callable[[trio.lowlevel.Task], None] = lambda task: None
+        self.gap: int | None = None
         self.on = False
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
@@ -88,6 +93,8 @@ class Injector(trio.abc.Instrument):
             return
         if self._at == len(self._run.steps):
             self.act(task)
+        elif None not in (self._at, self.gap) and len(self._run.steps) == self._at + self.gap + 1:
+            self.again(task)
         self._run.steps.append(name)
 
 
@@ -99,7 +106,7 @@ async def script(agent: AgentSession) -> None:
     await agent.say("It is a long story.", b"\x22" * 1600)
     await agent.user_started_speaking()
     await agent.user_said("No, the time.")
-    # await agent.call_functions([{"name": "get_time", "arguments": "{}"}], timeout=5)
+    await agent.call_functions([{"name": "get_time", "arguments": "{}"}], timeout=5)
     await agent.say("It is noon.", b"\x33" * 160)
 
 
@@ -166,8 +173,16 @@ async def heard(socket: Any, nbytes: int, after: str = "") -> None:
             await socket.send_message(json.dumps(message))
 
 
+@function
+async def get_time() -> str:
+    """Tell the time, after thinking for a while."""
+    await trio.sleep(0.01)
+    return "12:00"
+
+
 app = create_app(FixedConfig(settings()), SECRETS)
 bridge = app.extensions["bridge"]
+bridge._functions = Functions.of(get_time)
 
 
 def play(
@@ -177,8 +192,12 @@ def play(
     behaviour: Behaviour = FRIENDLY,
     polite: bool = True,
     seed: int = 0,
+    second: tuple[Fault, int] | None = None,
 ) -> Run:
-    """Play the call, with `fault` at step `at` if given; `polite` phones close their socket."""
+    """Play the call, with `fault` at step `at` if given; `polite` phones close their socket.
+
+    `second` is another fault, so many steps after the first.
+    """
     _run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[attr-defined]
     _run._r.seed(seed)
     random.seed(seed)
@@ -205,11 +224,11 @@ def play(
 
     async def world(nursery: trio.Nursery) -> None:
         agent = SimulatedAgent(script, behaviour)
-        agent_streams: list[trio.testing.StapledMemoryStream] = []
+        agent_streams: list[tuple[Any, Any]] = []
 
         async def to_agent(target: object) -> trio.abc.Stream:
             ours, theirs = trio.testing.memory_stream_pair()
-            agent_streams.append((ours, theirs))  # type: ignore[arg-type]
+            agent_streams.append((ours, theirs))
             nursery.start_soon(agent.serve_stream, theirs)
             return ours
 
@@ -225,17 +244,23 @@ def play(
             run.outcome_then = None if recorded is None else str(recorded)
             run.began = bool(calls)
             run.agent_connected = bool(agent_streams)
-            if fault == "cancel":
+            strike(fault, task)
+
+        def strike(kind: Fault | None, task: trio.lowlevel.Task) -> None:
+            if kind == "cancel":
                 server_scope.cancel(reason="sweep")
-            elif fault == "lose phone":
+            elif kind == "lose phone":
                 cut(phone_end)
                 run.phone_told = True
                 phone_scope.cancel()
-            elif fault == "lose agent" and agent_streams:
-                cut(agent_streams[-1][1])  # type: ignore[index]
-            elif fault == "raise" and task._next_send is not None:
+            elif kind == "lose agent" and agent_streams:
+                cut(agent_streams[-1][1])
+            elif kind == "raise" and own(task) and task._next_send is not None:
                 task._next_send = outcome.Error(Boom(f"step {at}"))
 
+        if second is not None:
+            injector.again = lambda task: strike(second[0], task)
+            injector.gap = second[1]
         injector.act = inject
         injector.on = True
 
@@ -255,11 +280,7 @@ def play(
             connection.start_soon(phone_task, run, phone_end, polite, phone_scope)
             connection.start_soon(serve)
         # Our sockets must be closed by now; the agent may still be waiting for a goodbye.
-        run.agent_streams_open = sum(
-            not ours.send_stream._closed  # type: ignore[attr-defined]
-            for ours, _ in agent_streams  # type: ignore[misc]
-            if hasattr(ours.send_stream, "_closed")
-        )
+        run.agent_streams_open = sum(is_open(ours) for ours, _ in agent_streams)
         await trio.testing.wait_all_tasks_blocked()
         run.open_sessions = 0 if not behaviour.answers_close else agent.active
         nursery.cancel_scope.cancel()
@@ -270,7 +291,7 @@ def play(
             clock=trio.testing.MockClock(autojump_threshold=0),
             instruments=[injector],
         )
-    except BaseException as error:  # noqa: BLE001 - whatever comes out is the finding
+    except BaseException as error:
         run.error = error
     return run
 
@@ -281,6 +302,15 @@ async def phone_task(run: Run, stream: Any, polite: bool, scope: trio.CancelScop
             await phone(run, stream, polite=polite)
         except* (trio.BrokenResourceError, trio.ClosedResourceError, HandshakeError):
             run.phone_told = True
+
+
+def is_open(stream: Any) -> bool:
+    """Whether our end of a stream in memory was not closed: then it can still be written to."""
+    return not stream.send_stream._outgoing._closed  # there is no public way to ask
+
+
+def own(task: trio.lowlevel.Task) -> bool:
+    return task.name.rsplit(".", 1)[-1] in CALL_TASKS
 
 
 def cut(stream: Any) -> None:

@@ -14,10 +14,18 @@ After each run `broken_promises` lists what was not kept; the list must be empty
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from bridge.agent.session import AgentSession
+from bridge.call import Call
+from bridge.registry import Registry
 from tests.sweep import scenario
 from tests.sweep.scenario import FRIENDLY, STUBBORN, Fault, Run, play
 
@@ -81,12 +89,12 @@ def allowed_outcomes(run: Run, fault: Fault) -> set[str]:
             return {"internal_error"} | either
 
 
-def sweep(fault: Fault, **kind: Any) -> tuple[int, dict[int, list[str]]]:
+def sweep(fault: Fault, stride: int = 1, **kind: Any) -> tuple[int, dict[int, list[str]]]:
     """Play the call with the fault at every step; how many steps there were, and what broke."""
     points = len(play(fault, None, **kind).steps)
     assert points > 100, "the call is too short to prove anything"
     found = {}
-    for at in range(points):
+    for at in range(0, points, stride):
         run = play(fault, at, **kind)
         assert run.injected_at is not None, "two runs with one seed differed"
         if broken := broken_promises(run, fault):
@@ -114,6 +122,7 @@ def test_every_promise_holds_after_a_fault_at_every_step(
 
 def test_the_call_without_a_fault() -> None:
     run = play()
+    assert set(run.steps) > scenario.CALL_TASKS, "every task takes part"
     assert run.outcomes == ["caller_hung_up"]
     assert run.error is None
     assert run.tracebacks == 0
@@ -125,3 +134,79 @@ def test_a_run_repeats_itself(behaviour: scenario.Behaviour) -> None:
     first, second = play(behaviour=behaviour), play(behaviour=behaviour)
     assert first.steps == second.steps
     assert play(behaviour=behaviour, seed=7).steps != first.steps
+
+
+# ---- the sweep itself finds what it is for -------------------------------------------------------
+
+
+def leak_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the slot back only when all went well: the classic missing `finally`."""
+
+    @contextmanager
+    def carrying(self: Registry, call: Call) -> Iterator[None]:
+        self._live.add(call)
+        yield
+        self._live.discard(call)
+
+    monkeypatch.setattr(Registry, "carrying", carrying)
+
+
+def leave_the_session_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Say goodbye to the agent only if the call was not cancelled."""
+
+    async def close(self: AgentSession, stream: trio.abc.Stream, close_by: object) -> None:
+        await trio.lowlevel.checkpoint()
+        await self._connection.aclose()
+
+    monkeypatch.setattr(AgentSession, "_close", close)
+
+
+def wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Say goodbye under a shield without a deadline."""
+    monkeypatch.setattr(Call, "_goodbye_by", lambda self: float("inf"))
+
+
+def report_the_last_symptom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every sign of the end overwrite the one before."""
+    end = Call._end
+
+    def overwrite(self: Call, *args: Any) -> None:
+        self.report.outcome = None
+        end(self, *args)
+
+    monkeypatch.setattr(Call, "_end", overwrite)
+
+
+@pytest.mark.parametrize(
+    ("plant", "fault", "found_as"),
+    [
+        (leak_a_slot, "cancel", "still hold a slot"),
+        (leave_the_session_open, "cancel", "still open"),
+        (wait_for_ever, "cancel", "teardown took"),
+        (report_the_last_symptom, "lose agent", "the outcome was"),
+    ],
+)
+def test_a_planted_bug_is_found(
+    plant: Callable[[pytest.MonkeyPatch], None],
+    fault: Fault,
+    found_as: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scenario.bridge, "calls", Registry())
+    plant(monkeypatch)
+    _, found = sweep(fault, stride=11, behaviour=STUBBORN, polite=False)
+    assert any(found_as in promise for broken in found.values() for promise in broken)
+
+
+@given(st.integers(0, 2**30), st.integers(0, 2**30), st.sampled_from(FAULTS), st.integers(0, 3))
+@settings(max_examples=100)
+def test_a_second_fault_during_the_cleanup_of_the_first(
+    first: int, gap: int, second: Fault, seed: int
+) -> None:
+    """Whatever strikes while the call is taken down: nothing is left, one line says why."""
+    points = len(play(None, None, seed=seed).steps)
+    run = play("cancel", first % points, second=(second, gap % 40), seed=seed)
+    assert run.error is None
+    assert not run.guard_hit
+    assert run.live_calls == run.open_sessions == run.agent_streams_open == 0
+    assert len(run.outcomes) <= 1

@@ -126,5 +126,6 @@ FATAL: Final = {
     "non-ascii extensions",
     "non-ascii connection",
     "frames with the request",
+    "junk with the request",
     "bytes after a rejection",
 }

@@ -1,0 +1,25 @@
+"""Functions the agent may call, written by the users of bridge as plain Python.
+
+    from typing import Annotated
+
+    from bridge.functions import CallInfo, function
+
+    @function
+    async def book_table(
+        guests: int, hour: Annotated[int, "24-hour clock"], call: CallInfo
+    ) -> dict[str, int]:
+        \"\"\"Book a table for tonight.\"\"\"
+        number = await bookings.add(guests, hour, phone=call.caller)
+        return {"booking": number}
+
+The module is named in `config.toml` (`[functions] module = "my_functions"`). `registry` turns it
+into what the agent is told; `calls` runs what the agent asks for.
+"""
+
+from __future__ import annotations
+
+from bridge.functions.errors import FunctionError
+from bridge.functions.info import CallInfo
+from bridge.functions.registry import Function, Functions, function
+
+__all__ = ["CallInfo", "Function", "FunctionError", "Functions", "function"]

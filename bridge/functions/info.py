@@ -1,0 +1,22 @@
+"""The call, as a function sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+
+class CallInfo(msgspec.Struct, frozen=True):
+    """Facts of the phone call in which a function runs.
+
+    A function gets them in every parameter annotated `CallInfo`, whatever its name; the agent
+    neither sees nor fills it. `caller` and `called` are E.164 numbers, or "" when Twilio did not
+    say; `parameters` are the stream's custom parameters. All of it was sent by the network.
+    """
+
+    call_sid: str = ""
+    stream_sid: str = ""
+    caller: str = ""
+    called: str = ""
+    parameters: Mapping[str, str] = {}

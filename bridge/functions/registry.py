@@ -1,0 +1,236 @@
+"""The functions of a process: marked by a decorator, collected once, told to every agent.
+
+The decorator only leaves a note on the function. What it means is worked out when the functions
+are collected, so that a hint may name what the module defines further down, and two modules (or
+two tests) never meet in a global table.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any, Final, TypeVar, overload
+
+from bridge.functions.errors import FunctionError
+from bridge.functions.module import import_module
+from bridge.functions.parameters import Parameters, parameters_of
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# What the makers of the models take, and so what Deepgram passes on.
+_NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+
+_MARK: Final = "__bridge_function__"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `@function(...)` was given."""
+
+    name: str | None = None
+    deadline: float | None = None
+    defer_until_eot: bool = False
+
+
+@overload
+def function(implementation: F, /) -> F: ...
+
+
+@overload
+def function(
+    *, name: str | None = None, deadline: float | None = None, defer_until_eot: bool = False
+) -> Callable[[F], F]: ...
+
+
+def function(
+    implementation: F | None = None,
+    /,
+    *,
+    name: str | None = None,
+    deadline: float | None = None,
+    defer_until_eot: bool = False,
+) -> F | Callable[[F], F]:
+    """Mark a function, `async` or plain, as one the agent may call; it stays what it was.
+
+    The agent is told its name (or `name`), the first paragraph of its docstring, and its
+    parameters, by their type hints. What it returns is sent back as JSON; when it raises, the
+    agent hears only that it failed, since the words of an exception may hold secrets. To tell the
+    agent what went wrong, return it.
+
+    `deadline` is in seconds, 10 by default. An async function is cancelled then, like any Trio
+    code, and when the call ends or the agent no longer wants the answer. Trio cannot end a
+    function that shields itself: the call would wait for it, so do not shield without a deadline.
+
+    A plain function runs in a thread, and a thread cannot be ended from outside. When its time is
+    over it is abandoned: its result is thrown away, its effects are not, and it occupies one of
+    the threads there are for functions until it returns. Give whatever it waits for a timeout.
+
+    The agent may ask before the caller's turn is confirmed, and take it back. `defer_until_eot`
+    makes it wait for the end of the turn: set it for anything that cannot be undone.
+    https://developers.deepgram.com/docs/voice-agent-function-call-request
+
+    Raises FunctionError for what is not a function; the rest is checked when it is collected.
+    """
+    options = Options(name, deadline, defer_until_eot)
+
+    def mark(implementation: F) -> F:
+        if not isinstance(implementation, FunctionType):
+            raise FunctionError(
+                f"@function: expected a function, got {implementation!r:.80}; put @function or "
+                '@function(name="...") above a def or async def'
+            )
+        setattr(implementation, _MARK, options)
+        return implementation
+
+    return mark if implementation is None else mark(implementation)
+
+
+@dataclass(frozen=True)
+class Function:
+    """One function, ready to be told and called. `deadline` is in seconds, None for the default;
+    `source` says where it is written, for errors.
+    """
+
+    name: str
+    description: str
+    parameters: Parameters
+    implementation: Callable[..., Any]
+    source: str
+    deadline: float | None = None
+    defer_until_eot: bool = False
+
+    @classmethod
+    def of(cls, implementation: Callable[..., Any]) -> Function:
+        """Describe a function or bound method, marked by `@function` or not.
+
+        Raises FunctionError: one line that names the function and the remedy.
+        """
+        if not inspect.isfunction(implementation) and not inspect.ismethod(implementation):
+            raise FunctionError(f"expected a function, got {implementation!r:.80}; write a def")
+        options: Options = getattr(implementation, _MARK, Options())
+        source = f"{implementation.__module__}.{implementation.__qualname__}"
+        name = implementation.__name__ if options.name is None else options.name
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise FunctionError(
+                f"{source}: the agent takes no function called {name!r:.80}; give it "
+                "@function(name=...) of 1 to 64 letters a-z, digits, _ and -"
+            )
+        if options.deadline is not None and not _is_deadline(options.deadline):
+            raise FunctionError(
+                f"{source}: expected a deadline in seconds above 0, got {options.deadline!r:.80}; "
+                "write such as deadline=5.0"
+            )
+        if inspect.isgeneratorfunction(implementation) or inspect.isasyncgenfunction(
+            implementation
+        ):
+            raise FunctionError(
+                f"{source}: yields, and the agent takes one answer; return it instead"
+            )
+        return cls(
+            name=name,
+            description=_first_paragraph(implementation),
+            parameters=parameters_of(implementation, source),
+            implementation=implementation,
+            source=source,
+            deadline=options.deadline,
+            defer_until_eot=bool(options.defer_until_eot),
+        )
+
+    @property
+    def is_async(self) -> bool:
+        """Whether it runs on Trio's thread; the others get one of their own."""
+        return inspect.iscoroutinefunction(self.implementation)
+
+    def schema(self) -> dict[str, Any]:
+        """Its entry in `agent.think.functions` of the Settings; the caller's to keep.
+
+        https://developers.deepgram.com/docs/configure-voice-agent
+        """
+        entry: dict[str, Any] = {"name": self.name}
+        if self.description:
+            entry["description"] = self.description
+        entry["parameters"] = copy.deepcopy(self.parameters.schema)
+        if self.defer_until_eot:
+            entry["defer_until_eot"] = True
+        return entry
+
+
+class Functions:
+    """Functions by name, in the order they were written. Never changes; `+` makes a new one.
+
+    Raises FunctionError when two have the same name.
+    """
+
+    def __init__(self, functions: Iterable[Function] = ()) -> None:
+        self._by_name: dict[str, Function] = {}
+        for one in functions:
+            other = self._by_name.setdefault(one.name, one)
+            if other is not one:
+                raise FunctionError(
+                    f"{one.source}: {other.source} is called {one.name}, too; rename one of them, "
+                    "or give it @function(name=...)"
+                )
+
+    @classmethod
+    def of(cls, *implementations: Callable[..., Any]) -> Functions:
+        """The functions and bound methods given, marked or not. Raises FunctionError."""
+        return cls(map(Function.of, implementations))
+
+    @classmethod
+    def from_module(cls, name: str) -> Functions:
+        """Import a module as `python -m` would find it, blocking, and take what it marks with
+        `@function`, also what it imports from other modules.
+
+        The working directory goes to the front of `sys.path` and stays there, since functions
+        may import when they run. A module is imported once a process: an edit needs a restart.
+
+        Raises FunctionError when it cannot be imported, marks nothing, or a function is unfit.
+        """
+        module = import_module(name)
+        marked = {
+            id(value): value
+            for value in vars(module).values()
+            if isinstance(value, FunctionType) and isinstance(getattr(value, _MARK, None), Options)
+        }
+        if not marked:
+            raise FunctionError(
+                f"functions.module: {name} ({getattr(module, '__file__', None) or 'built in'}) "
+                "marks no function; put @function above one, or name another module"
+            )
+        return cls.of(*marked.values())
+
+    def get(self, name: str) -> Function | None:
+        """The function of this name, if there is one."""
+        return self._by_name.get(name)
+
+    def schemas(self) -> list[dict[str, Any]]:
+        """The list for `agent.think.functions` of the Settings; the caller's to keep."""
+        return [one.schema() for one in self]
+
+    def __add__(self, other: Functions) -> Functions:
+        return Functions([*self, *other])
+
+    def __iter__(self) -> Iterator[Function]:
+        return iter(self._by_name.values())
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __repr__(self) -> str:
+        return f"Functions({', '.join(self._by_name)})"
+
+
+def _is_deadline(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return 0 < value < math.inf
+
+
+def _first_paragraph(implementation: Callable[..., Any]) -> str:
+    paragraph, _, _ = (inspect.getdoc(implementation) or "").partition("\n\n")
+    return " ".join(paragraph.split())

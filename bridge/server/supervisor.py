@@ -1,0 +1,320 @@
+"""Several worker processes behind one address: `server.workers` > 1 under `bridge serve`.
+
+The parent binds and listens once; the workers inherit the sockets, and whichever is free first
+accepts a connection. The parent carries no calls. It starts workers, replaces one that dies, passes
+on the wish to stop, and sees to it that all of them have ended before it does.
+
+Between the parent and each worker there is a socket pair, the *lifeline*:
+
+- The worker writes a line when it serves, when it is asked to drain, and when to hurry: how many
+  seconds it may take to end, by the settings it has. The first line tells a start from a failed
+  start; the last is how long the parent waits before it kills.
+- When the parent dies, however it dies, the worker reads the end of the stream and drains.
+
+Wishes are signals, so that an operator can do by hand what the parent does: SIGTERM makes a worker
+drain, however often it comes, SIGINT ends its calls at once. (`kill` one worker with SIGTERM and it
+drains, ends, and a new one takes its place.) Workers are in process groups of their own: Ctrl-C in
+a terminal goes to the parent, which passes it on.
+
+`Supervisor` is the logic, and knows workers by what it can do with them; `ProcessWorker` is a real
+one.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Final, Protocol
+
+import trio
+from hypercorn.config import Config
+from hypercorn.utils import repr_socket_addr
+
+from bridge.config import Settings
+from bridge.log import get_logger
+from bridge.server.stopping import SLACK_SECONDS, StopSignals, hurry_at_most
+
+log = get_logger(__name__)
+
+# The module that a worker process runs.
+WORKER_MODULE: Final = "bridge.server.worker_process"
+
+# How long a worker may take from its start to its first line. A busy machine needs seconds to
+# import a web framework; a worker that hangs would otherwise never be replaced.
+START_SECONDS: Final = 60.0
+
+# When so many starts in a row have failed and no worker serves, there will be no server.
+START_TRIES: Final = 3
+
+# Before a worker that died is replaced: twice as long each time, so that one that dies on arrival
+# does not keep the machine busy, and from the beginning once one has served for a while.
+FIRST_DELAY: Final = 0.5
+LONGEST_DELAY: Final = 30.0
+SERVED_WELL_SECONDS: Final = 60.0
+
+# A report is a number of seconds.
+REPORT_BYTES: Final = 64
+
+# What a killed process may take to be gone. Nothing is waited for any longer.
+KILL_SECONDS: Final = 5.0
+
+
+class Worker(Protocol):
+    """A worker as the supervisor knows it."""
+
+    @property
+    def pid(self) -> int: ...
+
+    async def wait(self) -> int:
+        """Wait until it has ended; its exit status, negative for a signal."""
+        ...
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, if it is still there."""
+        ...
+
+    async def report(self) -> float | None:
+        """What it says next on its lifeline: how many seconds it may take to end. None for the end
+        of the lifeline."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the lifeline."""
+        ...
+
+
+class _Charge:
+    """A worker under supervision. `serving_since` is None until its first report."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.serving_since: float | None = None
+        self.seconds_to_end = 0.0
+        # Its deadline passes when the worker has had the time it may take for what it is doing.
+        self.time = trio.CancelScope(deadline=trio.current_time() + START_SECONDS)
+
+
+class Supervisor:
+    """Keeps `count` workers running, until it is asked to end them all.
+
+    `start` starts one, or raises OSError. `hurry_seconds` is what a worker in a hurry may take; one
+    that hangs does not say so itself.
+    """
+
+    def __init__(
+        self, start: Callable[[], Awaitable[Worker]], count: int, *, hurry_seconds: float
+    ) -> None:
+        self._start = start
+        self._count = count
+        self._hurry_seconds = hurry_seconds
+        self._charges: set[_Charge] = set()
+        self._stopping = trio.Event()
+        self._hurried = False
+        self._failed_starts = 0
+        self._status = 0
+
+    def drain(self, why: str) -> None:
+        """Ask all workers to drain, and start no more. Idempotent."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            log.info("draining the workers", why=why, workers=len(self._charges))
+            for charge in self._charges:
+                self._ask(charge)
+
+    def hurry(self, why: str) -> None:
+        """Ask all workers to end at once, and start no more. Idempotent."""
+        if not self._hurried:
+            self._hurried = True
+            self._stopping.set()
+            log.info("hurrying the workers", why=why, workers=len(self._charges))
+            for charge in self._charges:
+                self._ask(charge)
+
+    async def run(self) -> int:
+        """Supervise until all workers have ended, because that was asked for, or because none can
+        be started. Returns the exit status: 0 after `drain` and `hurry`, else the worker's.
+
+        Cancelled, it lets go of the workers' lifelines: they drain, and nobody waits for them.
+        """
+        async with trio.open_nursery() as nursery:
+            for _ in range(self._count):
+                nursery.start_soon(self._keep_one_running)
+        return self._status
+
+    async def _keep_one_running(self) -> None:
+        delay = FIRST_DELAY
+        while not self._stopping.is_set():
+            served = await self._run_one()
+            if served >= SERVED_WELL_SECONDS:
+                delay = FIRST_DELAY
+            if not self._stopping.is_set():
+                log.info("starting another worker", in_seconds=delay)
+                with trio.move_on_after(delay):
+                    await self._stopping.wait()
+            delay = min(2 * delay, LONGEST_DELAY)
+
+    async def _run_one(self) -> float:
+        """Start a worker and see it through to its end; for how many seconds it has served."""
+        try:
+            charge = _Charge(await self._start())
+        except OSError as error:
+            # No memory, no processes, no descriptors: what may be over in a while.
+            log.error("a worker cannot be started", error=str(error))
+            self._start_failed(1)
+            return 0.0
+        worker = charge.worker
+        log.info("worker started", pid=worker.pid)
+        self._charges.add(charge)
+        try:
+            if self._stopping.is_set():
+                self._ask(charge)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._listen, charge)
+                status = await self._outlive(charge)
+                nursery.cancel_scope.cancel(reason="the worker has ended")
+        finally:
+            self._charges.discard(charge)
+            worker.close()
+        expected = status == 0 or self._stopping.is_set()
+        (log.info if expected else log.error)("worker ended", pid=worker.pid, status=status)
+        if charge.serving_since is not None:
+            return trio.current_time() - charge.serving_since
+        if not self._stopping.is_set():
+            self._start_failed(status)
+        return 0.0
+
+    def _start_failed(self, status: int) -> None:
+        self._failed_starts += 1
+        serving = any(charge.serving_since is not None for charge in self._charges)
+        if self._failed_starts >= START_TRIES and not serving:
+            # As a shell reports it; and an end without ever a server is no success.
+            self._status = 128 - status if status < 0 else status or 1
+            self.drain(f"{self._failed_starts} starts in a row have failed")
+
+    async def _listen(self, charge: _Charge) -> None:
+        while (seconds := await charge.worker.report()) is not None:
+            charge.seconds_to_end = seconds
+            if charge.serving_since is not None:
+                self._allow(charge, seconds)
+                continue
+            charge.serving_since = trio.current_time()
+            charge.time.deadline = float("inf")
+            self._failed_starts = 0
+            log.info("worker serves", pid=charge.worker.pid)
+            if self._stopping.is_set():
+                # It may not have been told, or not to hurry.
+                self._ask(charge)
+
+    async def _outlive(self, charge: _Charge) -> int:
+        worker = charge.worker
+        with charge.time:
+            return await worker.wait()
+        log.error("a worker has had its time and is killed", pid=worker.pid)
+        worker.signal(signal.SIGKILL)
+        with trio.move_on_after(KILL_SECONDS):
+            return await worker.wait()
+        # In a system call that cannot be interrupted. The kernel ends it when it can.
+        log.error("a killed worker does not end", pid=worker.pid)
+        return -signal.SIGKILL
+
+    def _ask(self, charge: _Charge) -> None:
+        if charge.serving_since is None:
+            # No calls to end. While it does not handle signals yet, this ends it without a
+            # traceback; if it hangs instead, the deadline of its start does.
+            charge.worker.signal(signal.SIGTERM)
+        elif self._hurried:
+            charge.worker.signal(signal.SIGINT)
+            self._allow(charge, self._hurry_seconds)
+        else:
+            charge.worker.signal(signal.SIGTERM)
+            self._allow(charge, charge.seconds_to_end)
+
+    def _allow(self, charge: _Charge, seconds: float) -> None:
+        """Let a worker that was asked to end have so much time from now on."""
+        if self._stopping.is_set():
+            charge.time.deadline = trio.current_time() + seconds + SLACK_SECONDS
+
+
+class ProcessWorker:
+    """A worker in a process of its own, and our end of its lifeline."""
+
+    def __init__(self, process: trio.Process, lifeline: trio.SocketStream) -> None:
+        self._process = process
+        self._lifeline = lifeline
+        self._received = bytearray()
+
+    @classmethod
+    async def start(cls, listening: Sequence[socket.socket]) -> ProcessWorker:
+        """Start a worker that serves on these sockets. Raises OSError.
+
+        It gets its settings as we got ours, from the environment and the file named there; on its
+        command line are numbers of descriptors.
+        """
+        ours, theirs = socket.socketpair()
+        # Closed here once the process has it: then our end tells when the process is gone.
+        with theirs:
+            descriptors = [one.fileno() for one in (theirs, *listening)]
+            try:
+                process = await trio.lowlevel.open_process(
+                    [sys.executable, "-m", WORKER_MODULE, *map(str, descriptors)],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=descriptors,
+                    process_group=0,
+                )
+            except BaseException:
+                ours.close()
+                raise
+        ours.setblocking(False)
+        return cls(process, trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def wait(self) -> int:
+        return await self._process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    async def report(self) -> float | None:
+        while b"\n" not in self._received:
+            try:
+                received = await self._lifeline.receive_some(REPORT_BYTES)
+            except trio.BrokenResourceError:
+                return None
+            self._received += received
+            if not received or len(self._received) > REPORT_BYTES:
+                return None
+        line, _, self._received = self._received.partition(b"\n")
+        return float(line)
+
+    def close(self) -> None:
+        self._lifeline.socket.close()
+
+
+async def supervise(config: Config, settings: Settings, signals: StopSignals) -> int:
+    """Serve with `server.workers` processes until `signals` end it, or no worker can be started.
+
+    Returns the exit status. Raises OSError when an address cannot be bound.
+    """
+    with ExitStack() as stack:
+        listening = config.create_sockets().insecure_sockets
+        for one in listening:
+            stack.enter_context(one)
+        for one in listening:
+            one.listen(config.backlog)
+            address = repr_socket_addr(one.family, one.getsockname())
+            log.info("listening", address=f"http://{address}", workers=settings.server.workers)
+        supervisor = Supervisor(
+            partial(ProcessWorker.start, listening),
+            settings.server.workers,
+            hurry_seconds=hurry_at_most(settings),
+        )
+        signals.tell(supervisor)
+        return await supervisor.run()

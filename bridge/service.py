@@ -1,0 +1,170 @@
+"""What all calls of one application share: settings, secrets, functions, metrics, who is live.
+
+The web application asks it; each `Call` is built here and knows nothing of the others.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from contextlib import AbstractAsyncContextManager
+from typing import Final
+
+import trio
+
+from bridge import log as logs
+from bridge.agent.session import AgentSession, OpenStream, open_session
+from bridge.agent.settings import settings_message
+from bridge.call import Call, CallReport, GoodbyeBy
+from bridge.config import ConfigError, Secrets, Settings, check_startup, warnings_for
+from bridge.config_file import ConfigFile, SettingsSource, config_path
+from bridge.functions import CallInfo, FunctionError, Functions
+from bridge.metrics import Metrics
+from bridge.outcome import Outcome
+from bridge.registry import Registry
+from bridge.twilio.media_stream import MediaStream
+
+log = logs.get_logger(__name__)
+
+# How many ended calls are remembered for the webhook that follows each within a second or so.
+ENDED_CALLS: Final = 10_000
+
+
+class Bridge:
+    """What all calls of one application share: where settings come from, and what is remembered.
+
+    `config` None means the file that BRIDGE_CONFIG names, `secrets` None the environment; both are
+    looked at by `prepare`, not before, so that importing the application never fails.
+    `open_stream` replaces the TCP connection to the agent, for tests without sockets.
+    """
+
+    def __init__(
+        self,
+        config: SettingsSource | None = None,
+        secrets: Secrets | None = None,
+        open_stream: OpenStream | None = None,
+    ) -> None:
+        self._config = config
+        self._secrets = secrets
+        self._open_stream = open_stream
+        self._settings = Settings()
+        self._prepared = False
+        self._functions = Functions(())
+        self._functions_module = ""
+        self.calls = Registry()
+        self.metrics = Metrics()
+        self.draining = False
+        self._ended: OrderedDict[str, Outcome] = OrderedDict()
+
+    def prepare(self) -> Settings:
+        """Read settings and secrets, set up logging; the first time, that is.
+
+        Raises ConfigError with one line that says what to do.
+        """
+        if self._config is None:
+            self._config = ConfigFile(config_path())
+        if self._secrets is None:
+            self._secrets = Secrets.from_environment()
+        settings = self._settings = self._config.load()
+        if not self._prepared:
+            check_startup(settings, self._secrets)
+            logs.configure(settings.logging, secrets=self._secrets)
+            for warning in warnings_for(settings):
+                log.warning(warning)
+            try:
+                self._load_functions(settings.functions.module)
+            except FunctionError as error:
+                raise ConfigError(str(error)) from error
+            self._prepared = True
+        return settings
+
+    async def settings(self) -> Settings:
+        """The settings for a call that begins now."""
+        assert self._config is not None
+        settings = await self._config.current()
+        if settings.functions.module != self._functions_module:
+            # A thread, because importing may do anything.
+            try:
+                await trio.to_thread.run_sync(self._load_functions, settings.functions.module)
+            except FunctionError as error:
+                self._functions_module = settings.functions.module
+                log.error("functions not loaded, the last ones stay", reason=str(error))
+        self._settings = settings
+        return settings
+
+    def _load_functions(self, module: str) -> None:
+        self._functions = Functions.from_module(module) if module else Functions(())
+        self._functions_module = module
+
+    def settings_now(self) -> Settings:
+        """The settings last read: for those who cannot wait for a file."""
+        return self._settings
+
+    @property
+    def full(self) -> bool:
+        """Whether there are as many calls as there may be."""
+        return len(self.calls) >= self._settings.server.max_calls
+
+    def begin_drain(self) -> None:
+        """Take no new calls from now on; live ones go on."""
+        self.draining = True
+
+    def wind_down(self) -> None:
+        """Let the agent of every live call say goodbye, then end it; each has its own deadline."""
+        for call in self.calls:
+            call.wind_down(Outcome.SERVER_SHUTDOWN, "the server is stopping")
+
+    def end_calls(self) -> None:
+        """End every live call now, cleanly."""
+        for call in self.calls:
+            call.end(Outcome.SERVER_SHUTDOWN, "the server is stopping")
+
+    async def run_call(self, phone: MediaStream, settings: Settings) -> None:
+        """Carry one call from its socket's first message to its last."""
+        secrets, functions = self._secrets, self._functions
+        assert secrets is not None
+
+        def open_agent(
+            nursery: trio.Nursery, info: CallInfo, *, close_by: GoodbyeBy
+        ) -> AbstractAsyncContextManager[AgentSession]:
+            return open_session(
+                nursery,
+                settings.deepgram.url,
+                key=secrets.deepgram_api_key,
+                settings=settings_message(settings.agent, functions.schemas()),
+                timeout=settings.deepgram.connect_timeout,
+                close_by=close_by,
+                open_stream=self._open_stream,
+            )
+
+        call = Call(
+            phone,
+            open_agent,
+            functions,
+            frame_ms=settings.call.frame_ms,
+            start_timeout=settings.call.start_timeout,
+            teardown_seconds=settings.call.teardown_seconds,
+        )
+        self.metrics.call_began()
+        try:
+            with self.calls.carrying(call):
+                await call.run()
+        finally:
+            self._record(call.report)
+
+    def outcome_of(self, call_sid: str) -> Outcome | None:
+        """How a call that was carried here ended, if it did and not too many others since."""
+        return self._ended.get(call_sid)
+
+    def _record(self, report: CallReport) -> None:
+        assert report.outcome is not None
+        metrics = self.metrics
+        metrics.call_ended(report.outcome, report.seconds, report.teardown_seconds)
+        if report.setup_seconds is not None:
+            metrics.setup(report.setup_seconds)
+        for seconds in report.barge_in_seconds:
+            metrics.barge_in(seconds)
+        metrics.audio_dropped("uplink", report.dropped_bytes)
+        if report.info is not None:
+            self._ended[report.info.call_sid] = report.outcome
+            while len(self._ended) > ENDED_CALLS:
+                self._ended.popitem(last=False)

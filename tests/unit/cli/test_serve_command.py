@@ -1,0 +1,149 @@
+"""`bridge serve`: what it takes from the command line, and how it refuses to start."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bridge.server.serve
+import bridge.web
+from bridge.cli import main
+
+LOCAL = '[server]\nbind = "127.0.0.1:0"\n[deepgram]\nurl = "ws://127.0.0.1:9/"\n'
+KEY = "dg-key-5EC237-0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A working directory and an environment of its own, and an application nobody has started."""
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.startswith(("BRIDGE_", "DEEPGRAM_", "TWILIO_")):
+            monkeypatch.delenv(name)
+    # The command writes it: so that it is taken back.
+    monkeypatch.setenv("BRIDGE_CONFIG", "")
+    monkeypatch.setattr(bridge.web, "app", bridge.web.create_app())
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Stands in for the server: the addresses it was to listen on."""
+    binds: list[list[str]] = []
+
+    async def serve(app: Any, config: Any) -> None:
+        binds.append(config.bind)
+
+    monkeypatch.setattr(bridge.server.serve, "serve", serve)
+    return binds
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, list[str]]:
+    """The exit code, and the lines on standard error; standard output is for results."""
+    monkeypatch.setattr(sys, "argv", ["bridge", "serve", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code, output.err.splitlines()
+
+
+def test_the_address_is_the_configurations(monkeypatch, capsys, served):
+    Path("config.toml").write_text(LOCAL)
+    assert run(monkeypatch, capsys) == (0, [])
+    assert served == [["127.0.0.1:0"]]
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1:5001", "[::1]:5000", "0.0.0.0:80"])
+def test_bind_is_instead_of_the_configurations(monkeypatch, capsys, served, bind):
+    Path("config.toml").write_text(LOCAL)
+    assert run(monkeypatch, capsys, "--bind", bind) == (0, [])
+    assert served == [[bind]]
+
+
+def test_config_is_instead_of_the_environments(monkeypatch, capsys, served):
+    Path("this.toml").write_text(LOCAL.replace(":0", ":5001"))
+    Path("that.toml").write_text("nonsense")
+    monkeypatch.setenv("BRIDGE_CONFIG", "that.toml")
+    assert run(monkeypatch, capsys, "--config", "this.toml") == (0, [])
+    assert served == [["127.0.0.1:5001"]]
+
+
+def test_the_environment_is_instead_of_the_working_directorys(monkeypatch, capsys, served):
+    Path("config.toml").write_text("nonsense")
+    Path("that.toml").write_text(LOCAL)
+    monkeypatch.setenv("BRIDGE_CONFIG", "that.toml")
+    assert run(monkeypatch, capsys) == (0, [])
+    assert served == [["127.0.0.1:0"]]
+
+
+def test_a_key_the_version_does_not_act_on_is_mentioned_once(monkeypatch, capsys, served):
+    Path("config.toml").write_text(LOCAL + "[call]\nidle_seconds = 20\n")
+    code, lines = run(monkeypatch, capsys)
+    assert code == 0
+    assert served == [["127.0.0.1:0"]]
+    (line,) = lines
+    assert "call.idle_seconds" in line
+    assert "no effect" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "words"),
+    [
+        (None, {}, ["config.toml", "no such file", "BRIDGE_CONFIG"]),
+        ("", {}, ["DEEPGRAM_API_KEY", "not set", "bridge agent"]),
+        ("", {"DEEPGRAM_API_KEY": f"{KEY}\nX-Evil: 1"}, ["DEEPGRAM_API_KEY", "set it again"]),
+        ("", {"TWILIO_AUTH_TOKEN": f"{KEY}\x07"}, ["TWILIO_AUTH_TOKEN", "set it again"]),
+        ("[call", {}, ["config.toml: line 1", "not valid TOML"]),
+        ("[call]\nframe_mss = 1\n", {}, ["call.frame_mss", "did you mean frame_ms?"]),
+        ("[server]\nbind = '5000'\n", {}, ["server.bind", "0.0.0.0:5000"]),
+        ("[server]\nbind = '0.0.0.0:99999'\n", {}, ["server.bind", "0 to 65535"]),
+        ('x = "\x1b[31m\\u202e"', {}, ["config.toml"]),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(monkeypatch, capsys, served, text, environment, words):
+    """Exit code 2, nothing is served, and no control character or secret reaches the terminal."""
+    if text is not None:
+        Path("config.toml").write_text(text)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    code, lines = run(monkeypatch, capsys)
+    assert code == 2
+    assert served == []
+    (line,) = lines
+    assert line.startswith("bridge: ")
+    assert line.isprintable()
+    assert [word for word in words if word not in line] == []
+    assert KEY not in line
+
+
+def test_an_address_in_use_is_a_failure(monkeypatch, capsys):
+    """The real server: it says which address, and why."""
+    Path("config.toml").write_text(LOCAL)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        bind = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, lines = run(monkeypatch, capsys, "--bind", bind)
+    assert code == 1
+    (line,) = lines
+    assert line.startswith(f"bridge: cannot listen on {bind}: ")
+
+
+# The same addresses in config.toml are refused (see above); the option goes to hypercorn unchecked.
+# 99999 ends in a traceback (OverflowError), an empty address serves on 0.0.0.0:8000.
+@pytest.mark.xfail(strict=True, reason="bridge.cli.serve: --bind is not checked as server.bind is")
+@pytest.mark.parametrize("bind", ["127.0.0.1:99999", "nonsense", ""])
+def test_a_bind_that_is_no_address_is_wrong_usage(monkeypatch, capsys, served, bind):
+    Path("config.toml").write_text(LOCAL)
+    code, lines = run(monkeypatch, capsys, "--bind", bind)
+    assert code == 2
+    assert served == []
+    assert "--bind" in lines[-1]

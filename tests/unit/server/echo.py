@@ -1,0 +1,79 @@
+"""A small application under `DirectWebsocketConnection`, for tests of what is below it."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import trio
+from quart import Response, request, websocket
+from quart_trio import QuartTrio
+
+from bridge.server.media_socket import DirectWebsocketConnection, QuartMediaSocket
+from bridge.twilio.media_stream import PhoneGone
+
+
+class Echo:
+    """`/ws` sends back what it hears, `/rejected` answers 503, `/flood` sends until it is told
+    that the peer is gone, and `/deaf` never reads and returns when `leave` is set.
+
+    `told` says when handlers were told of a disconnect, in seconds of Trio's clock.
+    """
+
+    def __init__(self) -> None:
+        self.app = QuartTrio("echo")
+        self.app.asgi_websocket_class = DirectWebsocketConnection
+        self.told: list[float] = []
+        self.somebody_told = trio.Event()
+        self.leave = trio.Event()
+        # How long the sender of `/flood` tries, each time, in seconds.
+        self.send_timeout = float("inf")
+        self.app.websocket("/ws")(self.echo)
+        self.app.websocket("/rejected")(self.rejected)
+        self.app.websocket("/flood")(self.flood)
+        self.app.websocket("/deaf")(self.deaf)
+        self.app.route("/", methods=["GET", "POST"])(self.index)
+
+    async def accept(self) -> QuartMediaSocket:
+        await websocket.accept()
+        return QuartMediaSocket(cast("Any", websocket)._get_current_object())
+
+    async def echo(self) -> None:
+        socket = await self.accept()
+        try:
+            while True:
+                message = await socket.receive()
+                await socket.send(message if isinstance(message, str) else message.decode())
+        except PhoneGone:
+            self._is_told()
+
+    async def flood(self) -> None:
+        socket = await self.accept()
+
+        async def keep_sending() -> None:
+            while True:
+                with trio.move_on_after(self.send_timeout):
+                    await socket.send("x" * 3200)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_sending)
+            try:
+                while True:
+                    await socket.receive()
+            except PhoneGone:
+                self._is_told()
+                nursery.cancel_scope.cancel(reason="the peer is gone")
+
+    async def deaf(self) -> None:
+        await self.accept()
+        await self.leave.wait()
+
+    async def rejected(self) -> Response:
+        return Response("busy", status=503)
+
+    async def index(self) -> str:
+        await request.get_data()
+        return "ok"
+
+    def _is_told(self) -> None:
+        self.told.append(trio.current_time())
+        self.somebody_told.set()
