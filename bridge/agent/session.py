@@ -40,6 +40,10 @@ RECEIVE_BYTES: Final = 64 * 1024
 # Far above any message seen (a long History item); a larger one closes the session with 1009.
 MAX_MESSAGE_BYTES: Final = 1024 * 1024
 
+# How long the agent may not read while we write. Long before, the caller's audio has begun to be
+# dropped; an agent that deaf is lost.
+SEND_TIMEOUT: Final = 5.0
+
 OpenStream = Callable[[SplitResult], Awaitable[trio.abc.Stream]]
 
 
@@ -77,6 +81,8 @@ _REMEDIES: Final = {
     429: "the Deepgram project has as many sessions open as it may",
 }
 
+_DEAF: Final = f"the agent has not read what was sent for {SEND_TIMEOUT:g} s"
+
 # RFC 6455, section 7.4.1: the codes with which a peer that is content says goodbye.
 _CLEAN_CODES: Final = frozenset({1000, 1005})
 
@@ -88,10 +94,17 @@ class AgentSession:
     `receive` loses nothing; cancelling a send ends the session.
     """
 
-    def __init__(self, connection: trio_websocket.WebSocketConnection, reader: _Reader) -> None:
+    def __init__(
+        self,
+        connection: trio_websocket.WebSocketConnection,
+        stream: trio.abc.Stream,
+        reader: _Reader,
+    ) -> None:
         self._connection = connection
+        self._stream = stream
         self._reader = reader
         self._sends_underway = 0
+        self._deaf = False
         # What came in one batch with SettingsApplied, and behind it: already the conversation.
         self._early: list[messages.Message | bytes] = []
         self.bad_messages = 0
@@ -149,15 +162,23 @@ class AgentSession:
 
     async def _send(self, data: str | bytes) -> None:
         self._sends_underway += 1
-        try:
-            await self._connection.send_message(data)
-        except trio_websocket.ConnectionClosed as closed:
+        with trio.move_on_after(SEND_TIMEOUT) as patience:
+            try:
+                await self._connection.send_message(data)
+            except trio_websocket.ConnectionClosed as closed:
+                self._sends_underway -= 1
+                raise self._closed(closed) from self._reader.error
             self._sends_underway -= 1
-            raise self._closed(closed) from self._reader.error
-        self._sends_underway -= 1
+        if patience.cancelled_caught:
+            self._deaf = True
+            # The reader, which may be waiting for ever, hears of it by this.
+            await _discard(self._stream)
+            raise AgentClosed(_DEAF, clean=False)
 
     def _closed(self, closed: trio_websocket.ConnectionClosed) -> AgentClosed:
         reason = closed.reason
+        if self._deaf:
+            return AgentClosed(_DEAF, clean=False)
         if self._reader.error is not None:
             return AgentClosed(f"the connection broke: {self._reader.error!r}", clean=False)
         if reason is None or reason.code == 1006:
@@ -165,13 +186,15 @@ class AgentSession:
         words = f"closed with {reason.code}" + (f" ({reason.reason})" if reason.reason else "")
         return AgentClosed(words, clean=reason.code in _CLEAN_CODES)
 
-    async def _close(self, stream: trio.abc.Stream, close_by: Callable[[], float]) -> None:
-        # The shield lets the goodbye be said although the call is cancelled; the deadline ends it
-        # whether the agent answers or not.
-        with trio.CancelScope(shield=True, deadline=close_by()):
-            if not self._sends_underway:
-                await self._connection.aclose()
-        await _discard(stream)
+    async def _close(self, close_by: Callable[[], float]) -> None:
+        try:
+            # The shield lets the goodbye be said although the call is cancelled; the deadline ends
+            # it whether the agent answers or not.
+            with trio.CancelScope(shield=True, deadline=close_by()):
+                if not self._sends_underway:
+                    await self._connection.aclose()
+        finally:
+            await _discard(self._stream)
 
 
 class _Reader:
@@ -247,8 +270,8 @@ async def open_session(
         yield session
     finally:
         try:
-            if session is not None and stream is not None:
-                await session._close(stream, close_by)
+            if session is not None:
+                await session._close(close_by)
             elif stream is not None:
                 await _discard(stream)
         finally:
@@ -301,7 +324,7 @@ async def _handshake(
             receive_buffer_size=RECEIVE_BYTES,
         )
     if connection is not None:
-        return AgentSession(connection, reader)
+        return AgentSession(connection, stream, reader)
     if isinstance(reader.error, trio_websocket.ConnectionRejected):
         status = reader.error.status_code
         remedy = _REMEDIES.get(status, "an answer that is not a websocket")

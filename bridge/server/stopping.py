@@ -14,9 +14,9 @@ a load balancer's probes get 503. `StopSignals` turns SIGTERM and SIGINT into it
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from time import monotonic
 from types import FrameType
 from typing import Any, Final, Protocol
 
@@ -240,7 +240,7 @@ class StopSignals:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         # A signal handler: it runs between any two instructions of the main thread.
         # By the real clock: what comes before Trio runs counts, too.
-        self._received.append((signal.Signals(number), time.monotonic()))
+        self._received.append((signal.Signals(number), monotonic()))
         if self._listener is not None:
             with suppress(trio.RunFinishedError):
                 self._listener[0].run_sync_soon(self._pass_on)

@@ -74,7 +74,7 @@ class Worker(Protocol):
         """Wait until it has ended; its exit status, negative for a signal."""
         ...
 
-    def signal(self, number: signal.Signals) -> None:
+    def send_signal(self, number: signal.Signals) -> None:
         """Send it a signal, if it is still there."""
         ...
 
@@ -215,7 +215,7 @@ class Supervisor:
         with charge.time:
             return await worker.wait()
         log.error("a worker has had its time and is killed", pid=worker.pid)
-        worker.signal(signal.SIGKILL)
+        worker.send_signal(signal.SIGKILL)
         with trio.move_on_after(KILL_SECONDS):
             return await worker.wait()
         # In a system call that cannot be interrupted. The kernel ends it when it can.
@@ -226,12 +226,12 @@ class Supervisor:
         if charge.serving_since is None:
             # No calls to end. While it does not handle signals yet, this ends it without a
             # traceback; if it hangs instead, the deadline of its start does.
-            charge.worker.signal(signal.SIGTERM)
+            charge.worker.send_signal(signal.SIGTERM)
         elif self._hurried:
-            charge.worker.signal(signal.SIGINT)
+            charge.worker.send_signal(signal.SIGINT)
             self._allow(charge, self._hurry_seconds)
         else:
-            charge.worker.signal(signal.SIGTERM)
+            charge.worker.send_signal(signal.SIGTERM)
             self._allow(charge, charge.seconds_to_end)
 
     def _allow(self, charge: _Charge, seconds: float) -> None:
@@ -279,7 +279,7 @@ class ProcessWorker:
     async def wait(self) -> int:
         return await self._process.wait()
 
-    def signal(self, number: signal.Signals) -> None:
+    def send_signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
     async def report(self) -> float | None:
@@ -292,7 +292,10 @@ class ProcessWorker:
             if not received or len(self._received) > REPORT_BYTES:
                 return None
         line, _, self._received = self._received.partition(b"\n")
-        return float(line)
+        try:
+            return float(line)
+        except ValueError:
+            return None  # another version's worker, after an update in place
 
     def close(self) -> None:
         self._lifeline.socket.close()

@@ -154,7 +154,7 @@ def leak_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
 def leave_the_session_open(monkeypatch: pytest.MonkeyPatch) -> None:
     """Say goodbye to the agent only if the call was not cancelled."""
 
-    async def close(self: AgentSession, stream: trio.abc.Stream, close_by: object) -> None:
+    async def close(self: AgentSession, close_by: object) -> None:
         await trio.lowlevel.checkpoint()
         await self._connection.aclose()
 

@@ -6,6 +6,7 @@ builder writes. No call is carried here.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 from xml.etree import ElementTree
 
@@ -18,8 +19,8 @@ from twilio.twiml.voice_response import Connect, VoiceResponse
 
 from bridge.config_file import FixedConfig
 from bridge.outcome import Outcome
-from bridge.simulator.twiml import ConnectStream, Hangup, Say, Verb, read_twiml
-from bridge.web import create_app
+from bridge.simulator.twiml import ConnectStream, Hangup, Redirect, Say, Verb, read_twiml
+from bridge.web import BUSY, create_app
 from tests.world import SECRETS, settings
 
 NGROK = "3f2a-198-51-100-7.ngrok-free.app"
@@ -284,6 +285,40 @@ async def test_a_parameter_is_cut_at_twilios_limit_and_not_before(
     for sent in (longest, longest + character, character * 2000):
         verb = await connecting("/incoming-call", {**FORM, field: sent})
         assert dict(verb.parameters) == {**FORM, field: longest}
+
+
+# ---- when there is no room ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reason", ["draining", "full"])
+async def test_a_call_too_many_hears_busy_and_never_silence(reason: str) -> None:
+    tables = {"server": {"max_calls": 1}}
+    for more, expected in (
+        ({}, [Say(BUSY), Hangup()]),
+        (
+            {"overflow_url": "https://example.com/busy.xml?a=1&b=2"},
+            [Redirect("https://example.com/busy.xml?a=1&b=2", "POST")],
+        ),
+    ):
+        app = application(server={**tables["server"], **more})
+        bridge = app.extensions["bridge"]
+        bridge.prepare()
+        with ExitStack() as stack:
+            if reason == "draining":
+                bridge.begin_drain()
+            else:
+                stack.enter_context(bridge.calls.carrying(object()))
+            assert await verbs("/incoming-call", FORM, app=app) == expected
+            response = await ask("/readyz", app=app, method="GET")
+            assert response.status_code == 503
+            assert reason in await response.get_data(as_text=True)
+            # What is on goes on.
+            assert await verbs("/call-ended", FORM, app=app) == [Hangup()]
+            assert (await ask("/healthz", app=app, method="GET")).status_code == 200
+
+
+async def test_a_server_with_room_is_ready() -> None:
+    assert (await ask("/readyz", method="GET")).status_code == 200
 
 
 # ---- what comes after the agent -----------------------------------------------------------------

@@ -28,6 +28,7 @@ from wsproto.events import (
 
 from bridge.agent import messages
 from bridge.agent.session import (
+    SEND_TIMEOUT,
     AgentClosed,
     AgentFailed,
     AgentSession,
@@ -453,6 +454,57 @@ async def test_a_ping_in_the_middle_of_the_goodbye_cancels_nobody(autojump_clock
     await trio.lowlevel.checkpoint()
     reached = True
     assert reached
+
+
+async def test_an_agent_that_does_not_read_is_lost_in_time(autojump_clock: Clock) -> None:
+    """Both tasks of the call hear of it: the one that sends and the one that receives."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    peer = Peer(theirs)
+    pump = ours.send_stream.send_all_hook
+    assert pump is not None
+    full = False
+
+    async def fill() -> None:
+        if full:
+            await trio.sleep_forever()
+        await pump()
+
+    ours.send_stream.send_all_hook = fill
+
+    async def open_stream(target: SplitResult) -> trio.abc.Stream:
+        return ours
+
+    heard: list[str] = []
+    async with trio.open_nursery() as world:
+        world.start_soon(peer.settle)
+        async with (
+            trio.open_nursery() as call,
+            open_session(
+                call,
+                "ws://agent.test/",
+                key="",
+                settings="{}",
+                timeout=CONNECT,
+                close_by=lambda: trio.current_time() + CLOSE,
+                open_stream=open_stream,
+            ) as agent,
+        ):
+
+            async def receive() -> None:
+                try:
+                    await receive_for_ever(agent)
+                except AgentClosed as error:
+                    heard.append(str(error))
+
+            call.start_soon(receive)
+            await trio.testing.wait_all_tasks_blocked()
+            full = True
+            began = trio.current_time()
+            with pytest.raises(AgentClosed, match="not read what was sent for 5 s"):
+                await agent.send_audio(b"x" * 480)
+            assert trio.current_time() - began == pytest.approx(SEND_TIMEOUT)
+    assert heard == ["the agent has not read what was sent for 5 s"]
+    assert trio.current_time() - began == pytest.approx(SEND_TIMEOUT)
 
 
 async def test_after_a_cancelled_send_there_is_no_goodbye(autojump_clock: Clock) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import bridge.config
 import bridge.server.serve
 import bridge.web
 from bridge.cli import main
@@ -35,10 +35,10 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Stands in for the server: the addresses it was to listen on."""
     binds: list[list[str]] = []
 
-    async def serve(app: Any, config: Any) -> None:
+    async def serve(app: Any, config: Any, *_: Any) -> None:
         binds.append(config.bind)
 
-    monkeypatch.setattr(bridge.server.serve, "serve", serve)
+    monkeypatch.setattr(bridge.server.serve, "run", serve)
     return binds
 
 
@@ -85,6 +85,7 @@ def test_the_environment_is_instead_of_the_working_directorys(monkeypatch, capsy
 
 
 def test_a_key_the_version_does_not_act_on_is_mentioned_once(monkeypatch, capsys, served):
+    monkeypatch.setattr(bridge.config, "NOT_YET", ("call.idle_seconds",))
     Path("config.toml").write_text(LOCAL + "[call]\nidle_seconds = 20\n")
     code, lines = run(monkeypatch, capsys)
     assert code == 0
@@ -124,17 +125,20 @@ def test_what_is_wrong_is_said_in_one_line(monkeypatch, capsys, served, text, en
     assert KEY not in line
 
 
-def test_an_address_in_use_is_a_failure(monkeypatch, capsys):
-    """The real server: it says which address, and why."""
+def test_an_address_that_cannot_be_bound_is_a_failure(monkeypatch, capsys):
+    """It says which address, and why, however deep in exception groups."""
+
+    async def serve(*_: Any) -> None:
+        error = OSError(98, "Address already in use")
+        raise ExceptionGroup("outer", [ExceptionGroup("inner", [error])])
+
+    monkeypatch.setattr(bridge.server.serve, "run", serve)
     Path("config.toml").write_text(LOCAL)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        bind = f"127.0.0.1:{taken.getsockname()[1]}"
-        code, lines = run(monkeypatch, capsys, "--bind", bind)
+    code, lines = run(monkeypatch, capsys, "--bind", "127.0.0.1:5001")
     assert code == 1
     (line,) = lines
-    assert line.startswith(f"bridge: cannot listen on {bind}: ")
+    assert line.startswith("bridge: cannot listen on 127.0.0.1:5001: ")
+    assert line.endswith("Address already in use")
 
 
 # The same addresses in config.toml are refused (see above); the option goes to hypercorn unchecked.

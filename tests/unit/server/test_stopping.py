@@ -356,7 +356,7 @@ class Told:
 def now(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """The clock that signals are timed by."""
     moment = [100.0]
-    monkeypatch.setattr(stopping.time, "monotonic", lambda: moment[0])
+    monkeypatch.setattr(stopping, "monotonic", lambda: moment[0])
     previous = [signal.getsignal(number) for number in stopping.SIGNALS]
     yield moment
     for number, handler in zip(stopping.SIGNALS, previous, strict=True):
