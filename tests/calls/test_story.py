@@ -119,11 +119,10 @@ async def test_the_call_is_introduced_with_the_webhooks_facts(autojump_clock: Cl
 
 async def test_settings_are_sent_as_configured(autojump_clock: Clock) -> None:
     using = settings(agent={"greeting": "Ahoy"})
-    async with in_memory(using=using) as world:
-        async with world.call() as phone:
-            session = await world.agent.wait_for_session()
-            await session.applied.wait()
-            await phone.hang_up()
+    async with in_memory(using=using) as world, world.call() as phone:
+        session = await world.agent.wait_for_session()
+        await session.applied.wait()
+        await phone.hang_up()
     assert session.settings is not None
     assert session.settings["agent"]["greeting"] == "Ahoy"
     assert session.settings["audio"]["input"] == {"encoding": "mulaw", "sample_rate": 8000}
@@ -142,11 +141,10 @@ async def test_barge_in_clears_what_the_phone_has_not_played(autojump_clock: Clo
 
     interrupted_at: list[float] = []
     behaviour = replace(QUIET, speed=4.0, stale_chunks=0)
-    async with in_memory(script, behaviour) as world:
-        async with world.call() as phone:
-            clear = await phone.wait_event("clear")
-            await phone.wait_quiet(3)
-            await phone.hang_up()
+    async with in_memory(script, behaviour) as world, world.call() as phone:
+        clear = await phone.wait_event("clear")
+        await phone.wait_quiet(3)
+        await phone.hang_up()
     assert clear.size > 0
     assert 1.4 < phone.heard_seconds < 1.6
     assert phone.heard_seconds + clear.size / 8000 == pytest.approx(
@@ -176,12 +174,11 @@ async def test_stale_audio_is_not_heard_and_the_next_reply_is(
         stale_text=stale_text,
         audio_done_when_interrupted=audio_done,
     )
-    async with in_memory(script, behaviour) as world:
-        async with world.call() as phone:
-            await phone.wait_event("clear")
-            heard_before = len(phone.received_audio)
-            await phone.wait_quiet(3)
-            await phone.hang_up()
+    async with in_memory(script, behaviour) as world, world.call() as phone:
+        await phone.wait_event("clear")
+        heard_before = len(phone.received_audio)
+        await phone.wait_quiet(3)
+        await phone.hang_up()
     assert phone.received_audio[heard_before:] == reply
 
 
@@ -209,10 +206,9 @@ async def test_messages_of_unknown_types_change_nothing(autojump_clock: Clock) -
         await agent.say("words", SPEECH)
 
     behaviour = replace(QUIET, unknown_messages=True, latency_every=0.1, agent_thinking=True)
-    async with in_memory(script, behaviour) as world:
-        async with world.call() as phone:
-            await phone.wait_heard(2.0)
-            await phone.hang_up()
+    async with in_memory(script, behaviour) as world, world.call() as phone:
+        await phone.wait_heard(2.0)
+        await phone.hang_up()
     assert phone.received_audio == SPEECH
 
 

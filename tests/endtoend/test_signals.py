@@ -10,10 +10,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ import trio
 from bridge.simulator.agent import AgentSession, SimulatedAgent
 from bridge.simulator.phone import SimulatedPhone
 from bridge.simulator.speech import SILENCE
-from bridge.simulator.twiml import ConnectStream, Hangup, Redirect, Say
+from bridge.simulator.twiml import Hangup, Say
 from tests.world import QUIET
 
 # For a machine that does other things at the same time; a test that works needs a few seconds.

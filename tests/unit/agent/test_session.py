@@ -19,7 +19,6 @@ from wsproto.events import (
     BytesMessage,
     CloseConnection,
     Event,
-    Ping,
     RejectConnection,
     RejectData,
     Request,
