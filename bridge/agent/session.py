@@ -90,8 +90,8 @@ _CLEAN_CODES: Final = frozenset({1000, 1005})
 class AgentSession:
     """An open session whose Settings are applied.
 
-    `send_audio` and `send` may be called from one task while another is in `receive`. Cancelling
-    `receive` loses nothing; cancelling a send ends the session.
+    One task receives; any number may send, and their messages stay whole. Cancelling `receive`
+    loses nothing; cancelling a send ends the session.
     """
 
     def __init__(

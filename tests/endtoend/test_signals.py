@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from typing import Any
 import pytest
 import trio
 
+from bridge.server.stopping import SAME_WISH_SECONDS
 from bridge.simulator.agent import AgentSession, SimulatedAgent
 from bridge.simulator.phone import SimulatedPhone
 from bridge.simulator.speech import SILENCE
-from bridge.simulator.twiml import Hangup, Say
+from bridge.simulator.twiml import ConnectStream, Hangup, Say
 from tests.world import QUIET
 
 # For a machine that does other things at the same time; a test that works needs a few seconds.
@@ -45,10 +47,6 @@ class Mode:
     workers: int
     serve: bool
 
-    @property
-    def has_parent(self) -> bool:
-        return not (self.serve and self.workers == 1) and self.name != "hypercorn -w 0"
-
     def command(self) -> list[str]:
         if self.serve:
             return [sys.executable, "-c", "from bridge.cli import main; main()", "serve"]
@@ -63,9 +61,11 @@ HYPERCORN_0 = Mode("hypercorn -w 0", 1, serve=False)
 HYPERCORN_1 = Mode("hypercorn -w 1", 1, serve=False)
 HYPERCORN_2 = Mode("hypercorn -w 2", 2, serve=False)
 ALL = [SERVE, SERVE_2, HYPERCORN_0, HYPERCORN_1, HYPERCORN_2]
-WITHOUT_PARENT = [SERVE, HYPERCORN_0]
 HYPERCORNS_PARENT = [HYPERCORN_1, HYPERCORN_2]
 TWO = [SERVE_2, HYPERCORN_2]
+
+
+WITH_PARENT = [SERVE_2, HYPERCORN_1, HYPERCORN_2]
 
 
 def modes(*wanted: Mode) -> Any:
@@ -141,15 +141,17 @@ class Server:
         children = [pid for pid in _children(self.process.pid) if b"tracker" not in _command(pid)]
         return children or [self.process.pid]
 
-    def phone(self) -> SimulatedPhone:
+    def phone(self, *, strict: bool = True) -> SimulatedPhone:
         """Strict: what Twilio would complain about fails the test."""
-        return SimulatedPhone(strict=True)
+        return SimulatedPhone(strict=strict)
 
     @asynccontextmanager
-    async def call(self) -> AsyncIterator[tuple[SimulatedPhone, AgentSession]]:
+    async def call(
+        self, *, strict: bool = True
+    ) -> AsyncIterator[tuple[SimulatedPhone, AgentSession]]:
         """A call that is on: both sides have heard each other."""
         number = self.agent.opened + 1
-        async with self.phone().place_call(self.base_url) as phone:
+        async with self.phone(strict=strict).place_call(self.base_url) as phone:
             session = await self.agent.wait_for_session(number)
             await session.applied.wait()
             await talk(phone, session)
@@ -165,7 +167,43 @@ class Server:
         return int(answer.split()[1])
 
 
-async def talk(phone: SimulatedPhone, session: AgentSession) -> None:
+Talk = tuple[SimulatedPhone, AgentSession, int]
+
+
+async def end_of(pid: int) -> None:
+    """Wait until a process that is not our child has ended."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        await trio.lowlevel.wait_readable(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@asynccontextmanager
+async def stopped(pid: int) -> AsyncIterator[None]:
+    """While it lasts, that process does nothing, and what comes in is another's."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        while _facts(pid)[0] != "T":  # the kernel tells only its parent
+            await trio.sleep(0.01)  # noqa: ASYNC110
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@asynccontextmanager
+async def a_call_on_each(it: Server) -> AsyncIterator[tuple[Talk, Talk]]:
+    """Two calls on two workers: phone, agent's session and the worker's process of each."""
+    first, second = it.workers()
+    async with AsyncExitStack() as stack:
+        async with stopped(second):
+            one = await stack.enter_async_context(it.call(strict=False))
+        async with stopped(first):
+            other = await stack.enter_async_context(it.call())
+        yield (*one, first), (*other, second)
+
+
+async def talk(phone: SimulatedPhone, session: AgentSession, worker: int = 0) -> None:
     """Both sides say something, and both are heard."""
     heard, said = phone.heard_seconds, session.received_audio.replace(SILENCE, b"").count(WORDS)
     async with trio.open_nursery() as nursery:
@@ -173,7 +211,6 @@ async def talk(phone: SimulatedPhone, session: AgentSession) -> None:
         nursery.start_soon(session.say, "words", WORDS)
     await phone.wait_heard(heard + len(WORDS) / 8000)
     while session.received_audio.replace(SILENCE, b"").count(WORDS) <= said:
-        await session.wait_until(lambda: True)
         await trio.sleep(0.02)  # audio wakes nobody
 
 
@@ -184,18 +221,19 @@ def _command(pid: int) -> bytes:
         return b""
 
 
+def _facts(pid: int) -> list[str]:
+    """State, parent and so on of a process; the state of one that is gone is X."""
+    try:
+        # The command's name is in brackets, and may have anything in it.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ["X", "0"]
+
+
 def _children(parent: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                # The command's name is in brackets, and may have anything in it.
-                facts = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(facts[1]) == parent and facts[0] != "Z":
-                found.append(int(entry.name))
-    return sorted(found)
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    facts = {pid: _facts(pid) for pid in pids}
+    return sorted(pid for pid in pids if facts[pid][0] not in "ZX" and facts[pid][1] == str(parent))
 
 
 def write_config(folder: Path, agent_port: int, mode: Mode, **server: Any) -> None:
@@ -261,7 +299,7 @@ async def running(mode: Mode, folder: Path, **server: Any) -> AsyncIterator[Serv
 
 
 async def draining(it: Server, workers: int) -> None:
-    """Wait until every worker drains: from now on no new call is taken."""
+    """Wait until so many workers drain: they take no new calls."""
     await it.logged("draining", workers, logger="bridge.server.stopping")
 
 
@@ -272,6 +310,16 @@ async def assert_refuses_calls(it: Server) -> None:
         await late.wait_ended()
     assert [type(verb) for verb in late.verbs] == [Say, Hangup]
     assert late.ending == "completed"
+
+
+def assert_was_shut_down(phone: SimulatedPhone) -> None:
+    """The call ended from our side, and what Twilio asked then was answered."""
+    assert [type(verb) for verb in phone.verbs] == [ConnectStream, Hangup]
+    assert phone.ending == "completed"
+
+
+def told_goodbye(session: AgentSession) -> bool:
+    return any(message["type"] == "InjectAgentMessage" for _, message in session.messages)
 
 
 # ---- SIGTERM ------------------------------------------------------------------------------------
@@ -286,22 +334,249 @@ async def test_sigterm_with_nothing_live(mode: Mode, tmp_path: Path) -> None:
         assert it.other == []
 
 
-@pytest.mark.parametrize("everybody", [False, True], ids=["to the parent", "to all processes"])
-@modes(*ALL)
-async def test_sigterm_lets_a_live_call_go_on(mode: Mode, tmp_path: Path, everybody: bool) -> None:
-    """It ends long before drain_seconds are over, because the call does."""
-    if everybody and not mode.has_parent:
-        return
+@pytest.mark.parametrize(
+    ("mode", "everybody"),
+    [*((mode, False) for mode in ALL), *((mode, True) for mode in WITH_PARENT)],
+    ids=lambda value: value.name if isinstance(value, Mode) else "all" if value else "one",
+)
+async def test_sigterm_lets_a_live_call_go_on(mode: Mode, everybody: bool, tmp_path: Path) -> None:
+    """And the server ends when it ends. `everybody`: all processes get it, as from systemd."""
     async with running(mode, tmp_path) as it:
         async with it.call() as (phone, session):
             (it.signal_all if everybody else it.signal)(signal.SIGTERM)
-            await draining(it, mode.workers if everybody or not mode.has_parent else 1)
-            await it.logged("draining", calls=1)
-            if mode.workers == 1:
-                await assert_refuses_calls(it)
+            await draining(it, mode.workers)
+            await assert_refuses_calls(it)
             await talk(phone, session)
             await phone.hang_up()
         assert await it.ended() == 0
-        ending = await it.logged("call ended")
-        assert ending["outcome"] == "caller_hung_up"
+        assert it.find("call ended") == it.find("call ended", outcome="caller_hung_up")
+        assert not told_goodbye(session)
         assert it.other == []
+
+
+@modes(*ALL)
+async def test_when_drain_seconds_are_over_the_agent_says_goodbye(
+    mode: Mode, tmp_path: Path
+) -> None:
+    async with running(mode, tmp_path, drain_seconds=1) as it:
+        async with it.call() as (phone, session):
+            it.signal(signal.SIGTERM)
+            await session.wait_until(lambda: told_goodbye(session))
+            await phone.wait_ended()
+        assert_was_shut_down(phone)
+        assert phone.heard_seconds > len(WORDS) / 8000
+        assert await it.ended() == 0
+        assert len(it.find("call ended", outcome="server_shutdown")) == 1
+        assert it.other == []
+
+
+@modes(SERVE, SERVE_2, HYPERCORN_0)
+async def test_a_second_sigterm_ends_the_calls_at_once(mode: Mode, tmp_path: Path) -> None:
+    async with running(mode, tmp_path) as it:
+        async with it.call() as (phone, session):
+            it.signal(signal.SIGTERM)
+            await draining(it, mode.workers)
+            await trio.sleep(SAME_WISH_SECONDS + 0.1)  # sooner, and it is the same wish
+            it.signal(signal.SIGTERM)
+            await phone.wait_ended()
+        assert_was_shut_down(phone)
+        assert not told_goodbye(session)
+        assert await it.ended() == 0
+        assert len(it.find("call ended", outcome="server_shutdown")) == 1
+        assert it.other == []
+
+
+@modes(*HYPERCORNS_PARENT)
+async def test_hypercorns_parent_cannot_hurry_its_workers(mode: Mode, tmp_path: Path) -> None:
+    """However often SIGTERM comes, and to whom: the call goes on."""
+    async with running(mode, tmp_path) as it:
+        async with it.call() as (phone, session):
+            for _ in range(3):
+                it.signal_all(signal.SIGTERM)
+                await trio.sleep(SAME_WISH_SECONDS + 0.1)
+            await talk(phone, session)
+            await phone.hang_up()
+        assert await it.ended() == 0
+        assert len(it.find("call ended", outcome="caller_hung_up")) == 1
+
+
+@modes(*TWO)
+async def test_with_calls_on_both_workers_neither_is_cut(mode: Mode, tmp_path: Path) -> None:
+    """The first worker ends when its call does. Hypercorn's parent then wants the other's end."""
+    async with running(mode, tmp_path) as it, a_call_on_each(it) as (one, other):
+        it.signal(signal.SIGTERM)
+        await draining(it, 2)
+        await talk(*one)
+        await talk(*other)
+        await one[0].hang_up()
+        await end_of(one[2])
+        await talk(*other)
+        await assert_refuses_calls(it)
+        await other[0].hang_up()
+        assert await it.ended() == 0
+        assert len(it.find("call ended", outcome="caller_hung_up")) == 2
+        assert it.other == []
+
+
+# ---- SIGINT -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "everybody", "status"),
+    [
+        (SERVE, False, 130),
+        (SERVE_2, False, 130),
+        (SERVE_2, True, 130),
+        (HYPERCORN_0, False, 0),
+        (HYPERCORN_1, True, 0),
+        (HYPERCORN_2, True, 0),
+    ],
+    ids=lambda value: value.name if isinstance(value, Mode) else str(value),
+)
+@pytest.mark.parametrize("after_sigterm", [False, True], ids=["first", "after SIGTERM"])
+async def test_sigint_ends_the_calls_at_once(
+    mode: Mode, everybody: bool, status: int, after_sigterm: bool, tmp_path: Path
+) -> None:
+    """`everybody`: all processes get it, as from a terminal."""
+    async with running(mode, tmp_path) as it:
+        async with it.call() as (phone, session):
+            if after_sigterm:
+                it.signal(signal.SIGTERM)
+                await draining(it, mode.workers)
+            (it.signal_all if everybody else it.signal)(signal.SIGINT)
+            await phone.wait_ended()
+        assert_was_shut_down(phone)
+        assert not told_goodbye(session)
+        assert await it.ended() == status
+        assert len(it.find("call ended", outcome="server_shutdown")) == 1
+        assert it.other == []
+
+
+@modes(*HYPERCORNS_PARENT)
+async def test_sigint_to_hypercorns_parent_alone_drains(mode: Mode, tmp_path: Path) -> None:
+    async with running(mode, tmp_path) as it:
+        async with it.call() as (phone, session):
+            it.signal(signal.SIGINT)
+            await draining(it, mode.workers)
+            await talk(phone, session)
+            await phone.hang_up()
+        assert await it.ended() == 0
+
+
+# ---- sudden death -------------------------------------------------------------------------------
+
+
+async def test_a_killed_worker_is_replaced_and_the_others_calls_go_on(tmp_path: Path) -> None:
+    async with running(SERVE_2, tmp_path) as it, a_call_on_each(it) as (one, other):
+        os.kill(one[2], signal.SIGKILL)
+        ended = await it.logged("worker ended")
+        assert (ended["pid"], ended["status"]) == (one[2], -signal.SIGKILL)
+        await one[0].wait_ended()
+        await talk(*other)
+        replacement = (await it.logged("worker serves", 3))["pid"]
+        assert replacement in it.workers()
+        async with stopped(other[2]), it.call() as (phone, _):
+            await phone.hang_up()
+        await talk(*other)
+        await other[0].hang_up()
+        it.signal(signal.SIGTERM)
+        assert await it.ended() == 0
+        assert it.other == []
+
+
+async def test_one_worker_can_be_drained_and_replaced(tmp_path: Path) -> None:
+    """By hand: SIGTERM to it alone."""
+    async with running(SERVE_2, tmp_path) as it, a_call_on_each(it) as (one, other):
+        os.kill(one[2], signal.SIGTERM)
+        await draining(it, 1)
+        await talk(*one)
+        await one[0].hang_up()
+        ended = await it.logged("worker ended")
+        assert (ended["pid"], ended["status"]) == (one[2], 0)
+        await it.logged("worker serves", 3)
+        await talk(*other)
+        assert await it.get("/readyz") == 200
+        await other[0].hang_up()
+        it.signal(signal.SIGTERM)
+        assert await it.ended() == 0
+
+
+@modes(*WITH_PARENT)
+async def test_workers_drain_and_end_when_their_parent_is_killed(
+    mode: Mode, tmp_path: Path
+) -> None:
+    async with running(mode, tmp_path) as it:
+        async with it.call() as (phone, session):
+            it.signal(signal.SIGKILL)
+            await draining(it, mode.workers)
+            await assert_refuses_calls(it)
+            await talk(phone, session)
+            await phone.hang_up()
+        assert await it.ended() == -signal.SIGKILL
+        assert len(it.find("call ended", outcome="caller_hung_up")) == 1
+
+
+async def test_a_worker_that_hangs_does_not_hold_the_server(tmp_path: Path) -> None:
+    """It can do nothing at all, and is killed when its time is over."""
+    async with running(SERVE_2, tmp_path) as it, stopped(it.workers()[0]):
+        it.signal(signal.SIGINT)
+        assert await it.ended() == 130
+        assert len(it.find("a worker has had its time and is killed")) == 1
+
+
+# ---- what cannot be served ----------------------------------------------------------------------
+
+
+async def end_of_serve(folder: Path) -> tuple[int, list[str]]:
+    """Run `bridge serve` to its end; its status and what it wrote."""
+    result = await trio.run_process(
+        SERVE.command(),
+        capture_stderr=True,
+        check=False,
+        cwd=folder,
+        env={"DEEPGRAM_API_KEY": "dg-test-key-0123456789", "PATH": os.environ.get("PATH", "")},
+    )
+    return result.returncode, result.stderr.decode().splitlines()
+
+
+@modes(SERVE, SERVE_2)
+async def test_an_address_in_use_is_a_failure_in_one_line(mode: Mode, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        write_config(tmp_path, 9, mode, bind=address)
+        with trio.fail_after(PATIENCE):
+            status, lines = await end_of_serve(tmp_path)
+    assert status == 1
+    assert [line for line in lines if not line.startswith("{")] == [
+        f"bridge: cannot listen on {address}: [Errno 98] Address already in use"
+    ]
+
+
+@modes(SERVE, SERVE_2)
+async def test_a_broken_configuration_is_reported_once(mode: Mode, tmp_path: Path) -> None:
+    write_config(tmp_path, 9, mode, drain_secondz=1)
+    with trio.fail_after(PATIENCE):
+        status, lines = await end_of_serve(tmp_path)
+    assert status == 2
+    (line,) = lines
+    assert line.startswith("bridge: config.toml")
+    assert "drain_seconds" in line
+
+
+async def test_a_broken_edit_ends_no_call_and_is_mended(tmp_path: Path) -> None:
+    """Also when a worker dies before anybody notices: the others serve, and starts are tried."""
+    async with running(SERVE_2, tmp_path) as it, a_call_on_each(it) as (one, other):
+        config = tmp_path / "config.toml"
+        good = config.read_text()
+        config.write_text("[server\n")
+        os.kill(one[2], signal.SIGKILL)
+        await it.logged("worker ended", status=2)
+        await talk(*other)
+        config.write_text(good)
+        await it.logged("worker serves", 3)
+        await other[0].hang_up()
+        it.signal(signal.SIGTERM)
+        assert await it.ended() == 0
+        assert {line.partition(":")[0] for line in it.other} == {"bridge"}

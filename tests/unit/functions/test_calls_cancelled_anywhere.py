@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 
 import pytest
 import trio
 from structlog.testing import capture_logs
+from trio._core import _run
 from trio.testing import MockClock
 
 from bridge.agent.messages import (
@@ -89,7 +91,10 @@ class Run:
         self.began_before_cancel: list[str] | None = None
         self._ids = ids
         self._cancelled_at = cancelled_at
-        with capture_logs() as logs:
+        with capture_logs() as logs, pytest.MonkeyPatch.context() as patch:
+            # The same order of tasks in every run, up to the cancellation: step 17 is step 17.
+            patch.setattr(_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
+            patch.setattr(_run, "_r", random.Random(0))
             trio.run(self._main, clock=MockClock(autojump_threshold=0))
         self.lines = [line for line in logs if line["event"] == "function call"]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import os
-import signal
 import socket
 import struct
 import sys
@@ -700,7 +699,7 @@ async def _healthy_after_a_deadly_request(folder: Path, application: str) -> boo
     }
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    with trio.fail_after(30), listener:
+    with trio.fail_after(30):
         process = await trio.lowlevel.open_process(
             [
                 sys.executable,
@@ -712,6 +711,8 @@ async def _healthy_after_a_deadly_request(folder: Path, application: str) -> boo
             stdout=PIPE,
             stderr=PIPE,
         )
+        # Hypercorn's alone from here on: when it is gone, nobody answers.
+        listener.close()
         async with trio.open_nursery() as nursery:
             output: list[bytes] = []
             for pipe in (process.stdout, process.stderr):
@@ -725,11 +726,12 @@ async def _healthy_after_a_deadly_request(folder: Path, application: str) -> boo
             except (OSError, trio.BrokenResourceError):
                 return False
             finally:
-                with trio.CancelScope(shield=True):
-                    listener.close()
+                with trio.move_on_after(10, shield=True):
                     if process.returncode is None:
-                        process.send_signal(signal.SIGTERM)
+                        process.terminate()
                     await process.wait()
+                if process.returncode is None:
+                    process.kill()
 
 
 async def _collect(pipe: trio.abc.ReceiveStream | None, output: list[bytes]) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import trio
-from pytest import approx
 from structlog.testing import capture_logs
 from trio.testing import MockClock as Clock
 from trio.testing import wait_all_tasks_blocked
@@ -64,10 +63,13 @@ class FakeBridge:
             await self._winding_down.wait()
             await trio.sleep(goodbye)
 
+        async def hung_up() -> None:
+            await trio.sleep(lasts)
+
         async def carry() -> None:
             with self.calls.carrying(object()):  # type: ignore[arg-type]
                 async with trio.open_nursery() as nursery:
-                    for way in (ended, wound_down, lambda: trio.sleep(lasts)):
+                    for way in (ended, wound_down, hung_up):
                         nursery.start_soon(self._then_cancel, way, nursery.cancel_scope)
 
         self._nursery.start_soon(carry)
@@ -129,7 +131,7 @@ async def test_with_nothing_live_the_listeners_close_when_nobody_can_be_on_the_w
 ) -> None:
     stop = Stop(bridge)
     stop.drain("SIGTERM")
-    assert await seconds(stop) == approx(SETTLE_SECONDS)
+    assert await seconds(stop) == pytest.approx(SETTLE_SECONDS)
     assert what(bridge) == ["drain"]
 
 
@@ -148,7 +150,7 @@ async def test_it_ends_when_the_last_call_has_ended(
     await bridge.call(lasts=20)
     stop = Stop(bridge)
     stop.drain("SIGTERM")
-    assert await seconds(stop) == approx(20 + SETTLE_SECONDS)
+    assert await seconds(stop) == pytest.approx(20 + SETTLE_SECONDS)
     assert what(bridge) == ["drain"]
 
 
@@ -164,7 +166,7 @@ async def test_a_call_whose_webhook_was_answered_before_is_waited_for(
     nursery.start_soon(late)
     stop = Stop(bridge)
     stop.drain("SIGTERM")
-    assert await seconds(stop) == approx(SETTLE_SECONDS / 2 + 10 + SETTLE_SECONDS, abs=1.0)
+    assert await seconds(stop) == pytest.approx(SETTLE_SECONDS / 2 + 10 + SETTLE_SECONDS, abs=1.0)
     assert len(bridge.calls) == 0
     assert what(bridge) == ["drain"]
 
@@ -176,7 +178,7 @@ async def test_a_second_wish_to_drain_changes_nothing(
     stop = Stop(bridge)
     stop.drain("SIGTERM")
     stop.drain("hypercorn stops")
-    assert await seconds(stop) == approx(10 + SETTLE_SECONDS)
+    assert await seconds(stop) == pytest.approx(10 + SETTLE_SECONDS)
     assert what(bridge) == ["drain"]
 
 
@@ -189,8 +191,8 @@ async def test_calls_that_go_on_are_told_goodbye(autojump_clock: Clock, bridge: 
     began = trio.current_time()
     stop = Stop(bridge)
     stop.drain("SIGTERM")
-    assert await seconds(stop) == approx(DRAIN_SECONDS + 4 + SETTLE_SECONDS)
-    assert bridge.asked == [(began, "drain"), (approx(began + DRAIN_SECONDS), "wind down")]
+    assert await seconds(stop) == pytest.approx(DRAIN_SECONDS + 4 + SETTLE_SECONDS)
+    assert bridge.asked == [(began, "drain"), (pytest.approx(began + DRAIN_SECONDS), "wind down")]
 
 
 async def test_a_goodbye_without_an_end_is_bounded(
@@ -201,7 +203,7 @@ async def test_a_goodbye_without_an_end_is_bounded(
     stop = Stop(bridge)
     stop.drain("SIGTERM")
     goodbyes = FAREWELL_SECONDS + TEARDOWN_SECONDS + SETTLE_SECONDS + SLACK_SECONDS
-    assert await seconds(stop) == approx(DRAIN_SECONDS + goodbyes + 0.5 + SETTLE_SECONDS)
+    assert await seconds(stop) == pytest.approx(DRAIN_SECONDS + goodbyes + 0.5 + SETTLE_SECONDS)
     assert what(bridge) == ["drain", "wind down", "end"]
 
 
@@ -225,7 +227,7 @@ async def test_the_last_hang_up_may_be_a_moment_before_the_end_of_the_drain(
     await bridge.call(lasts=DRAIN_SECONDS - 0.1)
     stop = Stop(bridge)
     stop.drain("SIGTERM")
-    assert await seconds(stop) == approx(DRAIN_SECONDS + SETTLE_SECONDS)
+    assert await seconds(stop) == pytest.approx(DRAIN_SECONDS + SETTLE_SECONDS)
     assert what(bridge) == ["drain"]
 
 
@@ -236,7 +238,7 @@ async def test_no_time_to_drain_leaves_time_for_goodbyes(
     await bridge.call(goodbye=3)
     stop = Stop(bridge)
     stop.drain("SIGTERM")
-    assert await seconds(stop) == approx(3 + SETTLE_SECONDS)
+    assert await seconds(stop) == pytest.approx(3 + SETTLE_SECONDS)
     assert what(bridge) == ["drain", "wind down"]
 
 
@@ -258,7 +260,7 @@ async def test_in_a_hurry_calls_are_ended_at_once_and_cleanly(
     await bridge.call(teardown=0.5)
     stop = Stop(bridge)
     stop.hurry("SIGINT")
-    assert await seconds(stop) == approx(0.5 + SETTLE_SECONDS)
+    assert await seconds(stop) == pytest.approx(0.5 + SETTLE_SECONDS)
     assert what(bridge) == ["drain", "end"]
 
 
@@ -288,7 +290,7 @@ async def test_a_hurry_cuts_every_wait_short(
     stop = Stop(bridge)
     stop.drain("SIGTERM")
     nursery.start_soon(lose_patience)
-    assert await seconds(stop) == approx(at + calls * (0.5 + SETTLE_SECONDS))
+    assert await seconds(stop) == pytest.approx(at + calls * (0.5 + SETTLE_SECONDS))
     assert what(bridge) == steps
 
 
@@ -419,7 +421,7 @@ async def test_a_signal_wakes_a_server_that_is_asleep(
         with StopSignals() as signals:
             signals.tell(stop)
             nursery.start_soon(later)
-            assert await seconds(stop) == approx(5 + SETTLE_SECONDS)
+            assert await seconds(stop) == pytest.approx(5 + SETTLE_SECONDS)
     finally:
         signal.signal(signal.SIGTERM, previous)
 
