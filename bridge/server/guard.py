@@ -103,7 +103,7 @@ class GuardedTCPServer(TCPServer):
                     return
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass
-            await self._drop()
+            await trio.aclose_forcefully(self.stream)
 
     async def _read_data(self) -> None:
         try:
@@ -118,11 +118,6 @@ class GuardedTCPServer(TCPServer):
         # Neither of its steps waits for the peer, but cancelled in the first it forgets the second.
         with trio.CancelScope(shield=True):
             await super()._close()
-
-    async def _drop(self) -> None:
-        with trio.CancelScope(shield=True) as scope:
-            scope.cancel(reason="dropping a connection that cannot be written to")
-            await self.stream.aclose()
 
     async def _run_application(
         self, scope: Any, receive: ASGIReceiveCallable, send: Any, *others: Callable[..., Any]
@@ -164,7 +159,8 @@ class GuardedWSStream(WSStream):
         if isinstance(event, Request):
             # With permessage-deflate, which hypercorn accepts whenever it is offered, a send that
             # is cancelled while it waits for its turn leaves the peer unable to read the next.
-            headers = [item for item in event.headers if item[0] != b"sec-websocket-extensions"]
+            name = b"sec-websocket-extensions"
+            headers = [item for item in event.headers if item[0].lower() != name]
             await super().handle(replace(event, headers=headers))
             if self.closed:
                 await self._hang_up()

@@ -70,6 +70,39 @@ def redirect(url: str) -> bytes:
     return _document(response)
 
 
+def dial(
+    number: str,
+    *,
+    words: str = "",
+    caller_id: str = "",
+    timeout: int = 20,
+    action: str = "",
+    after: str = "",
+) -> bytes:
+    """`<Dial>`: put the call through to `number`, after saying `words`; then hang up.
+
+    A transfer, and the fallback after an apology. It rings `timeout` seconds. `caller_id` is what
+    the other phone shows; empty, the caller's own number. When that second call is over, Twilio
+    asks `action` what comes next, with DialCallStatus; without one it says `after`, whether or not
+    anybody answered, and hangs up.
+
+    https://www.twilio.com/docs/voice/twiml/dial
+    """
+    response = ElementTree.Element("Response")
+    if words:
+        ElementTree.SubElement(response, "Say").text = _text(words)
+    verb = ElementTree.SubElement(response, "Dial", {"timeout": str(timeout)})
+    if caller_id:
+        verb.set("callerId", _text(caller_id))
+    if action:
+        verb.set("action", _text(action))
+    ElementTree.SubElement(verb, "Number").text = _text(number)
+    if after:
+        ElementTree.SubElement(response, "Say").text = _text(after)
+    ElementTree.SubElement(response, "Hangup")
+    return _document(response)
+
+
 def _text(value: str) -> str:
     return _NOT_XML.sub("\ufffd", value)
 

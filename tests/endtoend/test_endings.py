@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import msgspec
 import pytest
 import trio
-from trio_websocket import WebSocketConnection
+from trio_websocket import ConnectionClosed, WebSocketConnection
 
+from bridge.agent import session as agent_session
 from bridge.server import guard
 from bridge.simulator.agent import AgentSession, Behaviour
 from bridge.simulator.phone import SimulatedPhone
@@ -186,8 +187,8 @@ async def test_the_phone_leaves_during_a_function_call(leave: Leave, outcome: st
 
 @ways_to_leave
 async def test_the_phone_leaves_during_teardown(leave: Leave, outcome: str) -> None:
-    """The agent reader has noticed an Error and waits for the agent to say goodbye, which it never
-    does; that the phone leaves meanwhile is no news: `agent_failed`, once, and in time."""
+    """The agent reader has noticed an Error, and the agent never says goodbye. That the phone
+    leaves while that is waited for is no news: `agent_failed`, once, and in time."""
 
     async def fail(agent: AgentSession) -> None:
         await agent.error("INTERNAL_SERVER_ERROR", close=False)
@@ -197,7 +198,8 @@ async def test_the_phone_leaves_during_teardown(leave: Leave, outcome: str) -> N
         # A phone which sees the Close frame is gone before it can leave: this one is deaf to it.
         async with stage.call(strict=False) as phone:
             stage.lines[-1].stop_reading()
-            await wait_until(lambda: any(call.report.outcome for call in stage.calls))
+            with trio.fail_after(SLACK):
+                await wait_until(lambda: any(call.report.outcome for call in stage.calls))
             began = trio.current_time()
             assert stage.log.endings() == []
             await leave(phone, stage.lines[-1])
@@ -376,6 +378,33 @@ async def test_an_agent_that_stops_reading_while_the_caller_talks() -> None:
         await trio.aclose_forcefully(agent_line)
 
 
+async def test_an_agent_that_never_reads_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sender notices, after SEND_TIMEOUT: `agent_failed`, although the agent still speaks."""
+    monkeypatch.setattr(agent_session, "SEND_TIMEOUT", WRITE_TIMEOUT)
+    stages = scene(tell_a_story, small_buffers=True, failing_agent_lines=True)
+    async with stages as stage, stage.media_socket() as (socket, _):
+        await start(socket)
+        agent = await stage.agent.wait_for_session()
+        await agent.applied.wait()
+        agent_line = stage.agent_lines[0]
+        assert isinstance(agent_line, Line)
+        agent_line.stop_reading()
+        began = trio.current_time()
+
+        async def talk() -> None:
+            with suppress(ConnectionClosed):
+                while True:
+                    await socket.send_message(MEDIA)
+                    await trio.sleep(0.001)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(talk)
+            assert await until_closed(socket) == 1000
+        within = WRITE_TIMEOUT + TEARDOWN
+        await stage.ended("agent_failed", since=began, within=within, reason="not read")
+        await trio.aclose_forcefully(agent_line)
+
+
 # ---- the agent ends it --------------------------------------------------------------------------
 
 
@@ -438,6 +467,25 @@ async def test_the_agent_ends_the_call(script: Any, outcome: str, reason: str) -
         assert phone.verbs[1:] == [Say(USING.call.apology)] * failed + [Hangup()]
         if script is closes:
             assert phone.received_audio == WORD
+
+
+async def test_an_agent_that_fails_and_says_no_goodbye_does_not_keep_the_phone_waiting() -> None:
+    """The agent reader notices the Error, and the phone is told at once, with a Close frame, while
+    the agent still has its time to answer ours."""
+
+    async def fail(agent: AgentSession) -> None:
+        began.append(trio.current_time())
+        await agent.error("INTERNAL_SERVER_ERROR", close=False)
+
+    began: list[float] = []
+    using = settings(call={"teardown_seconds": 2 * SLACK})
+    async with scene(fail, quiet(answers_close=False), using) as stage:
+        async with stage.call() as phone:
+            closed = await phone.wait_event("closed")
+            assert closed.text == "1000"
+            assert trio.current_time() - began[0] <= SLACK
+            await phone.wait_ended()
+        await stage.ended("agent_failed", since=began[0], within=2 * SLACK)
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 429, 500])
@@ -543,7 +591,7 @@ async def test_the_event_loop_is_blocked_for_a_second() -> None:
             phone = SimulatedPhone(strict=True, from_number=f"+1555000000{number}")
             async with phone.place_call(stage.address):
                 await phone.wait_heard(0.1)
-                trio.from_thread.run_sync(speaking.append, number, trio_token=token)
+                token.run_sync_soon(speaking.append, number)
                 await phone.say(words[number])
                 await phone.hang_up()
 

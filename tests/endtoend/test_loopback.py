@@ -35,6 +35,9 @@ PATIENCE = 30.0
 # What the agent is owed at the end, and what a slow machine needs for it, is not the point here.
 SLOW = settings(call={"teardown_seconds": 10})
 
+# Frames so long that the caller's last one is all but never full.
+LONG_FRAMES = settings(call={"teardown_seconds": 10, "frame_ms": 250})
+
 PHONES = 5
 
 
@@ -163,7 +166,7 @@ async def test_a_burst_of_any_size_is_heard_to_the_last_byte(chunks: tuple[int, 
 
 async def test_the_last_words_before_a_hang_up_reach_the_agent() -> None:
     """`stop` comes right behind the last frame, and both are in the same breath of TCP."""
-    async with calls() as world, world.call() as phone:
+    async with calls(using=LONG_FRAMES) as world, world.call() as phone:
         session = await world.agent.wait_for_session()
         await phone.say(voice("last words", 0.21))
         await phone.hang_up()
@@ -268,7 +271,7 @@ async def test_the_agent_ends_the_call(script: Script, expected: str, after: lis
 
 async def test_a_phone_that_drops_takes_its_agent_session_along() -> None:
     """No `stop`, no close, and still the agent hears what was said, and goodbye."""
-    async with calls() as world, world.call() as phone:
+    async with calls(using=LONG_FRAMES) as world, world.call() as phone:
         session = await world.agent.wait_for_session()
         await phone.say(voice("dropped", 0.21))
         await phone.drop()

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,8 +138,10 @@ class Server:
 
     def workers(self) -> list[int]:
         """The processes that carry calls, the oldest first."""
-        children = [pid for pid in _children(self.process.pid) if b"tracker" not in _command(pid)]
-        return children or [self.process.pid]
+        children = _children(self.process.pid)
+        # multiprocessing has a helper of its own.
+        carrying = [pid for pid in children if b"resource_tracker" not in _command(pid)]
+        return carrying or [self.process.pid]
 
     def phone(self, *, strict: bool = True) -> SimulatedPhone:
         """Strict: what Twilio would complain about fails the test."""
@@ -184,11 +186,12 @@ async def stopped(pid: int) -> AsyncIterator[None]:
     """While it lasts, that process does nothing, and what comes in is another's."""
     os.kill(pid, signal.SIGSTOP)
     try:
-        while _facts(pid)[0] != "T":  # the kernel tells only its parent
-            await trio.sleep(0.01)  # noqa: ASYNC110
+        while _facts(pid)[0] != "T":  # noqa: ASYNC110  # the kernel tells only its parent
+            await trio.sleep(0.01)
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 @asynccontextmanager
@@ -210,7 +213,7 @@ async def talk(phone: SimulatedPhone, session: AgentSession, worker: int = 0) ->
         nursery.start_soon(phone.say, WORDS)
         nursery.start_soon(session.say, "words", WORDS)
     await phone.wait_heard(heard + len(WORDS) / 8000)
-    while session.received_audio.replace(SILENCE, b"").count(WORDS) <= said:
+    while session.received_audio.replace(SILENCE, b"").count(WORDS) <= said:  # noqa: ASYNC110
         await trio.sleep(0.02)  # audio wakes nobody
 
 

@@ -467,9 +467,11 @@ async def _told_of_early_frames() -> bool:
 OFFER = b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
 
 
-async def test_compression_is_refused(autojump_clock: Clock, logs: Any) -> None:
-    """A cancelled send must not corrupt the stream, so no send depends on the one before."""
-    async with serving(Echo().app) as server:
+@pytest.mark.parametrize("raw", [False, True])
+async def test_compression_is_refused(autojump_clock: Clock, raw: bool, logs: Any) -> None:
+    """A cancelled send must not corrupt the stream, so no send depends on the one before; also
+    where hypercorn is told to leave the names of headers as they came."""
+    async with serving(Echo().app, h11_pass_raw_headers=raw) as server:
         peer = server.connect()
         head = await peer.upgrade(OFFER)
         assert b" 101 " in head

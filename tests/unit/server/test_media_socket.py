@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 import trio
@@ -441,6 +441,19 @@ async def test_close_after_its_deadline_drops_the_connection(
         await trio.testing.wait_all_tasks_blocked()
         assert server.connections == 0
         assert trio.current_time() == 0
+
+
+async def test_close_is_bounded_without_a_guard(autojump_clock: Clock) -> None:
+    """On a server that is not ours, close still returns by its deadline."""
+
+    class Stuck:
+        scope: ClassVar[dict[str, Any]] = {}
+
+        async def close(self, code: int) -> None:
+            await trio.sleep_forever()
+
+    await QuartMediaSocket(cast("Any", Stuck())).close(1000, by=2.0)
+    assert trio.current_time() == 2.0
 
 
 # ---- before the accept ---------------------------------------------------------------------

@@ -181,9 +181,11 @@ async def serving(app: Any, **options: Any) -> AsyncIterator[Server]:
     config.errorlog = None
     for name, value in options.items():
         setattr(config, name, value)
-    async with trio.open_nursery() as nursery:
-        yield Server(app, config, nursery)
-        nursery.cancel_scope.cancel(reason="the test is over")
+    # On the virtual clock, a test that waits in vain ends at once.
+    with trio.fail_after(100_000):
+        async with trio.open_nursery() as nursery:
+            yield Server(app, config, nursery)
+            nursery.cancel_scope.cancel(reason="the test is over")
 
 
 class _NoSocket:

@@ -1,0 +1,201 @@
+"""`bridge dial`: have a running bridge place a call."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+import httpx
+import trio
+
+from bridge.addresses import is_loopback
+from bridge.cli import Failure, Misconfigured
+from bridge.config import ConfigError, Secrets, printable
+from bridge.control.status import TERMINAL
+from bridge.twilio.rest import is_number
+
+# Longer than the bridge itself waits for Twilio, so that its answer is the one that is seen.
+ANSWER_SECONDS = 15.0
+
+POLL_SECONDS = 1.0
+
+# A bridge that does not answer while it is watched may be busy or restarting; then it is gone.
+MISSED_ANSWERS = 5
+
+_STATUS_WORDS = {
+    "busy": "the line is busy",
+    "no-answer": "nobody answered",
+    "failed": "the call could not be put through; is the number right?",
+    "canceled": "the call was cancelled before anybody answered",
+}
+
+
+@click.command()
+@click.argument("number", metavar="+15551234567")
+@click.option("--from", "from_", metavar="+1555…", default="", help="The number to call from.")
+@click.option(
+    "--var",
+    "variables",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A variable for prompt and greeting; may be repeated.",
+)
+@click.option("--agent", default="", help="The agent that speaks: a name of [agents.NAME].")
+@click.option("--message", default="", help="What to say to an answering machine.")
+@click.option("--url", default="http://127.0.0.1:5000", show_default=True, help="The bridge.")
+@click.option("--wait", is_flag=True, help="Wait until the call is over.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def dial(
+    number: str,
+    from_: str,
+    variables: tuple[str, ...],
+    agent: str,
+    message: str,
+    url: str,
+    wait: bool,
+    as_json: bool,
+) -> int:
+    """Place an outbound call through a running bridge.
+
+    Prints the call's SID. BRIDGE_API_TOKEN in the environment lets it in; a bridge on this machine
+    that has no token needs none. With --wait it fails unless somebody answered; Ctrl-C then ends
+    the waiting, not the call.
+    """
+    for given in (number, from_):
+        if given and not is_number(given):
+            raise Misconfigured(
+                f"{printable(given)}: expected a phone number such as +15551234567; write + and "
+                "the country code, then digits alone"
+            )
+    if not url.startswith(("http://", "https://")):
+        raise Misconfigured(f"--url {url}: must begin with http:// or https://")
+    try:
+        token = Secrets.from_environment().api_token
+    except ConfigError as error:
+        raise Misconfigured(str(error)) from None
+    request: dict[str, Any] = {"to": number, "variables": _variables(variables)}
+    request |= {k: v for k, v in (("from", from_), ("agent", agent), ("message", message)) if v}
+    return trio.run(_until_interrupted, url.rstrip("/"), token, request, wait, as_json)
+
+
+async def _until_interrupted(
+    url: str, token: str, request: Mapping[str, Any], wait: bool, as_json: bool
+) -> int:
+    code = 130
+    with trio.open_signal_receiver(signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def listen() -> None:
+                await anext(aiter(signals))
+                nursery.cancel_scope.cancel(reason="Ctrl-C")
+
+            failure: Failure | None = None
+            try:
+                await _dial(url, token, request, wait, as_json)
+                code = 0
+            except Failure as error:
+                failure = error  # raised below, outside the nursery's exception group
+            nursery.cancel_scope.cancel(reason="done")
+    if failure is not None:
+        raise failure
+    return code
+
+
+async def _dial(
+    url: str, token: str, request: Mapping[str, Any], wait: bool, as_json: bool
+) -> None:
+    async with connect(url, token) as client:
+        placed = await _ask(client, "POST", "/calls", request)
+        call_sid = str(placed.get("call_sid", ""))
+        if not wait:
+            _print(placed, as_json)
+            return
+        click.echo(f"{call_sid} {placed.get('status', '')}", err=True)
+        call = await _watch(client, placed)
+    _print(call, as_json)
+    if why := _STATUS_WORDS.get(str(call.get("status"))):
+        raise Failure(why)
+
+
+def connect(url: str, token: str) -> httpx.AsyncClient:
+    """A client for the control API at `url`. Tests replace it by one without sockets."""
+    return httpx.AsyncClient(
+        base_url=url,
+        headers={"Authorization": f"Bearer {token}"} if token else {},
+        timeout=ANSWER_SECONDS,
+        # A proxy for the world outside has no business with this machine's own server.
+        trust_env=not is_loopback(urlsplit(url).netloc),
+    )
+
+
+async def _watch(client: httpx.AsyncClient, placed: dict[str, Any]) -> dict[str, Any]:
+    """Tell of each new status until the call is over, and return it as it was last."""
+    call, missed = placed, 0
+    while call.get("status") not in TERMINAL or call.get("live"):
+        await trio.sleep(POLL_SECONDS)
+        try:
+            seen = await _ask(client, "GET", f"/calls/{placed['call_sid']}")
+        except _NoAnswer as error:
+            missed += 1
+            if missed >= MISSED_ANSWERS:
+                raise Failure(f"{error}; the call may still be on") from None
+            continue
+        missed = 0
+        if seen.get("status") != call.get("status"):
+            click.echo(f"{placed['call_sid']} {seen.get('status')}", err=True)
+        call = seen
+    return call
+
+
+class _NoAnswer(Failure):
+    """The bridge could not be reached."""
+
+
+async def _ask(
+    client: httpx.AsyncClient, method: str, path: str, body: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    url = str(client.base_url).rstrip("/")
+    try:
+        with trio.fail_after(ANSWER_SECONDS):
+            response = await client.request(method, path, json=body)
+    except trio.TooSlowError:
+        raise _NoAnswer(f"{url} did not answer within {ANSWER_SECONDS:g} seconds") from None
+    except httpx.InvalidURL as error:
+        raise Misconfigured(f"--url {url}: {error}") from None
+    except httpx.HTTPError as error:
+        why = printable(str(error)) or type(error).__name__
+        raise _NoAnswer(f"cannot reach {url} ({why}): is `bridge serve` running?") from None
+    try:
+        answer = response.json()
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise Failure(f"{url} is no bridge: it answered HTTP {response.status_code}, without JSON")
+    if response.is_success:
+        return answer
+    raise Failure(printable(str(answer.get("error", f"HTTP {response.status_code}"))))
+
+
+def _variables(given: tuple[str, ...]) -> dict[str, str]:
+    variables = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise Misconfigured(f"--var {printable(pair)}: write NAME=VALUE")
+        variables[name] = value
+    return variables
+
+
+def _print(call: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(call, ensure_ascii=False))
+    else:
+        seconds = f" {call['seconds']} s" if "seconds" in call else ""
+        click.echo(printable(f"{call.get('call_sid', '')} {call.get('status', '')}{seconds}"))
+    sys.stdout.flush()

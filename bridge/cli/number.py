@@ -1,0 +1,159 @@
+"""`bridge number`: point a Twilio number's voice webhook at this server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import click
+import trio
+
+from bridge.addresses import is_loopback
+from bridge.cli import Failure, Misconfigured
+from bridge.config import ConfigError, Secrets, printable
+from bridge.config_file import config_path, load
+from bridge.twilio.rest import PhoneNumber, TwilioError, TwilioRest, is_number
+
+WEBHOOK = "/incoming-call"
+
+T = TypeVar("T")
+
+
+@click.command()
+@click.argument("number", metavar="+15551234567")
+@click.option(
+    "--url", default="", help="This server's public address, instead of server.public_url."
+)
+@click.option("--config", metavar="FILE", help="The configuration file, instead of config.toml.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def number(number: str, url: str, config: str | None, yes: bool) -> None:
+    """Point a Twilio number's voice webhook at this server.
+
+    Shows what answers the number now, and asks before changing it. Needs TWILIO_ACCOUNT_SID and
+    TWILIO_AUTH_TOKEN in the environment.
+    """
+    if not is_number(number):
+        raise Misconfigured(
+            f"{printable(number)}: expected a phone number such as +15551234567; write + and the "
+            "country code, then digits alone"
+        )
+    if config is not None:
+        os.environ["BRIDGE_CONFIG"] = config
+    try:
+        address = _webhook(url or load(config_path()).server.public_url)
+        secrets = Secrets.from_environment()
+    except ConfigError as error:
+        raise Misconfigured(str(error)) from None
+    credentials = _credentials(secrets)
+    try:
+        found = _run(_find, credentials, number)
+        if found is None:
+            raise Failure(f"the account has no number {number}; see console.twilio.com")
+        _show(found, address)
+        if _answers(found, address):
+            click.echo(f"{number} is answered by {address} already; nothing to do")
+            return
+        if found.trunk_sid:
+            raise Failure(
+                f"{number} belongs to SIP trunk {printable(found.trunk_sid)}, which Twilio asks "
+                "instead of a webhook; take it off the trunk in Twilio's console first"
+            )
+        if not yes:
+            _ask(number)
+        now = _run(_point, credentials, found.number_sid, address)
+    except TwilioError as error:
+        raise Failure(str(error)) from None
+    except ValueError as error:
+        raise Misconfigured(str(error)) from None
+    if not _answers(now, address):
+        raise Failure(f"Twilio took the change, but {number} is answered by {_answerer(now)}")
+    click.echo(f"{number} is answered by {address}")
+
+
+def open_rest(account_sid: str, auth_token: str) -> TwilioRest:
+    """Twilio's REST API. Tests replace it by the stand-in's."""
+    return TwilioRest(account_sid, auth_token)
+
+
+Credentials = tuple[str, str]
+
+
+def _credentials(secrets: Secrets) -> Credentials:
+    if not secrets.twilio_account_sid or not secrets.twilio_auth_tokens:
+        raise Misconfigured(
+            "TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN: not both set; copy them from "
+            "console.twilio.com"
+        )
+    return secrets.twilio_account_sid, secrets.twilio_auth_tokens[0]
+
+
+def _webhook(url: str) -> str:
+    """The webhook's address under `url`, which may name it already."""
+    if not url:
+        raise Misconfigured(
+            "server.public_url: not set; set it, or give the public address with --url"
+        )
+    parts = urlsplit(url)
+    if parts.scheme not in ("https", "http") or not parts.hostname or not url.isprintable():
+        raise Misconfigured("--url: expected an address such as https://voice.example.com")
+    if is_loopback(parts.netloc) or parts.query or parts.fragment or "@" in parts.netloc:
+        raise Misconfigured(
+            "--url: expected this server's public address, without user name, ?query and "
+            "#fragment; Twilio cannot reach this machine by a name of its own"
+        )
+    return url.rstrip("/").removesuffix(WEBHOOK) + WEBHOOK
+
+
+async def _find(credentials: Credentials, number: str) -> PhoneNumber | None:
+    async with open_rest(*credentials) as rest:
+        return await rest.find_number(number)
+
+
+async def _point(credentials: Credentials, number_sid: str, address: str) -> PhoneNumber:
+    async with open_rest(*credentials) as rest:
+        return await rest.set_voice_webhook(number_sid, address)
+
+
+def _run(work: Callable[..., Awaitable[T]], *arguments: object) -> T:
+    try:
+        return trio.run(work, *arguments)
+    except BaseExceptionGroup as group:
+        # Trio's nurseries hand on Ctrl-C in a group; whatever else is in it fell with it.
+        if group.subgroup(KeyboardInterrupt) is None:
+            raise
+        raise click.Abort from None
+
+
+def _answers(found: PhoneNumber, address: str) -> bool:
+    webhook = (found.voice_url, found.voice_method.upper())
+    return webhook == (address, "POST") and not (found.application_sid or found.trunk_sid)
+
+
+def _answerer(found: PhoneNumber) -> str:
+    if found.trunk_sid:
+        return f"SIP trunk {printable(found.trunk_sid)}"
+    if found.application_sid:
+        return f"application {printable(found.application_sid)}"
+    if found.voice_url:
+        return f"{printable(found.voice_url)} ({printable(found.voice_method)})"
+    return "nothing"
+
+
+def _show(found: PhoneNumber, address: str) -> None:
+    name = f" ({printable(found.name)})" if found.name else ""
+    click.echo(f"{found.number}{name}", err=True)
+    click.echo(f"  now: {_answerer(found)}", err=True)
+    click.echo(f"  new: {address} (POST)", err=True)
+
+
+def _ask(number: str) -> None:
+    try:
+        agreed = click.confirm(f"Change what answers {number}?", err=True)
+    except click.Abort as error:
+        if isinstance(error.__context__, EOFError):
+            raise Misconfigured("nobody here to ask; add --yes") from None
+        raise
+    if not agreed:
+        raise Failure("nothing was changed")

@@ -1,0 +1,1 @@
+"""What is kept of every call: the record, the database, the spool on disk, the recording."""

@@ -1,0 +1,478 @@
+"""The database of call records: SQLite or PostgreSQL, one table, one row for each call.
+
+Everything here blocks, so it runs in worker threads or in a command, never on Trio's thread.
+
+Transcript, turns and functions are JSON columns of the row. They are always written and read as a
+whole and never without their call, and so a call is replaced in one statement, in one step, which
+is what makes writing it twice harmless; `json_extract` and `->>` reach into them where somebody
+wants to count words. What calls are looked for by, their SID, start and outcome, is indexed.
+
+Every value is a bound parameter; no statement is ever made of text from the network.
+
+SQLite is in WAL mode, so that readers (`bridge calls`, other workers) never wait for a writer, and
+its connections are opened for each use, which takes a tenth of a millisecond: a kept one goes on
+writing into a file that was deleted or replaced, and nobody would ever see those calls.
+https://www.sqlite.org/wal.html, https://www.sqlite.org/howtocorrupt.html section 4
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, Connection, Dialect, Engine, make_url
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    SQLAlchemyError,
+    StatementError,
+)
+
+from bridge.config import ConfigError, printable
+from bridge.records.record import STATUS_FIELDS, CallRecord, Ending
+
+# Counted up with every change of the tables; a newer one is refused, since what an older bridge
+# would write into it is anybody's guess.
+SCHEMA_VERSION: Final = 1
+
+# How long a statement waits for somebody else's lock, and on PostgreSQL for anything. Long enough
+# for a backup or a long query to pass, short enough that a stop of the server need not wait.
+LOCK_SECONDS: Final = 2.0
+STATEMENT_SECONDS: Final = 5.0
+CONNECT_SECONDS: Final = 3.0
+
+# Rows deleted in one transaction, so that nobody waits for the lock of a purge of years.
+PURGE_ROWS: Final = 500
+
+
+class StoreError(ConfigError):
+    """The database cannot be used until somebody changes something; one line says what."""
+
+
+class StoreUnavailable(Exception):
+    """The database does not answer, or refuses, at present. One line; no secret, no caller's word.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+class _UtcTime(sa.types.TypeDecorator[datetime]):
+    """A moment in UTC. SQLite keeps no time zone, so it is taken off and put back."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        moment = value.astimezone(UTC)
+        return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)  # type: ignore[no-any-return]
+
+
+_metadata = sa.MetaData()
+
+_schema = sa.Table("bridge_schema", _metadata, sa.Column("version", sa.Integer, nullable=False))
+
+
+def _text(name: str) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, nullable=False)
+
+
+calls = sa.Table(
+    "calls",
+    _metadata,
+    sa.Column("call_sid", sa.Text, primary_key=True),
+    sa.Column("started_at", _UtcTime, nullable=False, index=True),
+    sa.Column("ended_at", _UtcTime),
+    _text("stream_sid"),
+    _text("caller"),
+    _text("called"),
+    _text("direction"),
+    _text("agent"),
+    sa.Column("seconds", sa.Double, nullable=False),
+    sa.Column("agent_seconds", sa.Double, nullable=False),
+    sa.Column("setup_seconds", sa.Double),
+    sa.Column("teardown_seconds", sa.Double),
+    sa.Column("outcome", sa.Text, nullable=False, index=True),
+    _text("reason"),
+    _text("transfer_to"),
+    _text("status"),
+    sa.Column("status_sequence", sa.BigInteger, nullable=False),
+    _text("answered_by"),
+    sa.Column("cost", sa.Double),
+    sa.Column("dropped_bytes", sa.BigInteger, nullable=False),
+    sa.Column("reconnects", sa.BigInteger, nullable=False),
+    sa.Column("barge_ins", sa.BigInteger, nullable=False),
+    _text("recording"),
+    sa.Column("words_kept", sa.Boolean, nullable=False),
+    sa.Column("shortened", sa.Boolean, nullable=False),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    # json, not jsonb: kept as written, to the last digit.
+    sa.Column("turns", sa.JSON, nullable=False),
+    sa.Column("transcript", sa.JSON, nullable=False),
+    sa.Column("functions", sa.JSON, nullable=False),
+)
+
+_LISTS: Final = ("turns", "transcript", "functions")
+_SUMMARY: Final = tuple(column for column in calls.c if column.name not in _LISTS)
+
+
+class Rejected(msgspec.Struct, frozen=True):
+    """A record the database will not have, now or later, and its words."""
+
+    record: CallRecord
+    reason: str
+
+
+class Store:
+    """The records in one database. Opens nothing before it is used, and is thread-safe.
+
+    Every method may raise StoreUnavailable; `prepare` and `check`, StoreError as well.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Raises StoreError for an address that can never work."""
+        self._url = _checked(url)
+        self.file = _sqlite_file(self._url)
+        self._engine: Engine | None = None
+        self._prepared = False
+
+    def __repr__(self) -> str:
+        return f"Store({self.name})"
+
+    @property
+    def name(self) -> str:
+        """What messages call this database: its address without the password and the options."""
+        return str(self.file) if self.file else self._url.set(query={}).render_as_string()
+
+    # ---- its tables -------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Make the tables where they are missing. Raises StoreError if a newer bridge made them."""
+        if self.file is not None:
+            _private_file(self.file)
+        with self._transaction() as connection:
+            if connection.dialect.name == "postgresql":
+                # IF NOT EXISTS fails when two workers do this at the same moment.
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
+            for table in _metadata.sorted_tables:
+                connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
+                for index in sorted(table.indexes, key=lambda index: str(index.name)):
+                    connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
+            # Written only where there is none: two SQLite workers may both come here.
+            first = sa.select(sa.literal(SCHEMA_VERSION)).where(~sa.exists(sa.select(_schema)))
+            connection.execute(sa.insert(_schema).from_select(["version"], first))
+            self._check_version(connection)
+        if self.file is not None:
+            self._use_wal()
+        self._prepared = True
+
+    def check(self) -> None:
+        """See that there is a database of bridge's that this version can read; make nothing.
+
+        Raises StoreError.
+        """
+        if self.file is not None and not self.file.exists():
+            raise StoreError(f"no database at {self.file}: no call was recorded yet")
+        with self._transaction() as connection:
+            if not sa.inspect(connection).has_table(_schema.name):
+                raise StoreError(f"{self.name} holds no calls of bridge's")
+            self._check_version(connection)
+
+    def _check_version(self, connection: Connection) -> None:
+        version = connection.execute(sa.select(sa.func.max(_schema.c.version))).scalar() or 0
+        if version > SCHEMA_VERSION:
+            raise StoreError(
+                f"{self.name} was made by a newer bridge (schema {version}, this one knows "
+                f"{SCHEMA_VERSION}); run that one, or name another database in records.url"
+            )
+
+    def _use_wal(self) -> None:
+        # Outside a transaction. The file remembers it, so it is asked for once.
+        with _translated(self.name), self._connect().connect() as connection:
+            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+
+    # ---- writing ----------------------------------------------------------------------------
+
+    def write(self, records: Sequence[CallRecord]) -> list[Rejected]:
+        """Write tidy records, in order, all or none; those the database will never take are left
+        out and returned. The rule of `record.merge` decides what a row keeps.
+        """
+        if not self._prepared:
+            self.prepare()
+        try:
+            self._write(records)
+        except _Unfit:
+            return self._write_singly(records)
+        return []
+
+    def _write_singly(self, records: Sequence[CallRecord]) -> list[Rejected]:
+        rejected = []
+        for record in records:
+            try:
+                self._write([record])
+            except _Unfit as error:
+                rejected.append(Rejected(record, str(error)))
+        return rejected
+
+    def _write(self, records: Sequence[CallRecord]) -> None:
+        rows = [_row(record) for record in records]
+        if not rows:
+            return
+        try:
+            with self._transaction() as connection:
+                connection.execute(_UPSERTS[connection.dialect.name], rows)
+        except StoreUnavailable:
+            # Perhaps the file was taken away, and with it the tables.
+            self._prepared = False
+            raise
+
+    def purge(self, older_than: datetime, limit: int = PURGE_ROWS) -> int:
+        """Delete the oldest calls that began before that, at most `limit`. Returns how many."""
+        if not self._prepared:
+            self.prepare()
+        oldest = (
+            sa.select(calls.c.call_sid)
+            .where(calls.c.started_at < older_than)
+            .order_by(calls.c.started_at)
+            .limit(limit)
+        )
+        with self._transaction() as connection:
+            result = connection.execute(sa.delete(calls).where(calls.c.call_sid.in_(oldest)))
+            return int(result.rowcount)
+
+    # ---- reading ----------------------------------------------------------------------------
+
+    def list_calls(
+        self, limit: int = 20, before: datetime | None = None, outcome: str | None = None
+    ) -> list[CallRecord]:
+        """The latest calls, newest first, without turns, transcripts and functions. `before` takes
+        the `started_at` of the last one shown, for the page after it.
+        """
+        query = sa.select(*_SUMMARY).order_by(calls.c.started_at.desc(), calls.c.call_sid.desc())
+        if before is not None:
+            query = query.where(calls.c.started_at < before)
+        if outcome is not None:
+            query = query.where(calls.c.outcome == outcome)
+        with self._reading() as connection:
+            return [_record(row) for row in connection.execute(query.limit(limit))]
+
+    def get(self, call_sid: str) -> CallRecord | None:
+        """All that is known of one call, None if nothing is."""
+        query = sa.select(calls).where(calls.c.call_sid == call_sid)
+        with self._reading() as connection:
+            row = connection.execute(query).one_or_none()
+            return None if row is None else _record(row)
+
+    def ending_of(self, call_sid: str) -> Ending | None:
+        """How a call ended; None if it has not, or nobody wrote that here."""
+        query = sa.select(calls.c.outcome, calls.c.transfer_to).where(
+            calls.c.call_sid == call_sid, calls.c.outcome != ""
+        )
+        with self._reading() as connection:
+            row = connection.execute(query).one_or_none()
+            return None if row is None else Ending(row.outcome, row.transfer_to)
+
+    def close(self) -> None:
+        """Close the connections nobody uses. The store can be used again."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.dispose()
+
+    # ---- connections ------------------------------------------------------------------------
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        if self.file is not None and not self.file.exists():
+            # Connecting would make an empty one.
+            raise StoreUnavailable(f"no database at {self.file}")
+        with self._transaction() as connection:
+            yield connection
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        with _translated(self.name), self._connect().begin() as connection:
+            if connection.dialect.name == "postgresql":
+                # LOCAL, so that it is right behind a pooler such as pgbouncer as well.
+                for setting, seconds in _POSTGRES_LIMITS.items():
+                    text = str(round(1000 * seconds))
+                    connection.execute(sa.select(sa.func.set_config(setting, text, True)))
+            yield connection
+
+    def _connect(self) -> Engine:
+        # Two threads may both make one: the loser's has opened nothing.
+        if self._engine is None:
+            self._engine = _engine(self._url)
+        return self._engine
+
+
+_POSTGRES_LIMITS: Final = {"statement_timeout": STATEMENT_SECONDS, "lock_timeout": LOCK_SECONDS}
+_SCHEMA_LOCK: Final = 0x62726964676531  # any number nobody else uses: "bridge1"
+
+
+def _checked(text: str) -> URL:
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        # Not shown: it may hold a password.
+        raise StoreError(
+            "records.url: not a database address; write one such as sqlite:///calls.db or "
+            "postgresql://user@host/name"
+        ) from None
+    backend = url.get_backend_name()
+    if backend in ("postgres", "postgresql"):
+        # Without a driver named, the one that bridge[postgres] brings.
+        plain = url.drivername in ("postgres", "postgresql")
+        url = url.set(drivername="postgresql+psycopg") if plain else url
+    elif backend != "sqlite":
+        raise StoreError(
+            f"records.url: {printable(backend[:40])} is not supported; use sqlite or postgresql"
+        )
+    try:
+        url.get_dialect().import_dbapi()
+    except (ImportError, NoSuchModuleError):
+        raise StoreError(
+            f"records.url: the driver of {printable(url.drivername[:40])} is not installed; "
+            "pip install 'bridge[postgres]'"
+        ) from None
+    file = _sqlite_file(url)
+    if backend == "sqlite":
+        if file is None:
+            raise StoreError(
+                "records.url: names no file; write sqlite:///calls.db, or an empty text to keep no "
+                "records"
+            )
+        if not file.parent.is_dir():
+            raise StoreError(
+                f"records.url: the folder {file.parent} does not exist; make it, or name another"
+            )
+        # Absolute, because the working directory may change under a long-lived server.
+        url = url.set(database=str(file))
+    return url
+
+
+def _sqlite_file(url: URL) -> Path | None:
+    database = url.database or ""
+    if url.get_backend_name() != "sqlite" or database in ("", ":memory:"):
+        return None
+    return Path(database).absolute()
+
+
+def _private_file(file: Path) -> None:
+    # Conversations are in it. SQLite gives its WAL the same mode.
+    try:
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise StoreUnavailable(f"{file}: {error.strerror}") from None
+
+
+def _engine(url: URL) -> Engine:
+    common: dict[str, Any] = {
+        "hide_parameters": True,  # callers' words have no business in an exception
+        "json_serializer": lambda value: msgspec.json.encode(value).decode(),
+        "json_deserializer": msgspec.json.decode,
+    }
+    if url.get_backend_name() == "sqlite":
+        engine = sa.create_engine(
+            url, poolclass=sa.pool.NullPool, connect_args={"timeout": LOCK_SECONDS}, **common
+        )
+        sa.event.listen(engine, "connect", _erase_what_is_deleted)
+        return engine
+    arguments: dict[str, Any] = {
+        "connect_timeout": round(CONNECT_SECONDS),
+        "tcp_user_timeout": round(1000 * STATEMENT_SECONDS),  # a machine that vanished
+        "prepare_threshold": None,  # prepared statements do not survive a pooler
+    }
+    return sa.create_engine(
+        url,
+        pool_size=2,
+        max_overflow=4,
+        pool_timeout=CONNECT_SECONDS,
+        pool_pre_ping=True,
+        connect_args={key: value for key, value in arguments.items() if key not in url.query},
+        **common,
+    )
+
+
+def _erase_what_is_deleted(connection: Any, _record: Any) -> None:
+    # Retention means that words are gone from the file, not only from its index.
+    cursor = connection.cursor()
+    try:
+        cursor.execute("PRAGMA secure_delete=ON")
+    finally:
+        cursor.close()
+
+
+class _Unfit(StoreUnavailable):
+    """The fault is the row's, so that trying again is of no use."""
+
+
+@contextmanager
+def _translated(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (DataError, IntegrityError) as error:
+        raise _Unfit(_reason(error)) from None
+    except StatementError as error:
+        if not isinstance(error, DBAPIError):
+            raise _Unfit(_reason(error)) from None  # a value that no column takes
+        raise StoreUnavailable(f"{name}: {_reason(error)}") from None
+    except SQLAlchemyError as error:
+        raise StoreUnavailable(f"{name}: {_reason(error)}") from None
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    # The driver's first line. Those below it may quote the row.
+    cause = getattr(error, "orig", None) or error
+    first, *_ = str(cause).strip().splitlines() or [type(cause).__name__]
+    return first[:300]
+
+
+def _upsert(insert: Any) -> Any:
+    """Insert a row, or bring the one that is there up to date, as `record.merge` does."""
+    new = insert.excluded
+    replaces = sa.and_(new.revision > 0, new.revision >= calls.c.revision)
+    later = new.status_sequence > calls.c.status_sequence
+    kept = {
+        column.name: sa.case(
+            (later if column.name in STATUS_FIELDS else replaces, new[column.name]), else_=column
+        )
+        for column in calls.c
+        if not column.primary_key
+    }
+    return insert.on_conflict_do_update(index_elements=[calls.c.call_sid], set_=kept)
+
+
+_UPSERTS: Final = {
+    "sqlite": _upsert(sqlite.insert(calls)),
+    "postgresql": _upsert(postgresql.insert(calls)),
+}
+
+
+def _row(record: CallRecord) -> dict[str, Any]:
+    row = {name: getattr(record, name) for name in CallRecord.__struct_fields__}
+    return row | {name: msgspec.to_builtins(row[name]) for name in _LISTS}
+
+
+def _record(row: sa.Row[Any]) -> CallRecord:
+    try:
+        return msgspec.convert(dict(row._mapping), CallRecord)
+    except msgspec.ValidationError as error:
+        raise StoreUnavailable(f"a row that bridge did not write: {error}") from None

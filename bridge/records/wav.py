@@ -1,0 +1,311 @@
+"""A recording of both sides of a call: stereo WAV, the caller left, the agent right.
+
+Three ideas, three classes. `Timeline` (pure) puts the two sides side by side as the caller heard
+them: the agent sends faster than real time, and what was cleared before it was played was never
+heard. `WavFile` (blocking) is the file. `CallRecording` carries finished stretches of the one to
+the other in a thread, so that a slow disk costs the recording a gap and the call nothing.
+
+The file is playable at any moment, also when the process was killed: about once a second audio is
+appended and then the header's sizes are brought up to it, in this order, so the header never
+promises more than there is. http://soundfile.sapp.org/doc/WaveFormat/
+"""
+
+from __future__ import annotations
+
+import audioop
+import os
+import re
+import struct
+from collections import deque
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from bridge.audio import SAMPLE_RATE, SILENCE, seconds
+from bridge.log import get_logger
+
+log = get_logger(__name__)
+
+# Packets of the phone jitter; what comes within this of its place continues what was before it.
+JITTER_SECONDS: Final = 0.25
+# A stretch is finished when it is so old that nothing can belong to it any more.
+SETTLED_SECONDS: Final = 1.0
+# Of audio ahead of its time: the agent's, which Twilio holds as well; the phone's, which is none.
+AGENT_AHEAD_SECONDS: Final = 180.0
+CALLER_AHEAD_SECONDS: Final = 2.0
+# The most audio that waits for a slow disk; beyond it, silence takes its place. 480 KB.
+BACKLOG_SECONDS: Final = 30.0
+
+# What the last bytes may take at the end of a call, and opening at its start.
+CLOSE_SECONDS: Final = 1.0
+OPEN_SECONDS: Final = 2.0
+
+# For all recordings: each writes for a millisecond a second.
+_threads: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("recording threads")
+THREADS: Final = 8
+
+_NAME = re.compile(r"[A-Za-z0-9]{1,64}")
+_FILE = re.compile(r"[A-Za-z0-9]{1,64}(-[0-9]{1,2})?\.wav")
+_MOST_OF_A_CALL: Final = 20  # files; one for each stream of the call
+
+_HEADER_BYTES: Final = 44
+_BYTES_PER_FRAME: Final = 4  # two channels of 16 bits
+_DATA_LIMIT: Final = 0xFFFF_FFFF - _HEADER_BYTES  # what the header can say: 37 hours
+
+
+class RecordingError(Exception):
+    """The call cannot be recorded. One line."""
+
+
+class Stretch:
+    """A stretch of time: µ-law of both sides, equally long."""
+
+    __slots__ = ("agent", "caller")
+
+    def __init__(self, caller: bytes, agent: bytes) -> None:
+        self.caller = caller
+        self.agent = agent
+
+    def pcm(self) -> bytes:
+        """Interleaved 16-bit samples."""
+        left = audioop.tostereo(audioop.ulaw2lin(self.caller, 2), 2, 1, 0)
+        right = audioop.tostereo(audioop.ulaw2lin(self.agent, 2), 2, 0, 1)
+        return audioop.add(left, right, 2)
+
+
+class Timeline:
+    """Both sides on one axis, in samples from the start. Times are seconds from the start.
+
+    Nothing is written twice or moved once taken. Audio that would have to be is left out, and so is
+    what runs ahead of its time beyond the limits above.
+    """
+
+    def __init__(self) -> None:
+        self._caller = bytearray()
+        self._agent = bytearray()
+        self._taken = 0
+
+    def caller(self, audio: bytes, at: float) -> None:
+        """The caller said this from `at` on: Twilio's own `media.timestamp`, or the time it came.
+        """
+        place, end = _samples(at), self._taken + len(self._caller)
+        if place > end + JITTER_SECONDS * SAMPLE_RATE:
+            self._caller += SILENCE * (place - end)
+            end = place
+        room = place + round(CALLER_AHEAD_SECONDS * SAMPLE_RATE) - end
+        self._caller += audio[: max(0, room)]
+
+    def agent(self, audio: bytes, at: float) -> None:
+        """This was sent to the phone at `at`; it plays when what was sent before it has played."""
+        now, end = _samples(at), self._taken + len(self._agent)
+        if now > end:
+            self._agent += SILENCE * (now - end)
+            end = now
+        room = now + round(AGENT_AHEAD_SECONDS * SAMPLE_RATE) - end
+        self._agent += audio[: max(0, room)]
+
+    def cleared(self, at: float) -> None:
+        """`clear` was sent at `at`: what had not played by then never will."""
+        del self._agent[max(0, _samples(at) - self._taken) :]
+
+    def settled(self, at: float) -> Stretch | None:
+        """The finished stretch as of `at`, if it is a second long or more; it is taken away."""
+        length = _samples(at - SETTLED_SECONDS) - self._taken
+        return self._take(length) if length >= SAMPLE_RATE else None
+
+    def rest(self, at: float) -> Stretch:
+        """All that is left when the call is over at `at`."""
+        self.cleared(at)
+        return self._take(max(len(self._caller), len(self._agent), _samples(at) - self._taken, 0))
+
+    def _take(self, length: int) -> Stretch:
+        self._taken += length
+        return Stretch(_first(self._caller, length), _first(self._agent, length))
+
+
+def _samples(at: float) -> int:
+    return max(0, round(at * SAMPLE_RATE))
+
+
+def _first(audio: bytearray, length: int) -> bytes:
+    first = bytes(audio[:length])
+    del audio[:length]
+    return first.ljust(length, SILENCE)
+
+
+class WavFile:
+    """A WAV file that grows: 8 kHz, two channels, 16-bit PCM. Blocking; raises OSError.
+
+    Readable by its owner alone, and always a new file: never one that is there already.
+    """
+
+    def __init__(self, folder: Path, call_sid: str) -> None:
+        """Raises RecordingError for a SID that is none: it becomes a file's name."""
+        if not _NAME.fullmatch(call_sid):
+            raise RecordingError("the call's SID cannot be a file's name")
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        self.path, self._file = _new_file(folder, call_sid)
+        self._data = 0
+        try:
+            self._write_header()
+        except OSError:
+            os.close(self._file)
+            raise
+
+    def append(self, pcm: bytes) -> None:
+        """Add samples. After an error the file is as it was."""
+        if self._data + len(pcm) > _DATA_LIMIT:
+            return
+        _write_at(self._file, pcm, _HEADER_BYTES + self._data)
+        self._data += len(pcm)
+        self._write_header()
+
+    def close(self) -> None:
+        """Bring it to the disk and close it."""
+        try:
+            os.fsync(self._file)
+        finally:
+            os.close(self._file)
+
+    def _write_header(self) -> None:
+        rate, frame = SAMPLE_RATE, _BYTES_PER_FRAME
+        form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 2, rate, rate * frame, frame, 16)
+        data = struct.pack("<4sI", b"data", self._data)
+        riff = struct.pack("<4sI4s", b"RIFF", _HEADER_BYTES - 8 + self._data, b"WAVE")
+        _write_at(self._file, riff + form + data, 0)
+
+
+def _new_file(folder: Path, call_sid: str) -> tuple[Path, int]:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    for number in range(1, _MOST_OF_A_CALL + 1):
+        path = folder / (f"{call_sid}.wav" if number == 1 else f"{call_sid}-{number}.wav")
+        try:
+            return path, os.open(path, flags, 0o600)
+        except FileExistsError:
+            continue
+    raise RecordingError(f"{call_sid} has {_MOST_OF_A_CALL} recordings already")
+
+
+def _write_at(file: int, data: bytes, offset: int) -> None:
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(file, rest, offset)
+        offset += written
+        rest = rest[written:]
+
+
+def purge(folder: Path, older_than: datetime) -> int:
+    """Delete recordings last written before that. Returns how many. Blocking; raises OSError."""
+    removed = 0
+    if not folder.is_dir():
+        return 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            # Nothing but what looks like ours, and never through a link.
+            if not _FILE.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+                continue
+            if entry.stat(follow_symlinks=False).st_mtime < older_than.timestamp():
+                with suppress(FileNotFoundError):  # another worker purges as well
+                    os.unlink(entry.path)
+                    removed += 1
+    return removed
+
+
+class CallRecording:
+    """Records one call. Times are seconds from the call's start.
+
+    `caller`, `agent` and `cleared` return at once and never raise. `run` is a task of the call's:
+    it writes about once a second and, when it is cancelled or `finish` was called, the rest, within
+    CLOSE_SECONDS and shielded. A disk that fails ends the recording and is logged; it never ends
+    the call.
+    """
+
+    def __init__(self, folder: Path, call_sid: str) -> None:
+        self._folder = folder
+        self._call_sid = call_sid
+        self._timeline = Timeline()
+        self._ready: deque[Stretch] = deque()
+        self._waiting = 0
+        self._last = 0.0
+        self._wake = trio.Event()
+        self._over = False
+        self._file: WavFile | None = None
+        # One thread at a time is in the file, also when one was abandoned.
+        self._turn = trio.CapacityLimiter(1)
+        self.path: Path | None = None
+        self.lost_seconds = 0.0
+
+    def caller(self, audio: bytes, at: float) -> None:
+        """See `Timeline.caller`."""
+        self._timeline.caller(audio, at)
+        self._advance(at)
+
+    def agent(self, audio: bytes, at: float) -> None:
+        """See `Timeline.agent`."""
+        self._timeline.agent(audio, at)
+        self._advance(at)
+
+    def cleared(self, at: float) -> None:
+        """See `Timeline.cleared`."""
+        self._timeline.cleared(at)
+        self._advance(at)
+
+    def finish(self, at: float) -> None:
+        """The call is over; `run` will write the rest and return. A second time changes nothing."""
+        if not self._over:
+            self._over = True
+            self._add(self._timeline.rest(at))
+            self._wake.set()
+
+    def _advance(self, at: float) -> None:
+        self._last = max(self._last, at)
+        if not self._over and (stretch := self._timeline.settled(self._last)) is not None:
+            self._add(stretch)
+            self._wake.set()
+
+    def _add(self, stretch: Stretch) -> None:
+        length = len(stretch.caller)
+        if self._waiting + length > BACKLOG_SECONDS * SAMPLE_RATE:
+            # In its place silence of the same length, made when it is written: time stays true.
+            self.lost_seconds += seconds(length)
+            stretch = _Gap(length)
+        else:
+            self._waiting += length
+        self._ready.append(stretch)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Write until the call is over. See the class."""
+        opened = await self._open()
+        task_status.started()
+        if not opened:
+            return
+        try:
+            while not self._over:
+                await self._wake.wait()
+                self._wake = trio.Event()
+                if not await self._write_ready():
+                    return
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._close()
+
+    async def _open(self) -> bool:
+        with trio.move_on_after(OPEN_SECONDS) as waiting:
+            try:
+                # Abandoned: an empty file may stay behind, which retention deletes.
+                self._file = await self._in_thread(self._open_file)
+            except (OSError, RecordingError) as error:
+                log.error("call not recorded", error=str(error))
+                self._over = True
+                return False
+        if waiting.cancelled_caught:
+            log.error("call not recorded", error=f"no answer within {OPEN_SECONDS:g} s")
+            self._over = True
+            return False
+        assert self._file is not None
+        self.path = self._file.path
+        return True

@@ -1,0 +1,437 @@
+"""Twilio's REST API, as much of it as a server of calls needs: place a call, change it, end it, and
+find a phone number and point it somewhere.
+
+Every request has a deadline. What is tried again, and what never:
+
+- A request that never left (no connection) is tried again, whatever it is.
+- One that may have arrived, and one that Twilio could not serve for the moment, is tried again
+  only if doing it twice does what doing it once does: reading, ending a call, setting an address.
+  Placing a call twice rings a phone twice; putting a call through twice breaks off the first try.
+
+https://www.twilio.com/docs/voice/api/call-resource
+https://www.twilio.com/docs/phone-numbers/api/incomingphonenumber-resource
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+from urllib.parse import urlsplit
+
+import httpx
+import trio
+
+from bridge.addresses import is_loopback
+from bridge.config import printable
+
+API_URL: Final = "https://api.twilio.com"
+
+# All tries of one request. A caller who is being put through hears silence meanwhile, and Twilio
+# waits 15 seconds for a webhook in which one may be made.
+DEADLINE: Final = 10.0
+CONNECT_TIMEOUT: Final = 4.0
+
+# Before the second and the third try. Long enough for a restarted load balancer's next address,
+# short enough for somebody who waits on the line.
+PAUSES: Final = (0.2, 0.6)
+
+# https://www.twilio.com/docs/voice/api/call-resource: of the TwiML given with a request.
+MAX_TWIML: Final = 4000
+MAX_RING_SECONDS: Final = 600
+
+Event = Literal["initiated", "ringing", "answered", "completed"]
+ALL_EVENTS: Final[tuple[Event, ...]] = ("initiated", "ringing", "answered", "completed")
+MachineDetection = Literal["Enable", "DetectMessageEnd"]
+
+CALL_NOT_IN_PROGRESS: Final = 21220  # https://www.twilio.com/docs/api/errors/21220
+
+_ACCOUNT_SID: Final = re.compile(r"AC[0-9a-fA-F]{32}")
+_CALL_SID: Final = re.compile(r"CA[0-9a-fA-F]{32}")
+_NUMBER_SID: Final = re.compile(r"PN[0-9a-fA-F]{32}")
+_E164: Final = re.compile(r"\+[1-9][0-9]{6,14}")
+
+_MAY_PASS: Final = frozenset({429, 500, 502, 503, 504})
+
+# What failed before the request was written.
+_NEVER_SENT: Final = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.UnsupportedProtocol,
+)
+
+# At INFO httpx logs every address, the account's SID in it; at DEBUG httpcore logs each step.
+for _name in ("httpx", "httpcore"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+
+class TwilioError(Exception):
+    """Twilio refused, in its own words.
+
+    `code` is Twilio's error code (0 when it gave none), `status` HTTP's, `more_info` the address
+    of its explanation. The text is one line and holds neither the account's SID nor its token.
+
+    https://www.twilio.com/docs/usage/twilios-response#response-formats-exceptions
+    """
+
+    def __init__(self, code: int, message: str, status: int, more_info: str = "") -> None:
+        super().__init__(code, message, status, more_info)
+        self.code = code
+        self.message = message
+        self.status = status
+        self.more_info = more_info
+
+    def __str__(self) -> str:
+        name = f"Twilio error {self.code}" if self.code else "Twilio's answer"
+        text = f"{name}: {self.message} (HTTP {self.status})"
+        if self.status == 401:
+            text += "; check TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN"
+        elif self.more_info:
+            text += f"; see {self.more_info}"
+        return text
+
+    @property
+    def call_is_over(self) -> bool:
+        """Whether this says that the call in question has ended, or never was."""
+        return self.code == CALL_NOT_IN_PROGRESS or self.status == 404
+
+
+class TwilioUnreachable(TwilioError):
+    """There was no answer. `may_have_arrived`: the request may have been carried out anyway."""
+
+    def __init__(self, why: str, *, may_have_arrived: bool) -> None:
+        super().__init__(0, why, 0)
+        self.may_have_arrived = may_have_arrived
+
+    def __str__(self) -> str:
+        also = "; the request may have been carried out" if self.may_have_arrived else ""
+        return f"cannot reach Twilio: {self.message}{also}"
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedCall:
+    """A call that Twilio has taken on. `status` is "queued", or further on by now."""
+
+    call_sid: str
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class PhoneNumber:
+    """A number of the account, and what answers it. Empty texts are what is not set.
+
+    With a `trunk_sid` Twilio uses the trunk and with an `application_sid` the application, and
+    `voice_url` is not asked.
+    """
+
+    number_sid: str
+    number: str
+    name: str
+    voice_url: str
+    voice_method: str
+    application_sid: str
+    trunk_sid: str
+    status_callback: str
+
+
+class TwilioRest:
+    """One account at Twilio's REST API.
+
+    Connections are kept between requests; use it as an async context manager, or call `aclose`.
+    `deadline` is in seconds, for all tries of one request. `transport` replaces the network.
+
+    *Error handling*: every method raises TwilioError (TwilioUnreachable when there is no answer),
+    and ValueError for an argument that cannot be part of a request, before any is made. Cancelled,
+    a request may have been carried out or not.
+    """
+
+    def __init__(
+        self,
+        account_sid: str,
+        auth_token: str,
+        base_url: str = API_URL,
+        transport: httpx.AsyncBaseTransport | None = None,
+        *,
+        deadline: float = DEADLINE,
+    ) -> None:
+        if not _ACCOUNT_SID.fullmatch(account_sid):
+            raise ValueError("TWILIO_ACCOUNT_SID: expected AC and 32 hexadecimal digits")
+        if not auth_token:
+            raise ValueError("TWILIO_AUTH_TOKEN: not set")
+        parts = urlsplit(base_url)
+        if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.netloc)):
+            raise ValueError("Twilio's address must begin https://, since the token goes with it")
+        self._account_sid = account_sid
+        self._hidden = (auth_token, account_sid)
+        self._base_url = base_url.rstrip("/")
+        self._deadline = deadline
+        self._client = httpx.AsyncClient(
+            auth=httpx.BasicAuth(account_sid, auth_token),
+            transport=transport,
+            timeout=httpx.Timeout(deadline, connect=min(CONNECT_TIMEOUT, deadline)),
+            headers={"Accept": "application/json"},
+        )
+
+    def __repr__(self) -> str:
+        return f"TwilioRest({self._base_url})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections. Also when cancelled: nothing here waits for the other end."""
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + self._deadline):
+            await self._client.aclose()
+
+    # ---- calls -----------------------------------------------------------------------------
+
+    async def create_call(
+        self,
+        to: str,
+        from_: str,
+        *,
+        twiml: str | bytes | None = None,
+        url: str | None = None,
+        status_callback: str | None = None,
+        status_callback_events: Sequence[Event] = ALL_EVENTS,
+        machine_detection: MachineDetection | None = None,
+        async_amd: bool = True,
+        async_amd_status_callback: str | None = None,
+        timeout: int | None = None,
+        time_limit: int | None = None,
+    ) -> PlacedCall:
+        """Place a call; when it is answered, Twilio carries out `twiml`, or what `url` answers.
+
+        `timeout` is how long it may ring and `time_limit` how long it may last, in seconds. With
+        `machine_detection` Twilio listens for an answering machine: in the background if
+        `async_amd`, and then tells `async_amd_status_callback`; else before the call goes on.
+
+        The media socket can open before this returns: whatever the call needs must be in its TwiML.
+
+        https://www.twilio.com/docs/voice/api/call-resource#create-a-call-resource
+        """
+        if (twiml is None) == (url is None):
+            raise ValueError("a call needs either twiml or url")
+        if timeout is not None and not 1 <= timeout <= MAX_RING_SECONDS:
+            raise ValueError(f"timeout: expected 1 to {MAX_RING_SECONDS} seconds, got {timeout}")
+        if time_limit is not None and time_limit < 1:
+            raise ValueError(f"time_limit: expected at least 1 second, got {time_limit}")
+        form: dict[str, Any] = {"To": check_number(to), "From": check_number(from_)}
+        form |= {"Twiml": _document(twiml)} if twiml is not None else {"Url": url}
+        if status_callback is not None:
+            form |= {"StatusCallback": status_callback, "StatusCallbackMethod": "POST"}
+            form["StatusCallbackEvent"] = list(status_callback_events)
+        if machine_detection is not None:
+            form |= {"MachineDetection": machine_detection, "AsyncAmd": str(async_amd).lower()}
+            if async_amd_status_callback is not None:
+                form["AsyncAmdStatusCallback"] = async_amd_status_callback
+                form["AsyncAmdStatusCallbackMethod"] = "POST"
+        if timeout is not None:
+            form["Timeout"] = str(timeout)
+        if time_limit is not None:
+            form["TimeLimit"] = str(time_limit)
+        answer = await self._request("POST", "Calls.json", form=form, repeatable=False)
+        call_sid = _text(answer, "sid")
+        if not _CALL_SID.fullmatch(call_sid):
+            raise TwilioError(0, "no call SID in it; the call may have been placed", 201)
+        return PlacedCall(call_sid, _text(answer, "status") or "queued")
+
+    async def hang_up(self, call_sid: str) -> bool:
+        """End a call, ringing or answered. Done twice, it is done.
+
+        Returns whether there was anything to end: False when the call had ended, or Twilio knows
+        of none (errors 21220 and 20404).
+
+        https://www.twilio.com/docs/voice/api/call-resource#update-a-call-resource
+        """
+        path = f"Calls/{check_call_sid(call_sid)}.json"
+        try:
+            await self._request("POST", path, form={"Status": "completed"}, repeatable=True)
+        except TwilioError as error:
+            if error.call_is_over:
+                return False
+            raise
+        return True
+
+    async def update_call(self, call_sid: str, *, twiml: str | bytes) -> None:
+        """Have a live call carry out `twiml` instead of what it does now: a transfer, words.
+
+        Twilio ends the media stream by itself. An error whose `call_is_over` came too late.
+
+        https://www.twilio.com/docs/voice/modify-calls
+        """
+        path = f"Calls/{check_call_sid(call_sid)}.json"
+        await self._request("POST", path, form={"Twiml": _document(twiml)}, repeatable=False)
+
+    # ---- numbers ---------------------------------------------------------------------------
+
+    async def find_number(self, number: str) -> PhoneNumber | None:
+        """The account's phone number that is `number` (E.164), None if it has no such number.
+
+        https://www.twilio.com/docs/phone-numbers/api/incomingphonenumber-resource#read-multiple-incomingphonenumber-resources
+        """
+        query = {"PhoneNumber": check_number(number), "PageSize": "50"}
+        path = "IncomingPhoneNumbers.json"
+        answer = await self._request("GET", path, query=query, repeatable=True)
+        found = answer.get("incoming_phone_numbers")
+        for item in found if isinstance(found, list) else ():
+            # Twilio's filter also finds numbers that contain this one.
+            if isinstance(item, dict) and item.get("phone_number") == number:
+                return _phone_number(item)
+        return None
+
+    async def set_voice_webhook(
+        self, number_sid: str, url: str, status_callback: str | None = None
+    ) -> PhoneNumber:
+        """Have `url` asked, by POST, what to do with calls to a number; return it as it is now.
+
+        An application set on the number is taken off, because Twilio would ask that instead.
+        `status_callback` is told when a call ends; None leaves what is set.
+
+        https://www.twilio.com/docs/phone-numbers/api/incomingphonenumber-resource#update-an-incomingphonenumber-resource
+        """
+        if not _NUMBER_SID.fullmatch(number_sid):
+            raise ValueError("a phone number's SID is PN and 32 hexadecimal digits")
+        form = {"VoiceUrl": url, "VoiceMethod": "POST", "VoiceApplicationSid": ""}
+        if status_callback is not None:
+            form |= {"StatusCallback": status_callback, "StatusCallbackMethod": "POST"}
+        path = f"IncomingPhoneNumbers/{number_sid}.json"
+        return _phone_number(await self._request("POST", path, form=form, repeatable=True))
+
+    # ---- one request -----------------------------------------------------------------------
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        form: Mapping[str, Any] | None = None,
+        query: Mapping[str, str] | None = None,
+        repeatable: bool,
+    ) -> dict[str, Any]:
+        address = f"{self._base_url}/2010-04-01/Accounts/{self._account_sid}/{path}"
+        pauses = iter(PAUSES)
+        with trio.move_on_after(self._deadline):
+            while True:
+                outcome = await self._try(method, address, form, query)
+                if not isinstance(outcome, TwilioError):
+                    return outcome
+                again = repeatable and outcome.status in _MAY_PASS
+                if isinstance(outcome, TwilioUnreachable):
+                    again = repeatable or not outcome.may_have_arrived
+                pause = next(pauses, None)
+                if not again or pause is None:
+                    raise outcome
+                await trio.sleep(pause)
+        why = f"no answer within {self._deadline:g} seconds"
+        raise TwilioUnreachable(why, may_have_arrived=True)
+
+    async def _try(
+        self,
+        method: str,
+        address: str,
+        form: Mapping[str, Any] | None,
+        query: Mapping[str, str] | None,
+    ) -> dict[str, Any] | TwilioError:
+        # The error is returned, and raised elsewhere, so that it does not carry httpx's along:
+        # those hold the request with its Authorization header.
+        try:
+            response = await self._client.request(method, address, data=form, params=query)
+        except httpx.HTTPError as error:
+            why = f"{type(error).__name__} {self._clean(str(error))}".rstrip()
+            sent = not isinstance(error, _NEVER_SENT)
+            return TwilioUnreachable(why, may_have_arrived=sent)
+        body = _json_object(response)
+        if response.is_success:
+            return body
+        code = body.get("code")
+        return TwilioError(
+            code if type(code) is int else 0,
+            self._clean(_text(body, "message") or response.reason_phrase),
+            response.status_code,
+            self._clean(_text(body, "more_info")),
+        )
+
+    def _clean(self, text: str) -> str:
+        """Words from the network in one line without secrets. Twilio's 404 names the address that
+        was asked, the account's SID in it."""
+        for secret in self._hidden:
+            text = text.replace(secret, "[secret]")
+        return printable(text[:300])
+
+
+def is_number(number: str) -> bool:
+    """Whether this is a phone number in E.164.
+
+    https://www.twilio.com/docs/glossary/what-e164
+    """
+    return _E164.fullmatch(number) is not None
+
+
+def is_call_sid(call_sid: str) -> bool:
+    """Whether this is written as Twilio writes the SID of a call."""
+    return _CALL_SID.fullmatch(call_sid) is not None
+
+
+def check_number(number: str) -> str:
+    """`number` itself. Raises ValueError, with the remedy, if it is not in E.164."""
+    if not is_number(number):
+        raise ValueError(
+            f'expected a phone number such as +15551234567, got "{printable(number[:40])}"; '
+            "write + and the country code, then digits alone"
+        )
+    return number
+
+
+def check_call_sid(call_sid: str) -> str:
+    """`call_sid` itself. Raises ValueError for what is no call's SID."""
+    if not is_call_sid(call_sid):
+        raise ValueError("a call's SID is CA and 32 hexadecimal digits")
+    return call_sid
+
+
+def _document(twiml: str | bytes) -> str:
+    text = twiml.decode() if isinstance(twiml, bytes) else twiml
+    if len(text) > MAX_TWIML:
+        raise ValueError(f"TwiML of {len(text)} characters; Twilio takes {MAX_TWIML}")
+    return text
+
+
+def _json_object(response: httpx.Response) -> dict[str, Any]:
+    try:
+        body = response.json()
+    except (ValueError, RecursionError):
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _phone_number(fields: Mapping[str, Any]) -> PhoneNumber:
+    names: Iterable[str] = (
+        "sid",
+        "phone_number",
+        "friendly_name",
+        "voice_url",
+        "voice_method",
+        "voice_application_sid",
+        "trunk_sid",
+        "status_callback",
+    )
+    return PhoneNumber(*(_text(fields, name) for name in names))
