@@ -79,7 +79,7 @@ async def _ask(url: str, info: CallInfo, transport: httpx.AsyncBaseTransport | N
     auth = httpx.BasicAuth(address.username, address.password) if address.userinfo else None
     client = httpx.AsyncClient(
         transport=transport,
-        verify=await _tls(address.scheme),
+        verify=await _tls(needed=address.scheme == "https" and transport is None),
         auth=auth,
         timeout=httpx.Timeout(None),  # ours covers it all; httpx's begins anew with every read
         follow_redirects=False,
@@ -132,10 +132,10 @@ def _read(answer: bytes) -> tuple[dict[str, str], list[str]]:
     return context, ignored
 
 
-async def _tls(scheme: str) -> ssl.SSLContext:
-    if scheme == "https":
+async def _tls(*, needed: bool) -> ssl.SSLContext:
+    if needed:
         return await trio.to_thread.run_sync(_trusting_the_system, abandon_on_cancel=True)
-    # httpx reads its certificates for every client, 20 ms in which no call's audio moves, unless
+    # httpx reads the certificates for every client, 20 ms in which no call's audio moves, unless
     # it is given a context. Without TLS any will do; this one trusts nobody.
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 

@@ -31,9 +31,9 @@ every event that the table lists, even where the state stays:
     FILLED    filler; what is heard may be just that    stall  RECONNECT        AWAY
 
     event     comes with                                changes (in AWAY: OPENED alone)
-    OPENED    the session is ready, the first or        any but OVER → QUIET
+    OPENED    the session is ready, the first or        any → QUIET
               a new one
-    LOST      the session is gone                       any but OVER → AWAY
+    LOST      the session is gone                       any → AWAY
     SPOKE     UserStartedSpeaking                       any → CALLER; DOUBTED, AGAIN → AGAIN
     SAID      ConversationText of the user, EndOfTurn   any → OWING
     PRESSED   a key of the phone                        QUIET, DOUBTED, ASKED, OVER → QUIET
@@ -143,8 +143,8 @@ def _clock_only(*states: State) -> dict[State, State]:
 
 # Event and state to the next state. What is not here changes nothing, the clock included.
 _TABLE: Final[Mapping[Event, Mapping[State, State]]] = {
-    Event.OPENED: _all_to(State.QUIET, *(frozenset(State) - {State.OVER})),
-    Event.LOST: _all_to(State.AWAY, *(_LIVE - {State.OVER})),
+    Event.OPENED: _all_to(State.QUIET, *State),
+    Event.LOST: _all_to(State.AWAY, *_LIVE),
     Event.SPOKE: {
         **_all_to(State.CALLER, *_LIVE),
         **_all_to(State.AGAIN, State.DOUBTED, State.AGAIN),

@@ -5,10 +5,13 @@ It holds no logic of a call; it finds the settings, builds a `Call` and lets it 
 
 from __future__ import annotations
 
-from typing import Any, Final, cast
+from typing import Any, Final, NoReturn, cast
 
 from quart import Response, request, websocket
+from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio import QuartTrio
+from werkzeug.exceptions import BadRequest
+from werkzeug.routing import MapAdapter
 
 from bridge.addresses import BadHost, public_address
 from bridge.agent.session import OpenStream
@@ -34,14 +37,41 @@ _APOLOGISE_AFTER: Final = {
 }
 
 
+class Application(QuartTrio):
+    """Quart-Trio, reading websockets directly, and refusing a nonsensical Host quietly.
+
+    Werkzeug parses the Host before any error handler can be found, so that each scan of the
+    internet would be answered 500 and leave a traceback in the log.
+    """
+
+    asgi_websocket_class = DirectWebsocketConnection
+
+    def create_url_adapter(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
+        """As Quart's; a Host that cannot be one matches nothing and is answered 400."""
+        try:
+            return super().create_url_adapter(request)
+        except BadRequest as error:
+            refusal = _Refusing(self.url_map, "", "/", None, "http", "/", "GET")
+            refusal.error = error
+            return refusal
+
+
+class _Refusing(MapAdapter):
+    """Routes to one error whatever is asked for."""
+
+    error: BadRequest
+
+    def match(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise self.error
+
+
 def create_app(
     config: SettingsSource | None = None,
     secrets: Secrets | None = None,
     open_stream: OpenStream | None = None,
-) -> QuartTrio:
+) -> Application:
     """Build the application; the arguments are `Bridge`'s."""
-    app = QuartTrio("bridge")
-    app.asgi_websocket_class = DirectWebsocketConnection
+    app = Application("bridge")
     app.config["MAX_CONTENT_LENGTH"] = MAX_FORM_BYTES
     app.config["BODY_TIMEOUT"] = FORM_SECONDS
     bridge = Bridge(config, secrets, open_stream)

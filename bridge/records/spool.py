@@ -73,7 +73,9 @@ class Spool:
         files = sorted(os.listdir(self.folder))
         names = {match[1] for file in files if (match := _SEGMENT.fullmatch(file))}
         adopted: list[Path] = []
-        for name in sorted(names | {match[1] for file in files if (match := _LOCK.fullmatch(file))}):
+        for name in sorted(
+            names | {match[1] for file in files if (match := _LOCK.fullmatch(file))}
+        ):
             if name not in self._locks and self._lock(name):
                 mine = [self.folder / file for file in files if file.startswith(f"{name}-")]
                 adopted += (segment for segment in mine if segment.exists())

@@ -60,8 +60,7 @@ class StoreError(ConfigError):
 
 
 class StoreUnavailable(Exception):
-    """The database does not answer, or refuses, at present. One line; no secret, no caller's word.
-    """
+    """The database does not answer, or refuses, at present. One line; no secret, no caller's word."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))

@@ -16,9 +16,9 @@ import audioop
 import os
 import re
 import struct
-from collections import deque
 from contextlib import suppress
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
 from typing import Final
 
@@ -29,10 +29,11 @@ from bridge.log import get_logger
 
 log = get_logger(__name__)
 
-# Packets of the phone jitter; what comes within this of its place continues what was before it.
-JITTER_SECONDS: Final = 0.25
-# A stretch is finished when it is so old that nothing can belong to it any more.
+# A stretch is finished when it is so old that nothing can belong to it any more. Until then what the
+# phone sends continues what it sent before: it speaks without a pause, and only its packets jitter.
 SETTLED_SECONDS: Final = 1.0
+# Taken in one piece, so that a long silence is not one long piece of memory.
+STRETCH_SECONDS: Final = 5.0
 # Of audio ahead of its time: the agent's, which Twilio holds as well; the phone's, which is none.
 AGENT_AHEAD_SECONDS: Final = 180.0
 CALLER_AHEAD_SECONDS: Final = 2.0
@@ -43,14 +44,11 @@ BACKLOG_SECONDS: Final = 30.0
 CLOSE_SECONDS: Final = 1.0
 OPEN_SECONDS: Final = 2.0
 
-# For all recordings: each writes for a millisecond a second.
-_threads: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("recording threads")
-THREADS: Final = 8
-
 _NAME = re.compile(r"[A-Za-z0-9]{1,64}")
 _FILE = re.compile(r"[A-Za-z0-9]{1,64}(-[0-9]{1,2})?\.wav")
 _MOST_OF_A_CALL: Final = 20  # files; one for each stream of the call
 
+_LONGEST: Final = round(STRETCH_SECONDS * SAMPLE_RATE)
 _HEADER_BYTES: Final = 44
 _BYTES_PER_FRAME: Final = 4  # two channels of 16 bits
 _DATA_LIMIT: Final = 0xFFFF_FFFF - _HEADER_BYTES  # what the header can say: 37 hours
@@ -76,6 +74,19 @@ class Stretch:
         return audioop.add(left, right, 2)
 
 
+class Gap:
+    """So many samples that were lost, and are silence in the file."""
+
+    __slots__ = ("samples",)
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+
+    def pcm(self) -> bytes:
+        """Interleaved 16-bit samples."""
+        return bytes(self.samples * _BYTES_PER_FRAME)
+
+
 class Timeline:
     """Both sides on one axis, in samples from the start. Times are seconds from the start.
 
@@ -89,13 +100,15 @@ class Timeline:
         self._taken = 0
 
     def caller(self, audio: bytes, at: float) -> None:
-        """The caller said this from `at` on: Twilio's own `media.timestamp`, or the time it came.
+        """The caller's next words came at `at`, by a clock of ours (Twilio's own could be made to
+        leap, and the leap would have to be filled).
         """
-        place, end = _samples(at), self._taken + len(self._caller)
-        if place > end + JITTER_SECONDS * SAMPLE_RATE:
-            self._caller += SILENCE * (place - end)
-            end = place
-        room = place + round(CALLER_AHEAD_SECONDS * SAMPLE_RATE) - end
+        now, end = _samples(at), self._taken + len(self._caller)
+        patience = round(SETTLED_SECONDS * SAMPLE_RATE) if end else 0
+        if now > end + patience:
+            self._caller += SILENCE * (now - end)
+            end = now
+        room = now + round(CALLER_AHEAD_SECONDS * SAMPLE_RATE) - end
         self._caller += audio[: max(0, room)]
 
     def agent(self, audio: bytes, at: float) -> None:
@@ -112,14 +125,17 @@ class Timeline:
         del self._agent[max(0, _samples(at) - self._taken) :]
 
     def settled(self, at: float) -> Stretch | None:
-        """The finished stretch as of `at`, if it is a second long or more; it is taken away."""
+        """The finished stretch as of `at`, taken away; None if it is shorter than a second. A long
+        one comes in pieces, with each call.
+        """
         length = _samples(at - SETTLED_SECONDS) - self._taken
-        return self._take(length) if length >= SAMPLE_RATE else None
+        return self._take(min(length, _LONGEST)) if length >= SAMPLE_RATE else None
 
-    def rest(self, at: float) -> Stretch:
+    def rest(self, at: float) -> list[Stretch]:
         """All that is left when the call is over at `at`."""
         self.cleared(at)
-        return self._take(max(len(self._caller), len(self._agent), _samples(at) - self._taken, 0))
+        end = max(len(self._caller), len(self._agent), _samples(at) - self._taken)
+        return [self._take(min(_LONGEST, end - done)) for done in range(0, end, _LONGEST)]
 
     def _take(self, length: int) -> Stretch:
         self._taken += length
@@ -153,11 +169,11 @@ class WavFile:
         try:
             self._write_header()
         except OSError:
-            os.close(self._file)
+            self._file.close()
             raise
 
     def append(self, pcm: bytes) -> None:
-        """Add samples. After an error the file is as it was."""
+        """Add samples. After an error the file is as playable as it was."""
         if self._data + len(pcm) > _DATA_LIMIT:
             return
         _write_at(self._file, pcm, _HEADER_BYTES + self._data)
@@ -165,11 +181,13 @@ class WavFile:
         self._write_header()
 
     def close(self) -> None:
-        """Bring it to the disk and close it."""
+        """Bring it to the disk and close it. Idempotent."""
+        if self._file.closed:
+            return
         try:
-            os.fsync(self._file)
+            os.fsync(self._file.fileno())
         finally:
-            os.close(self._file)
+            self._file.close()
 
     def _write_header(self) -> None:
         rate, frame = SAMPLE_RATE, _BYTES_PER_FRAME
@@ -179,21 +197,21 @@ class WavFile:
         _write_at(self._file, riff + form + data, 0)
 
 
-def _new_file(folder: Path, call_sid: str) -> tuple[Path, int]:
+def _new_file(folder: Path, call_sid: str) -> tuple[Path, FileIO]:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     for number in range(1, _MOST_OF_A_CALL + 1):
         path = folder / (f"{call_sid}.wav" if number == 1 else f"{call_sid}-{number}.wav")
         try:
-            return path, os.open(path, flags, 0o600)
+            return path, FileIO(os.open(path, flags, 0o600), "w")
         except FileExistsError:
             continue
     raise RecordingError(f"{call_sid} has {_MOST_OF_A_CALL} recordings already")
 
 
-def _write_at(file: int, data: bytes, offset: int) -> None:
+def _write_at(file: FileIO, data: bytes, offset: int) -> None:
     rest = memoryview(data)
     while rest:
-        written = os.pwrite(file, rest, offset)
+        written = os.pwrite(file.fileno(), rest, offset)
         offset += written
         rest = rest[written:]
 
@@ -216,96 +234,135 @@ def purge(folder: Path, older_than: datetime) -> int:
 
 
 class CallRecording:
-    """Records one call. Times are seconds from the call's start.
+    """Records one call. Times are seconds from the call's start, by one clock.
 
-    `caller`, `agent` and `cleared` return at once and never raise. `run` is a task of the call's:
-    it writes about once a second and, when it is cancelled or `finish` was called, the rest, within
-    CLOSE_SECONDS and shielded. A disk that fails ends the recording and is logged; it never ends
-    the call.
+    `caller`, `agent`, `cleared` and `finish` return at once and never raise. `run` is a task of the
+    call's: it writes about once a second and, when it is cancelled or `finish` was called, the
+    rest, within CLOSE_SECONDS and shielded. A disk that fails ends the recording and is logged; it
+    never ends the call, nor holds it up longer than that.
     """
 
     def __init__(self, folder: Path, call_sid: str) -> None:
         self._folder = folder
         self._call_sid = call_sid
         self._timeline = Timeline()
-        self._ready: deque[Stretch] = deque()
+        self._ready: list[Stretch | Gap] = []
         self._waiting = 0
         self._last = 0.0
         self._wake = trio.Event()
         self._over = False
         self._file: WavFile | None = None
-        # One thread at a time is in the file, also when one was abandoned.
-        self._turn = trio.CapacityLimiter(1)
+        # One thread at a time is in the file, abandoned ones included: they keep their token.
+        self._thread = trio.CapacityLimiter(1)
         self.path: Path | None = None
         self.lost_seconds = 0.0
 
     def caller(self, audio: bytes, at: float) -> None:
         """See `Timeline.caller`."""
-        self._timeline.caller(audio, at)
         self._advance(at)
+        self._timeline.caller(audio, at)
 
     def agent(self, audio: bytes, at: float) -> None:
         """See `Timeline.agent`."""
-        self._timeline.agent(audio, at)
         self._advance(at)
+        self._timeline.agent(audio, at)
 
     def cleared(self, at: float) -> None:
         """See `Timeline.cleared`."""
-        self._timeline.cleared(at)
         self._advance(at)
+        self._timeline.cleared(at)
 
     def finish(self, at: float) -> None:
-        """The call is over; `run` will write the rest and return. A second time changes nothing."""
+        """The call is over; `run` writes the rest and returns. A second time changes nothing."""
         if not self._over:
             self._over = True
-            self._add(self._timeline.rest(at))
+            for stretch in self._timeline.rest(at):
+                self._add(stretch)
             self._wake.set()
 
     def _advance(self, at: float) -> None:
         self._last = max(self._last, at)
-        if not self._over and (stretch := self._timeline.settled(self._last)) is not None:
-            self._add(stretch)
-            self._wake.set()
+        while (stretch := self._timeline.settled(self._last)) is not None:
+            # Also when nobody writes any more: what is taken is not kept.
+            if not self._over:
+                self._add(stretch)
+                self._wake.set()
 
     def _add(self, stretch: Stretch) -> None:
         length = len(stretch.caller)
         if self._waiting + length > BACKLOG_SECONDS * SAMPLE_RATE:
-            # In its place silence of the same length, made when it is written: time stays true.
             self.lost_seconds += seconds(length)
-            stretch = _Gap(length)
+            self._ready.append(Gap(length))
         else:
             self._waiting += length
-        self._ready.append(stretch)
+            self._ready.append(stretch)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write until the call is over. See the class."""
-        opened = await self._open()
+        """Write until the call is over. Started at once: opening the file holds nobody up."""
         task_status.started()
-        if not opened:
-            return
         try:
+            if not await self._open():
+                return
             while not self._over:
                 await self._wake.wait()
                 self._wake = trio.Event()
-                if not await self._write_ready():
-                    return
+                await self._write(last=False)
+        except OSError as error:
+            log.error("recording ends early", call_sid=self._call_sid, error=str(error))
         finally:
             with trio.CancelScope(shield=True):
                 await self._close()
 
     async def _open(self) -> bool:
-        with trio.move_on_after(OPEN_SECONDS) as waiting:
+        with trio.move_on_after(OPEN_SECONDS):
             try:
                 # Abandoned: an empty file may stay behind, which retention deletes.
-                self._file = await self._in_thread(self._open_file)
-            except (OSError, RecordingError) as error:
-                log.error("call not recorded", error=str(error))
-                self._over = True
+                self._file = await trio.to_thread.run_sync(
+                    WavFile,
+                    self._folder,
+                    self._call_sid,
+                    abandon_on_cancel=True,
+                    limiter=self._thread,
+                )
+            except RecordingError as error:
+                log.error("call not recorded", call_sid=self._call_sid, error=str(error))
                 return False
-        if waiting.cancelled_caught:
-            log.error("call not recorded", error=f"no answer within {OPEN_SECONDS:g} s")
-            self._over = True
-            return False
-        assert self._file is not None
-        self.path = self._file.path
-        return True
+            self.path = self._file.path
+            return True
+        raise OSError(f"no answer within {OPEN_SECONDS:g} s")
+
+    async def _write(self, *, last: bool) -> None:
+        file, ready = self._file, self._ready
+        assert file is not None
+        self._ready, self._waiting = [], 0
+        # Abandoned when the call ends and CLOSE_SECONDS are over: whoever comes later waits for it.
+        await trio.to_thread.run_sync(
+            _write, file, ready, last, abandon_on_cancel=True, limiter=self._thread
+        )
+
+    async def _close(self) -> None:
+        """Write what is left and close the file, in CLOSE_SECONDS at most."""
+        self.finish(self._last)
+        if self._file is None:
+            return
+        with trio.move_on_after(CLOSE_SECONDS) as closing:
+            try:
+                await self._write(last=True)
+            except OSError as error:
+                log.error("recording ends early", call_sid=self._call_sid, error=str(error))
+        if closing.cancelled_caught:
+            # The file is the thread's now, and is closed with its last reference.
+            log.error("recording ends early", call_sid=self._call_sid, error="the disk hangs")
+        if self.lost_seconds:
+            log.warning(
+                "recording has gaps", call_sid=self._call_sid, seconds=round(self.lost_seconds, 1)
+            )
+
+
+def _write(file: WavFile, ready: list[Stretch | Gap], last: bool) -> None:
+    try:
+        for stretch in ready:
+            file.append(stretch.pcm())
+    finally:
+        if last:
+            file.close()

@@ -17,10 +17,11 @@ What hypercorn's parent process decides is beyond its reach, so that, with
 
 `-w 2` and more: the first worker to end makes the parent send SIGTERM to the others, again and
     once more when it ends itself; they go on draining, and the parent waits for them. A worker that
-    crashes is not replaced: hypercorn ends, draining the others, with that worker's status.
+    crashes is not replaced: hypercorn drains the others and ends, with status 0 even so.
 
 SIGHUP to the parent drains all workers and starts new ones; callers hear "busy" in between.
-`--max-requests` ends a worker by hypercorn's own way: calls are cut after `--graceful-timeout`.
+An unusable configuration is one line on standard error and, with `-w 0`, exit status 1; hypercorn's
+parent makes a 0 of it. `--max-requests` ends a worker by hypercorn's own way: calls are cut after `--graceful-timeout`.
 """
 
 from __future__ import annotations
@@ -73,8 +74,6 @@ async def hypercorn_worker(app: Any, config: Config, **options: Any) -> None:
 
     async def trigger() -> None:
         async with trio.open_nursery() as nursery:
-            if signals is not None:
-                signals.tell(stop)
             if parents_wish is not None:
                 nursery.start_soon(_heed_parent, parents_wish, stop)
                 nursery.start_soon(_survive_parent, stop)
@@ -82,6 +81,8 @@ async def hypercorn_worker(app: Any, config: Config, **options: Any) -> None:
             nursery.cancel_scope.cancel(reason="the calls are over")
 
     with signals or nullcontext():
+        if signals is not None:
+            signals.tell(stop)
         await serve_until(trigger, app, config, **options)
 
 

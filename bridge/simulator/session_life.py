@@ -37,8 +37,9 @@ async def apply_settings(session: AgentSession) -> None:
     await trio.sleep(knobs.settings_applied_delay)
     assert session.settings is not None
     session.mouth.experimental = bool(session.settings.get("experimental"))
-    await session.send({"type": "SettingsApplied"})
+    # Before it is sent: the client may answer with audio before our sending has returned.
     session.applied.set()
+    await session.send({"type": "SettingsApplied"})
     if knobs.unknown_messages:
         await session.send({"type": "SomethingNew", "detail": {"since": "tomorrow"}})
     if knobs.stops_reading_after:

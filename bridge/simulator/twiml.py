@@ -182,7 +182,7 @@ def _stream_url(base: str, given: str) -> str:
             MALFORMED_STREAM_URL,
             f"<Stream url={given!r}>: Twilio drops a query string; use <Parameter>",
         )
-    url = urljoin(base, given)
+    url = _joined(MALFORMED_STREAM_URL, base, given)
     if "://" not in given:
         url = url.replace("http", "ws", 1)
     parts = _split(MALFORMED_STREAM_URL, url)
@@ -247,9 +247,16 @@ def _is_loopback(host: str) -> bool:
 
 
 def _absolute(base: str, given: str) -> str:
-    url = urljoin(base, given)
+    url = _joined(INVALID_URL, base, given)
     address_of(url)
     return url
+
+
+def _joined(code: int, base: str, given: str) -> str:
+    try:
+        return urljoin(base, given)
+    except ValueError as error:
+        raise TwimlError(code, f"{given!r} is not an address: {error}") from None
 
 
 def _split(code: int, url: str) -> SplitResult:

@@ -7,6 +7,7 @@ tests/endtoend/test_endings.py. Unless a test says otherwise, a call has two sec
 from __future__ import annotations
 
 import gc
+import itertools
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -60,15 +61,14 @@ async def tell_a_story(agent: AgentSession) -> None:
 @pytest.mark.parametrize("leave", ["hang_up", "drop"])
 async def test_agent_session_left_open_after_hang_up(autojump_clock: Clock, leave: str) -> None:
     """When the phone is gone so is the session: closed by us, with a Close frame, at once."""
-    async with in_memory() as world:
-        async with world.call() as phone:
-            session = await world.agent.wait_for_session()
-            await session.applied.wait()
-            await phone.say(SPEECH)
-            began = trio.current_time()
-            await getattr(phone, leave)()
-            await world.quiet()
-            assert trio.current_time() - began <= INSTANT
+    async with in_memory() as world, world.call() as phone:
+        session = await world.agent.wait_for_session()
+        await session.applied.wait()
+        await phone.say(SPEECH)
+        began = trio.current_time()
+        await getattr(phone, leave)()
+        await world.quiet()
+        assert trio.current_time() - began <= INSTANT
     assert session.closed is not None
     assert (session.closed.by, session.closed.code) == ("client", 1000)
     assert world.agent.active == 0
@@ -249,7 +249,7 @@ async def test_blocked_send_freezing_the_watchdog(autojump_clock: Clock) -> None
                 assert trio.current_time() - stopped <= TEARDOWN
         assert other.received_audio == SPEECH
         nursery.cancel_scope.cancel()
-    gaps = [after - before for before, after in zip(beats, beats[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(beats)]
     assert max(gaps) <= 0.1 + INSTANT
     outcomes = [line["outcome"] for line in world.logs if line["event"] == "call ended"]
     assert outcomes == ["caller_hung_up"] * 2
@@ -295,13 +295,12 @@ class Steps(trio.abc.Instrument):
 @pytest.mark.parametrize("speed", [0.0, 1.0, 20.0])
 async def test_hang_up_while_the_agent_speaks(autojump_clock: Clock, speed: float) -> None:
     """The agent's voice, on its way or still to come, keeps nobody on the line."""
-    async with in_memory(tell_a_story, quiet(speed=speed)) as world:
-        async with world.call() as phone:
-            await phone.wait_heard(0.5)
-            began = trio.current_time()
-            await phone.hang_up()
-            await world.quiet()
-            assert trio.current_time() - began <= INSTANT
+    async with in_memory(tell_a_story, quiet(speed=speed)) as world, world.call() as phone:
+        await phone.wait_heard(0.5)
+        began = trio.current_time()
+        await phone.hang_up()
+        await world.quiet()
+        assert trio.current_time() - began <= INSTANT
     assert world.ending["outcome"] == "caller_hung_up"
     assert levels(world) == ["info", "info"]
 
@@ -375,15 +374,14 @@ async def test_both_ends_racing_to_end(
             await agent.error("INTERNAL_SERVER_ERROR")
         await (agent.close(1000) if agents_way == "close" else agent.reset())
 
-    async with in_memory(script) as world:
-        async with world.call(strict=False) as phone:
-            session = await world.agent.wait_for_session()
-            await session.applied.wait()
-            began = trio.current_time()
-            now.set()
-            await getattr(phone, phones_way)()
-            await world.quiet()
-            assert trio.current_time() - began <= TEARDOWN
+    async with in_memory(script) as world, world.call(strict=False) as phone:
+        session = await world.agent.wait_for_session()
+        await session.applied.wait()
+        began = trio.current_time()
+        now.set()
+        await getattr(phone, phones_way)()
+        await world.quiet()
+        assert trio.current_time() - began <= TEARDOWN
     phones = "caller_hung_up" if phones_way == "hang_up" else "phone_lost"
     agents = "agent_ended" if agents_way == "close" else "agent_failed"
     assert world.ending["outcome"] in (phones, agents)
@@ -440,16 +438,15 @@ async def test_tool_in_flight_at_hang_up(
 
     using = settings(functions={"module": tools.__name__})
     try:
-        async with in_memory(script, using=using) as world:
-            async with world.call() as phone:
-                session = await world.agent.wait_for_session()
-                with trio.fail_after(60):
-                    while not tools.asked:
-                        await trio.sleep(0.1)
-                began = trio.current_time()
-                await getattr(phone, leave)()
-                await world.quiet()
-                assert trio.current_time() - began <= TEARDOWN
+        async with in_memory(script, using=using) as world, world.call() as phone:
+            session = await world.agent.wait_for_session()
+            with trio.fail_after(60):
+                while not tools.asked:  # noqa: ASYNC110 - it may run in a thread
+                    await trio.sleep(0.1)
+            began = trio.current_time()
+            await getattr(phone, leave)()
+            await world.quiet()
+            assert trio.current_time() - began <= TEARDOWN
         (call,) = session.calls.all.values()
         assert call.response is None
         assert tools.cancelled == (["wait_patiently"] if tool == "wait_patiently" else [])

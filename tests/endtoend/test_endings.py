@@ -9,7 +9,7 @@ the bounds are exact is shown on the virtual clock, in tests/sweep and tests/cal
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
@@ -32,6 +32,7 @@ from tests.endtoend.scene import (
     Stage,
     at_once,
     scene,
+    until,
     until_closed,
 )
 from tests.world import QUIET, settings
@@ -62,10 +63,9 @@ async def ask_for_a_function(agent: AgentSession) -> None:
 
 
 @pytest.fixture
-def hasty_writes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def hasty_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer that reads nothing is given up sooner."""
     monkeypatch.setattr(guard, "WRITE_TIMEOUT", WRITE_TIMEOUT)
-    yield
 
 
 # ---- the phone ends it, in each phase -----------------------------------------------------------
@@ -128,7 +128,7 @@ async def test_the_phone_leaves_while_the_agent_connects(leave: Leave, outcome: 
     """The receiver notices; the half-open connection to the agent is closed, not waited for."""
     async with scene(behaviour=quiet(answers_handshake=False)) as stage:
         async with stage.call() as phone:
-            await wait_until(lambda: stage.agent.connections == 1)
+            await until(lambda: stage.agent.connections == 1)
             began = trio.current_time()
             await leave(phone, stage.lines[-1])
             await stage.ended(outcome, since=began)
@@ -138,13 +138,12 @@ async def test_the_phone_leaves_while_the_agent_connects(leave: Leave, outcome: 
 @ways_to_leave
 async def test_the_phone_leaves_before_settings_are_applied(leave: Leave, outcome: str) -> None:
     """The receiver notices; the session that was opened, but not yet used, is closed."""
-    async with scene(behaviour=quiet(applies_settings=False)) as stage:
-        async with stage.call() as phone:
-            session = await stage.agent.wait_for_session()
-            await wait_until(lambda: session.settings is not None)
-            began = trio.current_time()
-            await leave(phone, stage.lines[-1])
-            await stage.ended(outcome, since=began)
+    async with scene(behaviour=quiet(applies_settings=False)) as stage, stage.call() as phone:
+        session = await stage.agent.wait_for_session()
+        await until(lambda: session.settings is not None)
+        began = trio.current_time()
+        await leave(phone, stage.lines[-1])
+        await stage.ended(outcome, since=began)
 
 
 @ways_to_leave
@@ -165,24 +164,22 @@ async def test_the_phone_leaves_during_the_greeting(leave: Leave, outcome: str) 
 @ways_to_leave
 async def test_the_phone_leaves_in_the_middle_of_a_reply(leave: Leave, outcome: str) -> None:
     """The receiver notices although the agent's voice comes as fast as the phone takes it."""
-    async with scene(tell_a_story, quiet(speed=0.0)) as stage:
-        async with stage.call() as phone:
-            await phone.wait_heard(0.1)
-            began = trio.current_time()
-            await leave(phone, stage.lines[-1])
-            await stage.ended(outcome, since=began)
+    async with scene(tell_a_story, quiet(speed=0.0)) as stage, stage.call() as phone:
+        await phone.wait_heard(0.1)
+        began = trio.current_time()
+        await leave(phone, stage.lines[-1])
+        await stage.ended(outcome, since=began)
 
 
 @ways_to_leave
 async def test_the_phone_leaves_during_a_function_call(leave: Leave, outcome: str) -> None:
     """The receiver notices; the function, running or answered, is no reason to stay."""
-    async with scene(ask_for_a_function) as stage:
-        async with stage.call() as phone:
-            session = await stage.agent.wait_for_session()
-            await wait_until(lambda: session.calls.all)
-            began = trio.current_time()
-            await leave(phone, stage.lines[-1])
-            await stage.ended(outcome, since=began)
+    async with scene(ask_for_a_function) as stage, stage.call() as phone:
+        session = await stage.agent.wait_for_session()
+        await until(lambda: session.calls.all)
+        began = trio.current_time()
+        await leave(phone, stage.lines[-1])
+        await stage.ended(outcome, since=began)
 
 
 @ways_to_leave
@@ -199,7 +196,7 @@ async def test_the_phone_leaves_during_teardown(leave: Leave, outcome: str) -> N
         async with stage.call(strict=False) as phone:
             stage.lines[-1].stop_reading()
             with trio.fail_after(SLACK):
-                await wait_until(lambda: any(call.report.outcome for call in stage.calls))
+                await until(lambda: any(call.report.outcome for call in stage.calls))
             began = trio.current_time()
             assert stage.log.endings() == []
             await leave(phone, stage.lines[-1])
@@ -285,31 +282,29 @@ async def test_a_phone_that_vanished_before_the_agent_hangs_up() -> None:
         await agent.close(1000)
 
     gone = trio.Event()
-    async with scene(leave) as stage:
-        async with stage.call(strict=False):
-            session = await stage.agent.wait_for_session()
-            await session.applied.wait()
-            line, began = stage.lines[-1], trio.current_time()
-            line.vanish()
-            gone.set()
-            await stage.ended("agent_ended", since=began)
-            line.reset()
+    async with scene(leave) as stage, stage.call(strict=False):
+        session = await stage.agent.wait_for_session()
+        await session.applied.wait()
+        line, began = stage.lines[-1], trio.current_time()
+        line.vanish()
+        gone.set()
+        await stage.ended("agent_ended", since=began)
+        line.reset()
 
 
 async def test_an_agent_that_vanished_before_the_caller_hangs_up() -> None:
     """The receiver notices `stop`, `caller_hung_up`; the agent that answers nothing is cut off."""
-    async with scene(failing_agent_lines=True) as stage:
-        async with stage.call() as phone:
-            session = await stage.agent.wait_for_session()
-            await session.applied.wait()
-            line = stage.agent_lines[0]
-            assert isinstance(line, Line)
-            line.vanish()
-            await phone.say(WORD)
-            began = trio.current_time()
-            await phone.hang_up()
-            await stage.ended("caller_hung_up", since=began)
-            await trio.aclose_forcefully(line)
+    async with scene(failing_agent_lines=True) as stage, stage.call() as phone:
+        session = await stage.agent.wait_for_session()
+        await session.applied.wait()
+        line = stage.agent_lines[0]
+        assert isinstance(line, Line)
+        line.vanish()
+        await phone.say(WORD)
+        began = trio.current_time()
+        await phone.hang_up()
+        await stage.ended("caller_hung_up", since=began)
+        await trio.aclose_forcefully(line)
 
 
 # ---- nobody reads -------------------------------------------------------------------------------
@@ -438,7 +433,7 @@ async def resets_in_mid_sentence(agent: AgentSession) -> None:
     """Send RST while there is more to say."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(agent.say, "A long story.", STORY)
-        await wait_until(lambda: agent.sent_audio_bytes > 0)
+        await until(lambda: agent.sent_audio_bytes > 0)
         await agent.reset()
 
 
@@ -515,7 +510,7 @@ async def test_the_agent_does_not_get_ready(knobs: dict[str, Any], reason: str) 
     handshake, Welcome and Settings together, and the reason says how far they came."""
     async with scene(behaviour=quiet(**knobs), using=HASTY) as stage:
         async with stage.call() as phone:
-            await wait_until(lambda: stage.agent.connections == 1)
+            await until(lambda: stage.agent.connections == 1)
             began = trio.current_time()
             await phone.wait_ended()
             within = HASTY.deepgram.connect_timeout + TEARDOWN
@@ -538,7 +533,7 @@ async def test_the_agent_resets_during_the_handshake() -> None:
     """The agent reader notices, `agent_unreachable`; not only when the timeout is over."""
     async with scene(behaviour=quiet(answers_handshake=False), failing_agent_lines=True) as stage:
         async with stage.call() as phone:
-            await wait_until(lambda: stage.agent.connections == 1)
+            await until(lambda: stage.agent.connections == 1)
             line, began = stage.agent_lines[0], trio.current_time()
             assert isinstance(line, Line)
             line.reset()
@@ -566,16 +561,15 @@ async def test_both_sides_end_at_the_same_instant(phones_way: Leave, agents_way:
     async def give_the_sign() -> None:
         now.set()
 
-    async with scene(script) as stage:
-        async with stage.call(strict=False) as phone:
-            session = await stage.agent.wait_for_session()
-            await session.applied.wait()
-            began = trio.current_time()
-            await at_once(leave, give_the_sign)
-            (line,) = await stage.log.wait_for_endings(1)
-            either = {"agent_failed", "caller_hung_up" if phones_way is hang_up else "phone_lost"}
-            assert line["outcome"] in either
-            assert line["at"] - began <= TEARDOWN + SLACK
+    async with scene(script) as stage, stage.call(strict=False) as phone:
+        session = await stage.agent.wait_for_session()
+        await session.applied.wait()
+        began = trio.current_time()
+        await at_once(leave, give_the_sign)
+        (line,) = await stage.log.wait_for_endings(1)
+        either = {"agent_failed", "caller_hung_up" if phones_way is hang_up else "phone_lost"}
+        assert line["outcome"] in either
+        assert line["at"] - began <= TEARDOWN + SLACK
 
 
 async def test_the_event_loop_is_blocked_for_a_second() -> None:
@@ -601,7 +595,7 @@ async def test_the_event_loop_is_blocked_for_a_second() -> None:
         await agent.say("Yes?", WORD)
 
     async def block() -> None:
-        await wait_until(lambda: len(speaking) == phones)
+        await until(lambda: len(speaking) == phones)
         time.sleep(1)  # noqa: ASYNC251 - this is what is done to it
 
     token, speaking = trio.lowlevel.current_trio_token(), []  # type: ignore[var-annotated]
@@ -678,7 +672,8 @@ async def test_a_refused_websocket_is_closed() -> None:
     async with scene(calls=0) as stage:
         line = await stage.open_line("127.0.0.1", stage.port)
         await line.send_all(
-            b"GET /nowhere HTTP/1.1\r\nHost: bridge\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"GET /nowhere HTTP/1.1\r\nHost: bridge\r\n"
+            b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
             b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
         )
         began = trio.current_time()
@@ -691,8 +686,7 @@ async def test_a_refused_websocket_is_closed() -> None:
 async def stage_is_bare(stage: Stage) -> None:
     """Wait until the server has no connection any more, while the client still has its ends."""
     with trio.fail_after(10):
-        while connections():
-            await trio.sleep(0.01)
+        await until(lambda: not connections())
 
 
 def connections() -> int:
@@ -736,12 +730,6 @@ MEDIA = '{"event":"media","media":{"payload":"%s"},"streamSid":"MZ1"}' % ("VVVV"
 async def start(socket: WebSocketConnection) -> None:
     await socket.send_message('{"event":"connected","protocol":"Call","version":"1.0.0"}')
     await socket.send_message(START)
-
-
-async def wait_until(what: Callable[[], object]) -> None:
-    """Wait for something that no event tells of; the scene's patience is the deadline."""
-    while not what():
-        await trio.sleep(0.005)
 
 
 async def wait_until_still(what: Callable[[], object]) -> None:

@@ -487,6 +487,34 @@ async def test_a_killed_worker_is_replaced_and_the_others_calls_go_on(tmp_path: 
         assert it.other == []
 
 
+async def test_when_a_worker_of_hypercorns_is_killed_the_others_drain(tmp_path: Path) -> None:
+    """Hypercorn starts no other: it ends, but not before the calls."""
+    async with running(HYPERCORN_2, tmp_path) as it, a_call_on_each(it) as (one, other):
+        os.kill(one[2], signal.SIGKILL)
+        await draining(it, 1)
+        await assert_refuses_calls(it)
+        await talk(*other)
+        await other[0].hang_up()
+        assert await it.ended() == 0
+        assert len(it.find("call ended", outcome="caller_hung_up")) == 1
+
+
+@modes(*HYPERCORNS_PARENT)
+async def test_sighup_makes_hypercorn_drain_and_begin_anew(mode: Mode, tmp_path: Path) -> None:
+    async with running(mode, tmp_path) as it:
+        async with it.call() as (phone, session):
+            it.signal(signal.SIGHUP)
+            await draining(it, mode.workers)
+            await assert_refuses_calls(it)
+            await talk(phone, session)
+            await phone.hang_up()
+        await it.logged("Running on", 2 * mode.workers)
+        assert await it.get("/readyz") == 200
+        it.signal(signal.SIGTERM)
+        assert await it.ended() == 0
+        assert len(it.find("call ended", outcome="caller_hung_up")) == 1
+
+
 async def test_one_worker_can_be_drained_and_replaced(tmp_path: Path) -> None:
     """By hand: SIGTERM to it alone."""
     async with running(SERVE_2, tmp_path) as it, a_call_on_each(it) as (one, other):

@@ -78,7 +78,8 @@ async def test_it_is_told_the_facts_of_the_call() -> None:
 
 
 async def test_texts_numbers_and_truth_values_are_variables(lines: list[EventDict]) -> None:
-    body = b'{"name": "Ada \\u00e9\\n", "n": -3, "price": 12.50, "big": 1e400, "vip": true, "x": false}'
+    body = rb"""{"name": "Ada \u00e9\n", "n": -3, "price": 12.50, "big": 1e400,
+                 "vip": true, "x": false}"""
     assert await fetch(httpx.Response(200, content=body)) == {
         "name": "Ada é\n",
         "n": "-3",
@@ -183,14 +184,14 @@ async def test_a_bomb_is_not_unpacked(lines: list[EventDict]) -> None:
 class Endless(httpx.AsyncByteStream):
     """A body that never ends; counts what was taken of it."""
 
-    def __init__(self, wait: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint) -> None:
+    def __init__(self, pause: float = 0.0) -> None:
         self.taken = 0
         self.closed = False
-        self._wait = wait
+        self._pause = pause
 
     async def __aiter__(self) -> Any:
         while True:
-            await self._wait()
+            await trio.sleep(self._pause)
             self.taken += 1024
             yield b" " * 1024
 
@@ -209,7 +210,7 @@ async def test_no_more_is_read_than_may_be(lines: list[EventDict]) -> None:
 async def test_a_body_that_drips_is_no_way_around_the_deadline(
     autojump_clock: trio.testing.MockClock, lines: list[EventDict]
 ) -> None:
-    body = Endless(lambda: trio.sleep(0.3))
+    body = Endless(pause=0.3)
     began = trio.current_time()
     assert await fetch(httpx.Response(200, stream=body)) == {}
     assert trio.current_time() - began == pytest.approx(2.0)
@@ -220,7 +221,7 @@ async def test_a_body_that_drips_is_no_way_around_the_deadline(
 async def test_being_cancelled_is_no_failure_of_the_hook(
     autojump_clock: trio.testing.MockClock, lines: list[EventDict]
 ) -> None:
-    body = Endless(lambda: trio.sleep(0.3))
+    body = Endless(pause=0.3)
     with trio.move_on_after(1.0) as scope:
         await fetch(httpx.Response(200, stream=body))
         pytest.fail("it was cancelled")

@@ -6,12 +6,14 @@ stopped in tests/endtoend/test_signals.py.
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 import trio
+from hypercorn.config import Config
 from structlog.testing import capture_logs
 from trio.testing import MockClock as Clock
 from trio.testing import wait_all_tasks_blocked
@@ -30,6 +32,7 @@ from bridge.server.stopping import (
     graceful_timeout,
     hurry_at_most,
 )
+from bridge.server.worker import adopt
 from tests.world import settings
 
 DRAIN_SECONDS = 60.0
@@ -458,3 +461,26 @@ def test_a_signal_after_trio_has_ended_is_no_error(now: list[float]) -> None:
 
 def test_two_sigterms_are_one_wish_for_less_time_than_somebody_needs_to_press_a_key() -> None:
     assert SAME_WISH_SECONDS <= 0.5
+
+
+# ---- hypercorn's own limits ---------------------------------------------------------------------
+
+
+def test_hypercorn_gets_our_settings_where_the_operator_left_its_defaults() -> None:
+    config = Config()
+    adopt(config, settings(call={"teardown_seconds": 4}))
+    assert config.graceful_timeout == 4 + SLACK_SECONDS
+    assert config.errorlog is logging.getLogger("hypercorn.error")
+    assert config.alpn_protocols == ["http/1.1"]
+
+
+def test_what_the_operator_chose_stays() -> None:
+    """Also if it is what hypercorn's default would have been."""
+    config = Config()
+    config.graceful_timeout = Config.graceful_timeout
+    config.errorlog = "errors.log"
+    config.alpn_protocols = ["h2"]
+    adopt(config, settings())
+    assert config.graceful_timeout == Config.graceful_timeout
+    assert config.errorlog == "errors.log"
+    assert config.alpn_protocols == ["h2"]

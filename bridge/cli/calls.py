@@ -1,0 +1,263 @@
+"""`bridge calls`: the calls that were recorded, from the database; no server is needed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bridge.cli import Failure, Misconfigured
+from bridge.config import ConfigError, Settings, printable
+from bridge.config_file import config_path, load
+from bridge.log import _mask_whole as mask_number
+
+if TYPE_CHECKING:
+    from bridge.records.record import CallRecord, Line
+    from bridge.records.store import Store
+
+# Of a list that goes into a file or another program, where no terminal says how wide it is.
+PIPED_WIDTH = 200
+
+
+@click.command()
+@click.argument("sid", metavar="[SID]", required=False)
+@click.option(
+    "--limit", default=20, show_default=True, type=click.IntRange(1, 10_000), help="List so many."
+)
+@click.option("--outcome", metavar="OUTCOME", help="List those with this outcome only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--config", metavar="FILE", help="The configuration file, instead of config.toml.")
+def calls(
+    sid: str | None, limit: int, outcome: str | None, as_json: bool, config: str | None
+) -> None:
+    """List recorded calls, newest first, or show one: outcome, transcript, timings.
+
+    The database is the one records.url of the configuration names. Phone numbers are masked while
+    logging.mask_numbers is on.
+    """
+    try:
+        settings = load(Path(config) if config else config_path())
+    except ConfigError as error:
+        raise Misconfigured(str(error)) from None
+    found = _find(settings, sid, limit, outcome)
+    if settings.logging.mask_numbers:
+        for record in found:
+            _mask(record)
+    if as_json:
+        objects = [_plain(record, whole=sid is not None) for record in found]
+        result = msgspec.json.encode(objects[0] if sid is not None else objects)
+        # ASCII alone: nothing in it can move a terminal's cursor.
+        click.echo(_ascii(msgspec.json.format(result, indent=2).decode()))
+        return
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    if sid is not None:
+        _show(console, found[0])
+    elif found:
+        console.print(_listed(found))
+    else:
+        click.echo("no calls", err=True)
+
+
+def _find(settings: Settings, sid: str | None, limit: int, outcome: str | None) -> list[CallRecord]:
+    # Not at the top: `bridge calls --help` need not load a database library.
+    from bridge.records.store import Store, StoreUnavailable
+
+    if not settings.records.url:
+        raise Failure("records.url is empty: no calls are recorded")
+    try:
+        store = Store(settings.records.url)
+        try:
+            store.check()
+            return _read(store, sid, limit, outcome)
+        finally:
+            store.close()
+    except (ConfigError, StoreUnavailable) as error:
+        raise Failure(str(error)) from None
+
+
+def _read(store: Store, sid: str | None, limit: int, outcome: str | None) -> list[CallRecord]:
+    if sid is None:
+        return store.list_calls(limit, outcome=outcome)
+    record = store.get(sid)
+    if record is None:
+        raise Failure(f"no call {printable(sid[:100])} is recorded")
+    return [record]
+
+
+def _mask(record: CallRecord) -> None:
+    record.caller = mask_number(record.caller)
+    record.called = mask_number(record.called)
+    record.transfer_to = mask_number(record.transfer_to)
+
+
+def _plain(record: CallRecord, *, whole: bool) -> dict[str, Any]:
+    plain = {name: getattr(record, name) for name in record.__struct_fields__}
+    if not whole:
+        # Not read for a list: empty here would look like silence there.
+        for name in ("turns", "transcript", "functions"):
+            del plain[name]
+    return plain
+
+
+def _ascii(text: str) -> str:
+    # Outside strings JSON is ASCII, so every other character may be written as JSON escapes it.
+    return "".join(one if "\x7f" > one else _escaped(one) for one in text)
+
+
+def _escaped(one: str) -> str:
+    units = one.encode("utf-16-be")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
+
+
+# ---- for people -----------------------------------------------------------------------------
+
+
+def _listed(records: list[CallRecord]) -> Table:
+    table = _table("started", "seconds", "caller", "called", "agent", "outcome", "cost", "call")
+    for record in records:
+        table.add_row(
+            _moment(record),
+            f"{record.seconds:.1f}",
+            _text(record.caller),
+            _text(record.called),
+            _text(record.agent),
+            _outcome(record),
+            _cost(record),
+            _text(record.call_sid),
+        )
+    return table
+
+
+def _show(console: Console, record: CallRecord) -> None:
+    facts = Table.grid(padding=(0, 2))
+    for name, value in _facts(record):
+        if value.plain:
+            facts.add_row(Text(name, style="dim"), value)
+    console.print(facts)
+    if record.transcript:
+        console.print()
+        for line in record.transcript:
+            console.print(_line(line, record.words_kept), soft_wrap=True)
+    if record.turns:
+        console.print()
+        console.print(_timings(record))
+    if record.functions:
+        console.print()
+        console.print(_functions(record))
+
+
+def _facts(record: CallRecord) -> list[tuple[str, Text]]:
+    number = {"inbound": "in", "outbound-api": "out"}[record.direction]
+    return [
+        ("call", _text(record.call_sid)),
+        ("outcome", _outcome(record)),
+        ("reason", _text(record.reason)),
+        ("started", _moment(record)),
+        ("lasted", _text(f"{record.seconds:.1f} s (agent {record.agent_seconds:.1f} s)")),
+        ("caller", _text(record.caller)),
+        ("called", _text(record.called)),
+        ("direction", _text(number)),
+        ("status", _text(" ".join(filter(None, (record.status, record.answered_by))))),
+        ("agent", _text(record.agent)),
+        ("transferred to", _text(record.transfer_to)),
+        ("set-up", _text(_seconds(record.setup_seconds, " s"))),
+        ("teardown", _text(_seconds(record.teardown_seconds, " s"))),
+        ("cost", _cost(record)),
+        ("interruptions", _text(str(record.barge_ins or ""))),
+        ("reconnections", _text(str(record.reconnects or ""))),
+        ("audio dropped", _text(f"{record.dropped_bytes} bytes" if record.dropped_bytes else "")),
+        ("recording", _text(record.recording)),
+        ("words", _text("" if record.words_kept else "not kept (records.transcripts)")),
+        ("shortened", _text("some of it was too long to keep" if record.shortened else "")),
+    ]
+
+
+def _line(line: Line, words_kept: bool) -> Text:
+    text = Text(f"{_clock(line.at)} ", style="")
+    text.append(f"{line.role:<7}", style={"caller": "cyan", "agent": "green"}.get(line.role, ""))
+    text.append(printable(line.words) if words_kept else "(not kept)")
+    if line.heard == "unheard":
+        text.append("  [not heard]", style="red")
+    elif line.heard == "cut":
+        after = "" if line.heard_seconds is None else f" after {line.heard_seconds:.1f} s"
+        text.append(f"  [cut off{after}]", style="yellow")
+    return text
+
+
+def _timings(record: CallRecord) -> Table:
+    """When the caller stopped; then each step, in seconds from there."""
+    table = _table("turn", "caller stopped", "reply received", "sent", "heard", "reported")
+    for number, turn in enumerate(record.turns, 1):
+        since = turn.caller_stopped_at
+        steps = (turn.first_audio_received_at, turn.first_audio_sent_at, turn.heard_at)
+        reported = " ".join(f"{name}={value:.3f}" for name, value in turn.latencies.items())
+        table.add_row(
+            str(number),
+            "" if since is None else _clock(since),
+            *(_step(step, since) for step in steps),
+            _text(reported),
+        )
+    return table
+
+
+def _step(at: float | None, since: float | None) -> str:
+    if at is None:
+        return ""
+    return _clock(at) if since is None else f"{at - since:+.3f}"
+
+
+def _functions(record: CallRecord) -> Table:
+    table = _table("at", "function", "seconds", "result", "arguments", "answer")
+    for one in record.functions:
+        table.add_row(
+            _clock(one.at),
+            _text(one.name),
+            f"{one.seconds:.3f}",
+            _text(one.result),
+            _text(one.arguments),
+            _text(one.answer),
+        )
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        # A SID that is cut or broken cannot be copied.
+        table.add_column(column, overflow="fold", no_wrap=column in ("call", "started"))
+    return table
+
+
+def _text(text: str) -> Text:
+    return Text(printable(text))
+
+
+def _moment(record: CallRecord) -> Text:
+    return Text(record.started_at.astimezone().strftime("%Y-%m-%d %H:%M:%S"))
+
+
+def _outcome(record: CallRecord) -> Text:
+    if not record.outcome:
+        return Text(printable(record.status) or "(no end recorded)", style="dim")
+    return Text(printable(record.outcome))
+
+
+def _cost(record: CallRecord) -> Text:
+    return Text("" if record.cost is None else f"{record.cost:.4f}")
+
+
+def _seconds(value: float | None, unit: str) -> str:
+    return "" if value is None else f"{value:.3f}{unit}"
+
+
+def _clock(at: float) -> str:
+    minutes, rest = divmod(round(max(0.0, at), 1), 60)
+    return f"{int(minutes):02}:{rest:04.1f}"
