@@ -42,6 +42,9 @@ class Stage:
     def call(self) -> Any:
         return next(iter(self.world.app.extensions["bridge"].calls))
 
+    async def passes(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+
     def soon(self, action: Callable[..., Awaitable[object]], *args: object) -> None:
         """Begin something that may take longer than the call lasts."""
 
@@ -65,9 +68,9 @@ HARMLESS: dict[str, Action] = {
     "turn is confirmed": lambda s: s.agent.user_said("yes"),
     "agent warns": lambda s: s.agent.warning("SLOW_THINK_REQUEST", "slow"),
     "agent sends nonsense": lambda s: s.agent.send({"type": "Nonsense", "x": [1]}),
-    "a moment passes": lambda s: trio.sleep(0.03),
-    "a second passes": lambda s: trio.sleep(1.0),
-    "ten seconds pass": lambda s: trio.sleep(10.0),
+    "a moment passes": lambda s: s.passes(0.03),
+    "a second passes": lambda s: s.passes(1.0),
+    "ten seconds pass": lambda s: s.passes(10.0),
 }
 
 # ...and what ends it, with the outcome that must be recorded.

@@ -1,4 +1,4 @@
-"""Media Streams messages: what Twilio documents is understood, anything else is refused politely."""
+"""Media Streams messages: what Twilio documents is understood, anything else refused politely."""
 
 from __future__ import annotations
 

@@ -1,0 +1,63 @@
+"""Calls that end in all ways, many at once and one after another, and nothing of them is left.
+
+The short form, in one process, of `python -m tests.benchmarks.churn`.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+
+import pytest
+import trio
+
+from bridge.agent.session import AgentSession
+from bridge.call import Call
+from bridge.conversation import Conversation
+from bridge.outcome import Outcome
+from bridge.server.guard import GuardedTCPServer
+from bridge.server.media_socket import QuartMediaSocket
+from bridge.twilio.media_stream import MediaStream
+from bridge.uplink import Uplink
+from tests.benchmarks.churn import CONNECT_TIMEOUT, Churn, agents_behaviour, agents_script
+from tests.endtoend.scene import TEARDOWN, scene, until
+from tests.world import settings
+
+ROUND = 30
+AT_ONCE = 15
+
+OURS = (Call, AgentSession, Conversation, GuardedTCPServer, MediaStream, QuartMediaSocket, Uplink)
+
+USING = settings(
+    call={"teardown_seconds": TEARDOWN, "start_timeout": 1.0},
+    deepgram={"connect_timeout": CONNECT_TIMEOUT},
+)
+
+
+@pytest.mark.parametrize("seed", ["one", "two"])
+async def test_calls_that_end_in_random_ways_leave_nothing(seed: str) -> None:
+    """After each of two rounds no object of a call is alive, and at the end no task, descriptor or
+    session; each call that began has one line that says how it ended, and none a traceback."""
+    script, behaviour = agents_script(seed), agents_behaviour(seed)
+    async with scene(script, behaviour, USING, calls=None) as stage:
+        churn = Churn(stage.address, AT_ONCE, seed)
+        for _ in range(2):
+            await churn.run(ROUND)
+            with trio.fail_after(10):
+                await until(lambda: not len(stage.calls) and not stage.agent.active)
+                await until(lambda: not live())
+        endings = stage.log.endings()
+        started = [line for line in stage.log.lines if line["event"] == "call started"]
+        sids = Counter(line["call_sid"] for line in endings if line["call_sid"])
+        assert set(sids.values()) == {1}
+        assert len(started) == len(sids)
+        assert Outcome.INTERNAL_ERROR not in {line["outcome"] for line in endings}
+        # So many ways were taken that this was worth doing.
+        assert len(sids) > ROUND
+        assert len({line["outcome"] for line in endings}) >= 4
+
+
+def live() -> Counter[str]:
+    """How many objects of calls there are."""
+    gc.collect()
+    return Counter(type(thing).__name__ for thing in gc.get_objects() if type(thing) in OURS)
