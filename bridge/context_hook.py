@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import functools
 import ssl
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
 import httpx
 import msgspec
@@ -85,32 +87,58 @@ async def _ask(url: str, info: CallInfo, transport: httpx.AsyncBaseTransport | N
         follow_redirects=False,
         trust_env=False,  # the agent's socket takes no proxy from the environment either
     )
-    async with (
-        client,
-        client.stream(
-            "POST",
-            address.copy_with(userinfo=b""),
-            content=msgspec.json.encode(facts),
-            # A few compressed bytes can be gigabytes.
-            headers={"content-type": "application/json", "accept-encoding": "identity"},
-        ) as response,
-    ):
-        if not response.is_success:
-            raise _UnusableError(f"answered with status {response.status_code}")
-        if response.headers.get("content-encoding", "identity") != "identity":
-            raise _UnusableError("answered compressed, which was not asked for")
-        body = bytearray()
-        # Leaving the loop would leave httpx's generators, one in the other, to the garbage
-        # collector, which Trio warns of; cancelling the next read ends them all.
-        with trio.CancelScope() as reading:
-            async for piece in response.aiter_bytes():
-                if len(body) + len(piece) > MAX_ANSWER_BYTES:
-                    reading.cancel()
-                else:
-                    body += piece
-        if reading.cancel_called:
-            raise _UnusableError(f"answered with more than {MAX_ANSWER_BYTES} bytes")
-        return bytes(body)
+    with _sockets_closed() as trace:
+        async with (
+            client,
+            client.stream(
+                "POST",
+                address.copy_with(userinfo=b""),
+                content=msgspec.json.encode(facts),
+                # A few compressed bytes can be gigabytes.
+                headers={"content-type": "application/json", "accept-encoding": "identity"},
+                extensions={"trace": trace},
+            ) as response,
+        ):
+            return await _body(response)
+
+
+async def _body(response: httpx.Response) -> bytes:
+    if not response.is_success:
+        raise _UnusableError(f"answered with status {response.status_code}")
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise _UnusableError("answered compressed, which was not asked for")
+    body = bytearray()
+    # Leaving the loop would leave httpx's generators, one in the other, to the garbage collector,
+    # which Trio warns of; cancelling the next read ends them all.
+    with trio.CancelScope() as reading:
+        async for piece in response.aiter_bytes():
+            if len(body) + len(piece) > MAX_ANSWER_BYTES:
+                reading.cancel()
+            else:
+                body += piece
+    if reading.cancel_called:
+        raise _UnusableError(f"answered with more than {MAX_ANSWER_BYTES} bytes")
+    return bytes(body)
+
+
+@contextmanager
+def _sockets_closed() -> Iterator[Callable[[str, dict[str, Any]], Awaitable[None]]]:
+    """Closes, at its end, what httpcore 1.0 forgets: the socket of a TLS handshake that was
+    cancelled. What is closed already stays closed.
+
+    https://www.python-httpx.org/advanced/extensions/#trace
+    """
+    sockets: list[Any] = []
+
+    async def trace(event: str, info: dict[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete":
+            sockets.append(info["return_value"].get_extra_info("socket"))
+
+    try:
+        yield trace
+    finally:
+        for socket in sockets:
+            socket.close()
 
 
 def _read(answer: bytes) -> tuple[dict[str, str], list[str]]:

@@ -226,7 +226,6 @@ class Silence:
 
     def session_lost(self, now: float) -> None:
         """The session has ended and another is being opened. What the phone plays, it plays on."""
-        self._functions = 0
         self._on(Event.LOST, now)
 
     def caller_spoke(self, now: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -345,3 +346,23 @@ async def test_a_real_socket_that_refuses(lines: list[EventDict]) -> None:
         port = placeholder.getsockname()[1]
         assert await fetch_context(f"http://127.0.0.1:{port}/", INFO, 30.0) == {}
     assert only_reason(lines) == "cannot connect: ConnectionRefusedError"
+
+
+async def test_cancelled_in_the_middle_of_a_tls_handshake_it_leaves_no_socket() -> None:
+    greeted, hung_up = trio.Event(), trio.Event()
+
+    async def hook(stream: trio.SocketStream) -> None:
+        while await stream.receive_some():
+            greeted.set()
+        hung_up.set()
+
+    async with trio.open_nursery() as nursery:
+        url = (await serve(nursery, hook)).replace("http:", "https:")
+        with trio.fail_after(30):
+            async with trio.open_nursery() as asking:
+                asking.start_soon(fetch_context, url, INFO, 30.0)
+                await greeted.wait()
+                asking.cancel_scope.cancel()
+            await hung_up.wait()
+        nursery.cancel_scope.cancel()
+    gc.collect()  # now, so that a warning is this test's

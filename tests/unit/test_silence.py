@@ -83,6 +83,14 @@ def test_who_answers_the_question_is_not_let_go() -> None:
     ]
 
 
+def test_the_clock_begins_when_words_were_given_to_the_agent() -> None:
+    """A question that waited to be sent, and a word of ours in between."""
+    assert play([*GREETED, (20, "injected")], until=50) == [(50, ASK)]
+    assert play([*GREETED, (38, "injected")], until=68) == [(35, ASK), (68, GOODBYE)]
+    assert play([*ASKED_SOMETHING, (24, "injected")], until=34) == [(22, FILLER), (34, RECONNECT)]
+    assert play([*UNHEARD, (23, "injected")], until=33) == [(20, FILLER), (33, RECONNECT)]
+
+
 def test_a_key_is_an_answer_too() -> None:
     assert play([*GREETED, (40, "caller_pressed")], until=99) == [(35, ASK), (70, ASK)]
 
@@ -261,6 +269,13 @@ def test_a_session_that_hears_at_the_second_try_is_well() -> None:
 def test_who_tells_a_long_story_is_not_interrupted() -> None:
     voice: list[Happening] = [(10 + n, "caller_voice") for n in range(60)]
     assert play([*UNHEARD, *voice, (71, "caller_said"), (72, "agent_audio")]) == []
+
+
+def test_who_speaks_on_over_a_refused_filler_keeps_the_session() -> None:
+    voice: list[Happening] = [(21 + n, "caller_voice") for n in range(30)]
+    assert play([*UNHEARD, (20, "injected"), *voice, (51, "caller_said")], until=60) == [
+        (20, FILLER)
+    ]
 
 
 def test_a_voice_alone_is_no_word() -> None:
