@@ -21,7 +21,8 @@ What hypercorn's parent process decides is beyond its reach, so that, with
 
 SIGHUP to the parent drains all workers and starts new ones; callers hear "busy" in between.
 An unusable configuration is one line on standard error and, with `-w 0`, exit status 1; hypercorn's
-parent makes a 0 of it. `--max-requests` ends a worker by hypercorn's own way: calls are cut after `--graceful-timeout`.
+parent makes a 0 of it. `--max-requests` ends a worker by hypercorn's own way: calls are cut after
+`--graceful-timeout`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from quart_trio import QuartTrio
 from bridge.config import ConfigError, Settings
 from bridge.server import guard
 from bridge.server.stopping import Stop, StopSignals, graceful_timeout
+from bridge.server.watchdog import watching
 
 _worker_serve = hypercorn.trio.run.worker_serve
 
@@ -90,8 +92,13 @@ async def serve_until(
     trigger: Callable[[], Awaitable[None]], app: Any, config: Config, **options: Any
 ) -> None:
     """Run hypercorn's own worker until `trigger` returns: listeners close, and
-    `config.graceful_timeout` later what is left is cancelled. `options` are hypercorn's."""
-    await _worker_serve(app, config, shutdown_trigger=trigger, **options)
+    `config.graceful_timeout` later what is left is cancelled. `options` are hypercorn's.
+
+    The event loop is watched meanwhile: a stall is the one failure no nursery can see.
+    """
+    bridge = bridge_of(app)
+    with watching(on_stall=bridge.metrics.loop_stalled) if bridge is not None else nullcontext():
+        await _worker_serve(app, config, shutdown_trigger=trigger, **options)
 
 
 def bridge_of(app: Any) -> Any:
