@@ -388,6 +388,72 @@ async def test_both_ends_racing_to_end(
     assert not any("exc_info" in line for line in world.logs)
 
 
+async def test_symptom_reported_as_the_cause(autojump_clock: Clock) -> None:
+    """The agent fails and says no goodbye; the caller, who has heard nothing for half a second,
+    hangs up. The call failed before that, and the phone has been told so, at once."""
+
+    async def fail(agent: AgentSession) -> None:
+        failed_at.append(trio.current_time())
+        await agent.error("INTERNAL_SERVER_ERROR", close=False)
+
+    failed_at: list[float] = []
+    async with in_memory(fail, quiet(answers_close=False)) as world, raw_phone(world) as phone:
+        await phone.start()
+        await trio.sleep(0.5)
+        with suppress(ConnectionClosed):
+            await phone.stop()
+        await world.app.extensions["bridge"].calls.wait_until_empty()
+        assert trio.current_time() - failed_at[0] <= TEARDOWN
+        assert phone.closed_at is not None
+        assert phone.closed_at - failed_at[0] <= INSTANT
+    assert world.ending["outcome"] == "agent_failed"
+
+
+@pytest.mark.parametrize("knobs", [{"sends_welcome": False}, {"applies_settings": False}])
+async def test_phone_kept_waiting_for_the_agents_goodbye(
+    autojump_clock: Clock, knobs: dict[str, Any]
+) -> None:
+    """An agent that never got ready says no goodbye either. The phone gets its own, a Close frame,
+    when the agent is given up, and not when nothing more can be waited for."""
+    async with in_memory(behaviour=quiet(answers_close=False, **knobs)) as world:
+        async with world.call() as phone:
+            began = trio.current_time()
+            closed = await phone.wait_event("closed")
+            gave_up = began + settings().deepgram.connect_timeout
+            assert trio.current_time() - gave_up <= INSTANT
+            assert closed.text == "1000"
+            await phone.wait_ended()
+    assert world.ending["outcome"] == "agent_unreachable"
+
+
+@pytest.mark.parametrize("answers_close", [True, False])
+@pytest.mark.parametrize("then", ["hang_up", "drop"])
+async def test_error_lost_when_the_caller_hangs_up_after_it(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch, answers_close: bool, then: str
+) -> None:
+    """A bug in our own code ends the call, and the phone leaves while the agent is still told
+    goodbye: the outcome stays `internal_error`, with its traceback."""
+
+    class Bug(Exception):
+        pass
+
+    async def follow(self: Conversation, *args: Any) -> None:
+        await trio.sleep(1)
+        raise Bug
+
+    monkeypatch.setattr(Conversation, "follow", follow)
+    async with in_memory(behaviour=quiet(answers_close=answers_close)) as world:
+        async with world.call(strict=False) as phone:
+            session = await world.agent.wait_for_session()
+            await session.applied.wait()
+            await trio.sleep(1)
+            await getattr(phone, then)()
+            await world.app.extensions["bridge"].calls.wait_until_empty()
+    # In the same instant either may have been the first; but the error is never lost.
+    (line,) = [line for line in world.logs if line["event"] == "call ended"]
+    assert "Bug" in repr(line.get("exc_info"))
+
+
 TOOLS = '''
 import threading
 import trio
@@ -622,6 +688,7 @@ class RawPhone:
         self.stream = stream
         self._servers_end = servers_end
         self._nursery = nursery
+        self.closed_at: float | None = None
 
     async def start(self) -> None:
         await self.socket.send_message('{"event":"connected","protocol":"Call","version":"1.0.0"}')
@@ -644,7 +711,7 @@ class RawPhone:
             while True:
                 await self.socket.get_message()
         except ConnectionClosed:
-            return
+            self.closed_at = trio.current_time()
 
 
 START = (

@@ -46,7 +46,7 @@ TEARDOWN = 1.0  # what the stage's calls have as call.teardown_seconds
 SLACK = 3.0
 
 # Nothing on a stage takes longer, and what does is a test that hangs.
-PATIENCE = 60.0
+PATIENCE = 30.0
 
 # The smallest buffers the kernel gives: a peer that does not read is felt within a second of audio.
 SMALL = 2048
@@ -209,7 +209,8 @@ def task_names() -> Counter[str]:
 
 class Stage:
     """The server, its agent and the log. `address` is where phones call; `lines` are the phones'
-    connections, webhooks included, in order, and `agent_lines` the agent's.
+    connections, webhooks included, in order, and `agent_lines` the agent's. `swallowed` has what
+    was raised in calls.
     """
 
     def __init__(self, app: Any, agent: SimulatedAgent, *, small_buffers: bool) -> None:
@@ -219,7 +220,23 @@ class Stage:
         self.log = Log()
         self.lines: list[Line] = []
         self.agent_lines: list[Line | trio.SocketStream] = []
+        self.swallowed: list[str] = []
         self._small_buffers = small_buffers
+        self._watch()
+
+    def _watch(self) -> None:
+        """Note what was raised in a call, even if its outcome does not tell of it."""
+        carrying = self.calls.carrying
+
+        @contextmanager
+        def watched(call: Any) -> Iterator[None]:
+            with carrying(call):
+                yield
+            report = call.report
+            if isinstance(report.cause, BaseExceptionGroup):
+                self.swallowed.append(f"{report.outcome}: {report.cause.exceptions!r}")
+
+        self.calls.carrying = watched
 
     @property
     def calls(self) -> Any:
@@ -358,6 +375,8 @@ async def scene(
                     yield stage
                     await stage.struck(tasks, files)
                     _account(stage.log, calls)
+                    # Not even what is hidden behind a normal outcome.
+                    assert stage.swallowed == []
                 stop.set()
             nursery.cancel_scope.cancel(reason="the test is over")
     assert descriptors() <= before
