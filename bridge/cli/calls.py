@@ -74,13 +74,15 @@ def _find(settings: Settings, sid: str | None, limit: int, outcome: str | None) 
         raise Failure("records.url is empty: no calls are recorded")
     try:
         store = Store(settings.records.url)
-        try:
-            store.check()
-            return _read(store, sid, limit, outcome)
-        finally:
-            store.close()
+    except ConfigError as error:
+        raise Misconfigured(str(error)) from None
+    try:
+        store.check()
+        return _read(store, sid, limit, outcome)
     except (ConfigError, StoreUnavailable) as error:
         raise Failure(str(error)) from None
+    finally:
+        store.close()
 
 
 def _read(store: Store, sid: str | None, limit: int, outcome: str | None) -> list[CallRecord]:
@@ -109,7 +111,7 @@ def _plain(record: CallRecord, *, whole: bool) -> dict[str, Any]:
 
 def _ascii(text: str) -> str:
     # Outside strings JSON is ASCII, so every other character may be written as JSON escapes it.
-    return "".join(one if "\x7f" > one else _escaped(one) for one in text)
+    return "".join(one if one < "\x7f" else _escaped(one) for one in text)
 
 
 def _escaped(one: str) -> str:

@@ -80,9 +80,11 @@ LAST_RETRY: Final = 15.0
 
 # The start of the server waits so long for a database that may be starting as well.
 START_SECONDS: Final = 10.0
-# A stop takes at most so long; the first share of it is for the database, the rest for the disk.
+# A stop takes at most so long: one share for what is under way, the last for the disk, and between
+# them the database.
 STOP_SECONDS: Final = 5.0
-STORE_SHARE: Final = 0.6
+HURRY_SHARE: Final = 0.2
+DISK_SHARE: Final = 0.4
 
 DAY: Final = 86_400.0
 PURGE_AGAIN: Final = 3_600.0  # after one that failed
@@ -180,6 +182,10 @@ class NullRecorder:
         """All zero."""
         return RecorderStatistics(0, 0, 0, 0, "")
 
+    async def open(self) -> None:
+        """Nothing."""
+        await trio.lowlevel.checkpoint()
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Start, and end at once."""
         await trio.lowlevel.checkpoint()
@@ -232,12 +238,16 @@ class Recorder:
         self._done = trio.Event()
         self._running = False
         self._closing = False
+        self._stopping = False
         self._closed = False
         # One token each, never the shared ones of Trio's: see the top.
         self._database_thread = trio.CapacityLimiter(1)
         self._disk_thread = trio.CapacityLimiter(1)
         self._readers = trio.CapacityLimiter(READERS)
         self._attempt = trio.CancelScope()
+        self._scope = trio.CancelScope()
+        self._stop_by = float("inf")
+        self._opened = False
         self._trouble = ""
         self._disk_trouble = ""
         self._failures = 0
@@ -245,7 +255,6 @@ class Recorder:
         self._purge_at = float("-inf")
         self._written = 0
         self._lost = 0
-        self._overflowing = False
 
     # ---- what a call does -------------------------------------------------------------------
 
@@ -312,7 +321,7 @@ class Recorder:
             self._lose([record.call_sid], "database and disk both hang")
             return
         self._waiting[record.call_sid] = new
-        if len(self._waiting) >= SPOOL_FROM:
+        if self._is_crowded:
             self._attempt.cancel(reason="the database is too slow")
         self._wake.set()
 
@@ -401,42 +410,27 @@ class Recorder:
 
     # ---- the writer -------------------------------------------------------------------------
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write what comes until `aclose`. See the class for cancellation and errors."""
-        self._running = True
+    async def open(self) -> None:
+        """Make the tables, take over what an earlier process left in the spool. Optional before
+        `run`, for those who want its StoreError by itself. Takes START_SECONDS at most for the
+        database, and a little more if the disk hangs as well.
+        """
         try:
-            await self._open()
-            task_status.started()
-            while not self._closing:
-                with trio.move_on_after(self._seconds_to_wait()):
-                    await self._wake.wait()
-                self._wake = trio.Event()
-                await self._work()
-                self._idle.set()
-                self._idle = trio.Event()
-        finally:
+            await self._adopt()
+            await self._prepare()
+        except BaseException:
             with trio.CancelScope(shield=True):
                 await self._stop()
-            self._running = False
-            self._done.set()
-            self._idle.set()
+            raise
+        self._opened = True
 
-    async def aclose(self) -> None:
-        """End `run`, and return when it has. Takes STOP_SECONDS at most. Idempotent."""
-        self._closing = True
-        self._wake.set()
-        if self._running:
-            await self._done.wait()
-        else:
-            await trio.lowlevel.checkpoint()
-            if not self._closed:
-                await self._stop()
-
-    async def _open(self) -> None:
+    async def _adopt(self) -> None:
         try:
             await self._on_disk(self._spool.adopt)
         except OSError as error:
-            log.warning("records left by an earlier process cannot be read", error=str(error))
+            log.warning("records of an earlier process cannot be read", error=str(error))
+
+    async def _prepare(self) -> None:
         with trio.move_on_after(START_SECONDS) as waiting:
             try:
                 # Abandoned: making tables twice does no harm.
@@ -448,12 +442,46 @@ class Recorder:
         if waiting.cancelled_caught:
             self._failed(f"no answer within {START_SECONDS:g} s")
 
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Write what comes until `aclose`. See the class for cancellation and errors."""
+        self._running = True
+        try:
+            # `aclose` gives it a deadline, so that a hanging thread cannot hold up a stop.
+            with self._scope:
+                if not self._opened:
+                    await self.open()
+                task_status.started()
+                while not self._closing:
+                    with trio.move_on_after(self._seconds_to_wait()):
+                        await self._wake.wait()
+                    self._wake = trio.Event()
+                    await self._work()
+                    self._idle.set()
+                    self._idle = trio.Event()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._stop()
+
+    async def aclose(self) -> None:
+        """End `run`, and return when it has. Takes STOP_SECONDS at most. Idempotent."""
+        if not self._closing:
+            self._closing = True
+            now = trio.current_time()
+            self._stop_by = now + STOP_SECONDS
+            self._scope.deadline = now + STOP_SECONDS * HURRY_SHARE
+            self._wake.set()
+        if self._running:
+            await self._done.wait()
+        else:
+            with trio.CancelScope(shield=True):
+                await self._stop()
+        await trio.lowlevel.checkpoint()
+
     def _seconds_to_wait(self) -> float:
         until = self._purge_at
-        if self._waiting or not self._spool.is_empty:
-            until = min(until, self._retry_at) if self._failures else float("-inf")
-            if self._waiting and not self._failures and self._disk_trouble:
-                until = self._retry_at
+        if self._failures:
+            pending = self._waiting or not self._spool.is_empty
+            until = self._retry_at if pending else max(self._retry_at, until)
         return max(0.0, until - trio.current_time())
 
     async def _work(self) -> None:
@@ -461,10 +489,10 @@ class Recorder:
         puts off the next try.
         """
         while not self._closing:
+            if self._is_crowded and await self._spool_batch():
+                continue
             if self._may_try():
                 if not self._spool.is_empty:
-                    if len(self._waiting) >= SPOOL_FROM:
-                        await self._spool_batch()
                     await self._replay_batch()
                 elif self._waiting:
                     await self._store_batch()
@@ -474,6 +502,11 @@ class Recorder:
                     return
             elif not self._waiting or not await self._spool_batch():
                 return
+
+    @property
+    def _is_crowded(self) -> bool:
+        """Whether so many wait that the disk must help, and it can."""
+        return len(self._waiting) >= SPOOL_FROM and not self._disk_trouble
 
     def _may_try(self) -> bool:
         """Whether it is time to ask the database for something."""
@@ -525,8 +558,6 @@ class Recorder:
             # Unless a newer one has taken its place meanwhile.
             if self._waiting.get(one["call_sid"]) is one:
                 del self._waiting[one["call_sid"]]
-        if len(self._waiting) < SPOOL_FROM:
-            self._overflowing = False
 
     async def _in_database(self, work: Callable[[], _Written]) -> bool:
         """Do something in the database's thread. False, and a later retry, if it did not work."""
@@ -604,25 +635,37 @@ class Recorder:
     # ---- the end ----------------------------------------------------------------------------
 
     async def _stop(self) -> None:
-        """Put everything somewhere, in STOP_SECONDS at most, and close."""
-        with trio.move_on_after(STOP_SECONDS):
-            with trio.move_on_after(STOP_SECONDS * STORE_SHARE):
-                # Past the spool's records, not before them: otherwise they join the spool.
-                while self._waiting and self._spool.is_empty and self._may_try():
-                    await self._store_batch()
-            while self._waiting and await self._spool_batch():
-                pass
-            try:
-                await self._on_disk(self._spool.close)
-            except OSError as error:
-                log.warning("the spool cannot be closed", error=str(error))
-            if not self._database_thread.borrowed_tokens:
-                await trio.to_thread.run_sync(
-                    self._store.close, abandon_on_cancel=True, limiter=self._database_thread
-                )
-        self._closed = True
-        left, self._waiting = list(self._waiting), {}
-        self._lose(left, self._disk_trouble or "the disk hangs")
+        """Put everything somewhere by `_stop_by`, and close; once, whoever asks for it first."""
+        if self._stopping:
+            await self._done.wait()
+            return
+        self._stopping = self._closing = True
+        stop_by = min(self._stop_by, trio.current_time() + STOP_SECONDS)
+        try:
+            with trio.CancelScope(deadline=stop_by):
+                await self._put_away(stop_by - STOP_SECONDS * DISK_SHARE)
+        finally:
+            self._closed = True
+            left, self._waiting = list(self._waiting), {}
+            self._lose(left, self._disk_trouble or "the disk hangs")
+            self._done.set()
+            self._idle.set()
+
+    async def _put_away(self, database_until: float) -> None:
+        with trio.CancelScope(deadline=database_until):
+            # Never ahead of what is in the spool already: otherwise they join it there.
+            while self._waiting and self._spool.is_empty and self._may_try():
+                await self._store_batch()
+        while self._waiting and await self._spool_batch():
+            pass
+        try:
+            await self._on_disk(self._spool.close)
+        except OSError as error:
+            log.warning("the spool cannot be closed", error=str(error))
+        if not self._database_thread.borrowed_tokens:
+            await trio.to_thread.run_sync(
+                self._store.close, abandon_on_cancel=True, limiter=self._database_thread
+            )
 
 
 AnyRecorder = Recorder | NullRecorder
@@ -650,27 +693,26 @@ def recorder_for(settings: RecordSettings, spool: Path | None = None) -> AnyReco
 async def open_recorder(
     settings: RecordSettings, spool: Path | None = None
 ) -> AsyncIterator[AnyRecorder]:
-    """A recorder that runs until the block is left, and outlives the block's cancellation: it
-    takes what the calls in it left behind to the database or the spool, in STOP_SECONDS at most.
+    """A recorder that runs until the block is left, and outlives the block's cancellation: what the
+    calls in it left behind gets to the database or the spool, in STOP_SECONDS at most.
 
-    Raises StoreError at the start.
+    Raises StoreError at the start. What the block raises comes in an ExceptionGroup, as from every
+    nursery.
     """
     recorder = recorder_for(settings, spool)
+    await recorder.open()
 
-    async def run(*, task_status: trio.TaskStatus[None]) -> None:
+    async def run() -> None:
         with trio.CancelScope(shield=True):
-            await recorder.run(task_status=task_status)
+            await recorder.run()
 
-    try:
-        async with trio.open_nursery(strict_exception_groups=False) as nursery:
-            await nursery.start(run)
-            try:
-                yield recorder
-            finally:
-                with trio.CancelScope(shield=True):
-                    await recorder.aclose()
-    finally:
-        pass
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, name="recorder")
+        try:
+            yield recorder
+        finally:
+            with trio.CancelScope(shield=True):
+                await recorder.aclose()
 
 
 # ---- what runs in threads -------------------------------------------------------------------

@@ -60,7 +60,7 @@ class StoreError(ConfigError):
 
 
 class StoreUnavailable(Exception):
-    """The database does not answer, or refuses, at present. One line; no secret, no caller's word."""
+    """The database does not answer, or refuses, at present. One line, without secrets or words."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
@@ -471,7 +471,9 @@ def _row(record: CallRecord) -> dict[str, Any]:
 
 
 def _record(row: sa.Row[Any]) -> CallRecord:
+    # SQLAlchemy's names are a kind of str that msgspec does not take for one.
+    fields = {str(name): value for name, value in row._mapping.items()}
     try:
-        return msgspec.convert(dict(row._mapping), CallRecord)
+        return msgspec.convert(fields, CallRecord)
     except msgspec.ValidationError as error:
         raise StoreUnavailable(f"a row that bridge did not write: {error}") from None

@@ -16,6 +16,7 @@ import audioop
 import os
 import re
 import struct
+from collections import deque
 from contextlib import suppress
 from datetime import datetime
 from io import FileIO
@@ -29,8 +30,8 @@ from bridge.log import get_logger
 
 log = get_logger(__name__)
 
-# A stretch is finished when it is so old that nothing can belong to it any more. Until then what the
-# phone sends continues what it sent before: it speaks without a pause, and only its packets jitter.
+# A stretch is finished when it is so old that nothing can belong to it any more. Until then what
+# the phone sends continues what it sent before: it never pauses, only its packets jitter.
 SETTLED_SECONDS: Final = 1.0
 # Taken in one piece, so that a long silence is not one long piece of memory.
 STRETCH_SECONDS: Final = 5.0
@@ -67,6 +68,11 @@ class Stretch:
         self.caller = caller
         self.agent = agent
 
+    @property
+    def size(self) -> int:
+        """Samples it holds in memory."""
+        return len(self.caller)
+
     def pcm(self) -> bytes:
         """Interleaved 16-bit samples."""
         left = audioop.tostereo(audioop.ulaw2lin(self.caller, 2), 2, 1, 0)
@@ -78,6 +84,7 @@ class Gap:
     """So many samples that were lost, and are silence in the file."""
 
     __slots__ = ("samples",)
+    size = 0
 
     def __init__(self, samples: int) -> None:
         self.samples = samples
@@ -246,8 +253,8 @@ class CallRecording:
         self._folder = folder
         self._call_sid = call_sid
         self._timeline = Timeline()
-        self._ready: list[Stretch | Gap] = []
-        self._waiting = 0
+        # Filled here, emptied by the thread: what a cancelled thread left is there for the next.
+        self._ready = _Ready()
         self._last = 0.0
         self._wake = trio.Event()
         self._over = False
@@ -289,13 +296,11 @@ class CallRecording:
                 self._wake.set()
 
     def _add(self, stretch: Stretch) -> None:
-        length = len(stretch.caller)
-        if self._waiting + length > BACKLOG_SECONDS * SAMPLE_RATE:
-            self.lost_seconds += seconds(length)
-            self._ready.append(Gap(length))
+        if self._ready.size + stretch.size > BACKLOG_SECONDS * SAMPLE_RATE:
+            self.lost_seconds += seconds(stretch.size)
+            self._ready.put(Gap(stretch.size))
         else:
-            self._waiting += length
-            self._ready.append(stretch)
+            self._ready.put(stretch)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write until the call is over. Started at once: opening the file holds nobody up."""
@@ -332,12 +337,11 @@ class CallRecording:
         raise OSError(f"no answer within {OPEN_SECONDS:g} s")
 
     async def _write(self, *, last: bool) -> None:
-        file, ready = self._file, self._ready
+        file = self._file
         assert file is not None
-        self._ready, self._waiting = [], 0
-        # Abandoned when the call ends and CLOSE_SECONDS are over: whoever comes later waits for it.
+        # Abandoned when the call ends: `_close`, which comes next, waits for it, a while.
         await trio.to_thread.run_sync(
-            _write, file, ready, last, abandon_on_cancel=True, limiter=self._thread
+            _write, file, self._ready, last, abandon_on_cancel=True, limiter=self._thread
         )
 
     async def _close(self) -> None:
@@ -359,10 +363,37 @@ class CallRecording:
             )
 
 
-def _write(file: WavFile, ready: list[Stretch | Gap], last: bool) -> None:
+class _Ready:
+    """Stretches on their way from the loop to the thread, in order."""
+
+    def __init__(self) -> None:
+        self._stretches: deque[Stretch | Gap] = deque()
+        # Each is changed by one side alone, so that no lock is needed.
+        self._put = 0
+        self._taken = 0
+
+    def __len__(self) -> int:
+        return len(self._stretches)
+
+    @property
+    def size(self) -> int:
+        """Samples in memory."""
+        return self._put - self._taken
+
+    def put(self, stretch: Stretch | Gap) -> None:
+        self._put += stretch.size
+        self._stretches.append(stretch)
+
+    def take(self) -> Stretch | Gap:
+        stretch = self._stretches.popleft()
+        self._taken += stretch.size
+        return stretch
+
+
+def _write(file: WavFile, ready: _Ready, last: bool) -> None:
     try:
-        for stretch in ready:
-            file.append(stretch.pcm())
+        while ready:
+            file.append(ready.take().pcm())
     finally:
         if last:
             file.close()
