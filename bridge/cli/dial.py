@@ -72,8 +72,7 @@ def dial(
                 f"{printable(given)}: expected a phone number such as +15551234567; write + and "
                 "the country code, then digits alone"
             )
-    if not url.startswith(("http://", "https://")):
-        raise Misconfigured(f"--url {url}: must begin with http:// or https://")
+    _check_url(url)
     try:
         token = Secrets.from_environment().api_token
     except ConfigError as error:
@@ -81,6 +80,18 @@ def dial(
     request: dict[str, Any] = {"to": number, "variables": _variables(variables)}
     request |= {k: v for k, v in (("from", from_), ("agent", agent), ("message", message)) if v}
     return trio.run(_until_interrupted, url.rstrip("/"), token, request, wait, as_json)
+
+
+def _check_url(url: str) -> None:
+    try:
+        # Each knows kinds of nonsense that the other lets through.
+        usable = urlsplit(url).scheme in ("http", "https") and bool(httpx.URL(url).host)
+    except (ValueError, httpx.InvalidURL):
+        usable = False
+    if not usable:
+        raise Misconfigured(
+            f"--url {printable(url)}: expected an address that begins http:// or https://"
+        )
 
 
 async def _until_interrupted(
@@ -166,8 +177,6 @@ async def _ask(
             response = await client.request(method, path, json=body)
     except trio.TooSlowError:
         raise _NoAnswer(f"{url} did not answer within {ANSWER_SECONDS:g} seconds") from None
-    except httpx.InvalidURL as error:
-        raise Misconfigured(f"--url {url}: {error}") from None
     except httpx.HTTPError as error:
         why = printable(str(error)) or type(error).__name__
         raise _NoAnswer(f"cannot reach {url} ({why}): is `bridge serve` running?") from None

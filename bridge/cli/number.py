@@ -95,7 +95,10 @@ def _webhook(url: str) -> str:
         raise Misconfigured(
             "server.public_url: not set; set it, or give the public address with --url"
         )
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
     if parts.scheme not in ("https", "http") or not parts.hostname or not url.isprintable():
         raise Misconfigured("--url: expected an address such as https://voice.example.com")
     if is_loopback(parts.netloc) or parts.query or parts.fragment or "@" in parts.netloc:

@@ -12,7 +12,7 @@ field of the request is at fault, and `"twilio"` with Twilio's code and words wh
     401, 403, 429  not let in
     404  no such call
     409  the call is on, but this process can neither reach it nor ask Twilio to end it
-    413, 415  too large, not application/json
+    408, 413, 415  too slow, too large, not application/json
     422  a field is wrong, by our judgement or by Twilio's
     502  Twilio refused for another reason, or did not answer
     503  not now: draining, full, no credentials, no public address; or Twilio's own "too many"
@@ -48,6 +48,7 @@ log = get_logger(__name__)
 
 # Twenty variables of 500 characters, each six bytes in JSON's longest spelling, fit.
 MAX_BODY: Final = 64 * 1024
+BODY_SECONDS: Final = 5
 
 DEFAULT_LIST: Final = 50
 MAX_LIST: Final = 500
@@ -120,6 +121,9 @@ def control_blueprint(
                 time_limit=talk,
             )
             result = placed.call_sid
+        except TwilioError as error:
+            result = str(error)  # which says so if the phone may ring anyway
+            raise
         finally:
             _audit("dialled", result, to=call.to, from_=call.from_, agent=call.agent)
         update = _placed(placed, call)
@@ -238,12 +242,18 @@ async def _json_body() -> bytes:
     # A web page can send any other type to another site without asking it first.
     if request.mimetype != "application/json":
         raise BadRequest("", "send the header Content-Type: application/json", status=415)
-    if (request.content_length or 0) > MAX_BODY:
-        raise BadRequest("", f"at most {MAX_BODY} bytes", status=413)
-    request.max_content_length = MAX_BODY
-    body = await request.get_data()
-    assert isinstance(body, bytes)
-    return body
+    body = bytearray()
+    try:
+        with trio.fail_after(BODY_SECONDS):
+            async for part in request.body:
+                body += part
+                if len(body) > MAX_BODY:
+                    raise BadRequest("", f"the body has at most {MAX_BODY} bytes", status=413)
+    except trio.TooSlowError:
+        raise BadRequest(
+            "", f"the body took more than {BODY_SECONDS} seconds", status=408
+        ) from None
+    return bytes(body)
 
 
 def _reachable(public_url: str) -> PublicAddress:
