@@ -242,6 +242,19 @@ class InjectAgentMessage(_ToAgent, frozen=True, tag="InjectAgentMessage"):
     behavior: str | None = None
 
 
+class InjectUserMessage(_ToAgent, frozen=True, tag="InjectUserMessage"):
+    """Words the agent shall take for the caller's.
+
+    https://developers.deepgram.com/docs/voice-agent-inject-user-message
+    """
+
+    content: str
+
+
+class ForceEndTurn(_ToAgent, frozen=True, tag="ForceEndTurn"):
+    """The caller's turn is over, whatever the agent hears; with Flux (listen v2) only."""
+
+
 class FunctionResult(_ToAgent, frozen=True, tag="FunctionCallResponse"):
     """The answer to one FunctionCall; `content` is usually JSON.
 
@@ -254,7 +267,7 @@ class FunctionResult(_ToAgent, frozen=True, tag="FunctionCallResponse"):
     thought_signature: str | None = None
 
 
-ToAgent = KeepAlive | InjectAgentMessage | FunctionResult
+ToAgent = KeepAlive | InjectAgentMessage | InjectUserMessage | ForceEndTurn | FunctionResult
 
 
 def encode(message: ToAgent) -> str:

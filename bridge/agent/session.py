@@ -104,7 +104,7 @@ class AgentSession:
         self._stream = stream
         self._reader = reader
         self._sends_underway = 0
-        self._deaf = False
+        self._given_up = ""
         # What came in one batch with SettingsApplied, and behind it: already the conversation.
         self._early: list[messages.Message | bytes] = []
         self.bad_messages = 0
@@ -123,6 +123,11 @@ class AgentSession:
     async def send(self, message: messages.ToAgent) -> None:
         """Send a message. Raises AgentClosed when the session is over."""
         await self._send(messages.encode(message))
+
+    async def abandon(self, why: str) -> None:
+        """Give the session up: whoever sends or receives is told so with these words."""
+        self._given_up = why
+        await _discard(self._stream)
 
     async def receive(self) -> list[messages.Message | bytes]:
         """Wait for something from the agent and return all that is there, in order.
@@ -170,15 +175,14 @@ class AgentSession:
                 raise self._closed(closed) from self._reader.error
             self._sends_underway -= 1
         if patience.cancelled_caught:
-            self._deaf = True
             # The reader, which may be waiting for ever, hears of it by this.
-            await _discard(self._stream)
+            await self.abandon(_DEAF)
             raise AgentClosed(_DEAF, clean=False)
 
     def _closed(self, closed: trio_websocket.ConnectionClosed) -> AgentClosed:
         reason = closed.reason
-        if self._deaf:
-            return AgentClosed(_DEAF, clean=False)
+        if self._given_up:
+            return AgentClosed(self._given_up, clean=False)
         if self._reader.error is not None:
             return AgentClosed(f"the connection broke: {self._reader.error!r}", clean=False)
         if reason is None or reason.code == 1006:
@@ -251,6 +255,7 @@ async def open_session(
     reader = _Reader(nursery)
     stream: trio.abc.Stream | None = None
     session: AgentSession | None = None
+    ready = False
     try:
         try:
             with trio.fail_after(timeout):
@@ -267,10 +272,12 @@ async def open_session(
         except OSError as error:
             # The operating system's words; the address is ours and has no secret in it.
             raise AgentUnavailable(f"cannot connect to {target.netloc}: {error}") from error
+        ready = True
         yield session
     finally:
         try:
-            if session is not None:
+            # A session that never got ready is owed no goodbye, nor the time it takes.
+            if session is not None and ready:
                 await session._close(close_by)
             elif stream is not None:
                 await _discard(stream)

@@ -20,15 +20,29 @@ PHONE_AUDIO = {
 }
 
 
-def settings_message(agent: Mapping[str, Any], functions: Sequence[Mapping[str, Any]] = ()) -> str:
+def settings_message(
+    agent: Mapping[str, Any],
+    functions: Sequence[Mapping[str, Any]] = (),
+    history: Sequence[Mapping[str, Any]] | None = None,
+) -> str:
     """Return the Settings message for an `[agent]` table, passed through key by key.
 
     Deepgram's schema is strict and grows faster than any list here, so nothing is renamed or
     checked, and integers stay integers. Only `functions`, the schemas of those that run here, are
     added behind the table's own, in every think provider if it lists several to fall back on.
 
-    https://developers.deepgram.com/docs/voice-agents-function-calling
+    `history` resumes a conversation: the History messages of the sessions before, verbatim; None
+    begins one. The greeting, which the caller has heard, is then left out.
+
+    https://developers.deepgram.com/docs/voice-agents-function-calling,
+    https://developers.deepgram.com/docs/voice-agent-history
     """
+    if history is not None:
+        agent = {key: value for key, value in agent.items() if key != "greeting"}
+    if history:
+        context = agent.get("context", {})
+        messages = [*context.get("messages", ()), *history]
+        agent = {**agent, "context": {**context, "messages": messages}}
     if functions:
         think = agent.get("think", {})
         several = isinstance(think, list)
