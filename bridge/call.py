@@ -18,22 +18,26 @@ the same as in any other ending.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import trio
 from structlog.contextvars import bind_contextvars
 
-from bridge.agent.messages import InjectAgentMessage
+from bridge.agent.connecting import worth_another_try
+from bridge.agent.messages import ForceEndTurn, InjectUserMessage
 from bridge.agent.session import AgentClosed, AgentFailed, AgentSession, AgentUnavailable
+from bridge.config import CallSettings
 from bridge.conversation import Conversation
 from bridge.functions import CallInfo, Functions
 from bridge.functions.calls import FunctionCalls
+from bridge.keypad import Keypad, keypad_words
 from bridge.log import get_logger
 from bridge.outcome import Outcome
-from bridge.playback import Playback
+from bridge.parting import Parting
+from bridge.silence import Action, Silence
 from bridge.twilio import messages as phone_says
 from bridge.twilio.media_stream import MediaStream, PhoneGone
 from bridge.uplink import Uplink
@@ -45,10 +49,23 @@ log = get_logger(__name__)
 LAST_WORDS_SHARE: Final = 0.25
 GOODBYE_SHARE: Final = 0.85
 
-# When the server must stop, the agent says this, in one sentence so that it is one utterance...
-FAREWELL: Final = "I'm sorry, this call has to end now, please call again, goodbye."
-# ...and the caller has so many seconds to hear it: five to speak it, three for the agent to begin.
+# How long a goodbye may take: until the agent begins it; until the caller has heard it, when the
+# agent chose the words; and when they are ours, one sentence.
+PARTING_BEGINS_SECONDS: Final = 5.0
+PARTING_SECONDS: Final = 15.0
 FAREWELL_SECONDS: Final = 8.0
+
+# What the agent is asked to say, each in one sentence so that it is one utterance.
+FAREWELL: Final = "I'm sorry, this call has to end now, please call again, goodbye."
+STILL_THERE: Final = "Are you still there?"
+IDLE_FAREWELL: Final = "I can't hear you any more, so I will hang up now, goodbye."
+ONE_MOMENT: Final = "One moment, please."
+LAST_MINUTE: Final = "Just so you know, this call will end in one minute."
+TIME_IS_UP: Final = "We have come to the end of our time, thank you for calling, goodbye."
+WARNING_SECONDS: Final = 60.0
+
+# How exactly the clock is kept for things that take seconds.
+TICK_SECONDS: Final = 0.25
 
 
 GoodbyeBy = Callable[[], float]
@@ -58,7 +75,12 @@ class OpenAgent(Protocol):
     """Opens the agent session of one call; see `bridge.agent.session.open_session`."""
 
     def __call__(
-        self, nursery: trio.Nursery, info: CallInfo, *, close_by: GoodbyeBy
+        self,
+        nursery: trio.Nursery,
+        info: CallInfo,
+        history: Sequence[Mapping[str, Any]] | None,
+        *,
+        close_by: GoodbyeBy,
     ) -> AbstractAsyncContextManager[AgentSession]: ...
 
 
@@ -79,16 +101,9 @@ class CallReport:
     teardown_seconds: float = 0.0
     barge_in_seconds: list[float] = field(default_factory=list)
     dropped_bytes: int = 0
-
-
-@dataclass
-class _Farewell:
-    """How far the agent's goodbye has come: asked for, in words, sent up to a mark, heard."""
-
-    asked: bool = False
-    said: bool = False
-    mark: str | None = None
-    heard: trio.Event = field(default_factory=trio.Event)
+    reconnects: int = 0
+    agent: str = ""
+    transfer_to: str = ""
 
 
 class Call:
@@ -99,35 +114,36 @@ class Call:
         phone: MediaStream,
         open_agent: OpenAgent,
         functions: Functions,
+        settings: CallSettings,
         *,
-        frame_ms: int = 60,
-        start_timeout: float = 5.0,
-        teardown_seconds: float = 2.0,
+        max_reconnects: int = 0,
     ) -> None:
         self.report = CallReport()
         self._phone = phone
         self._open_agent = open_agent
-        self._functions = functions
-        self._start_timeout = start_timeout
-        self._teardown_seconds = teardown_seconds
-        self._uplink = Uplink(frame_ms)
-        # One slot each: they carry one thing once, and whoever puts it must never wait.
+        self.functions = functions
+        self._settings = settings
+        self._max_reconnects = max_reconnects
+        self.force_end_turn = False
+        self._uplink = Uplink(settings.frame_ms)
+        # One slot each: they carry one thing at a time, and whoever puts it must never wait.
         self._tell_info, self._info = trio.open_memory_channel[CallInfo](1)
         self._offer_session, self._session = trio.open_memory_channel[AgentSession](1)
         self._agent: AgentSession | None = None
-        self._playback = Playback()
-        self._conversation = Conversation(
-            phone,
-            self._playback,
-            on_said=self._said,
-            on_utterance_sent=self._utterance_sent,
-            on_barge_in=self.report.barge_in_seconds.append,
-        )
-        self._farewell = _Farewell()
-        self._nursery: trio.Nursery | None = None
-        self._scope = trio.CancelScope()
         self._began_at = self._started_at = trio.current_time()
         self._ended_at: float | None = None
+        self._crash: BaseExceptionGroup[Exception] | None = None
+        self._silence = Silence(settings.idle_seconds, settings.stall_seconds)
+        self._keypad = Keypad()
+        self._typed: list[str] = []
+        self.conversation = Conversation(
+            phone,
+            self._silence,
+            began_at=self._began_at,
+            greeting_protected=not settings.interruptible_greeting,
+        )
+        self._nursery: trio.Nursery | None = None
+        self._scope = trio.CancelScope()
 
     async def run(self) -> CallReport:
         """Carry the call until it ends, for whatever reason, and report how it went.
@@ -142,10 +158,11 @@ class Call:
                 nursery.start_soon(self._receiver, name="receiver")
                 nursery.start_soon(self._part, self._sender, name="sender")
                 nursery.start_soon(self._part, self._agent_reader, nursery, name="agent reader")
+                nursery.start_soon(self._part, self._timekeeper, name="timekeeper")
         except* Exception as group:
             self._end(Outcome.INTERNAL_ERROR, "a part of the call failed", group)
             # Whole: with several failures at once, which was first may not be what one looks for.
-            self.report.cause = group
+            self._crash = group
         finally:
             # Without an outcome so far, it was cancelled from outside.
             self._end(Outcome.SERVER_SHUTDOWN, "the server is stopping")
@@ -160,51 +177,149 @@ class Call:
             await self._part(self._listen)
         finally:
             self._uplink.end()
+            goodbye_by = self._goodbye_by()
             # This task, because it never writes and so is never stuck behind a phone that has
             # stopped reading.
             with trio.CancelScope(shield=True):
-                await self._phone.close(self._close_code(), by=self._goodbye_by())
+                await self._phone.close(self._close_code(), by=goodbye_by)
 
     async def _sender(self) -> None:
         """Uplink to agent: the caller's voice, a frame at a time, silence where there is none."""
-        agent = await self._session.receive()
-        try:
-            while True:
-                await agent.send_audio(await self._uplink.take())
-        except trio.EndOfChannel:
-            # The caller is gone and has been heard to the end.
-            self._scope.cancel(reason="the caller's last words are sent")
-        except AgentClosed:
-            # The agent reader hears of it too, after what the agent said last, which is the cause.
-            return
+        frame: bytes | None = None
+        while True:
+            agent = await self._session.receive()
+            try:
+                while True:
+                    # A frame that the last session did not take is the first of the next.
+                    frame = frame or await self._uplink.take()
+                    await agent.send_audio(frame)
+                    frame = None
+            except trio.EndOfChannel:
+                # The caller is gone and has been heard to the end.
+                return self._scope.cancel(reason="the caller's last words are sent")
+            except AgentClosed:
+                # The agent reader hears of it too, after what the agent said last, which is the
+                # cause; it ends the call, or brings another session.
+                continue
 
     async def _agent_reader(self, nursery: trio.Nursery) -> None:
-        """Agent to phone: what the agent says, from its first word to the end of its session."""
+        """Agent to phone: what the agent says, from its first word to the end of its last session.
+
+        A session that breaks in the middle of the call is replaced by one that knows the
+        conversation so far, while the caller stays on the line and the uplink keeps what they say.
+        """
         info = await self._info.receive()
         bind_contextvars(call_sid=info.call_sid)
+        go_on = True
+        while go_on:
+            history = None if self._agent is None else self.conversation.history
+            try:
+                async with self._open_agent(
+                    nursery, info, history, close_by=self._goodbye_by
+                ) as agent:
+                    go_on = await self._converse(agent, info, nursery)
+            except (AgentUnavailable, AgentFailed) as error:
+                refused = isinstance(error, AgentUnavailable) and self._agent is None
+                outcome = Outcome.AGENT_UNREACHABLE if refused else Outcome.AGENT_FAILED
+                self._end(outcome, str(error), error)
+                return
+
+    async def _converse(self, agent: AgentSession, info: CallInfo, nursery: trio.Nursery) -> bool:
+        """Let one session and the caller talk. Returns, when it is over, whether to open another.
+
+        What ended it is recorded here and not where the session has been closed: by then whoever
+        else was cut off has a reason of its own to give.
+        """
+        if self._agent is None:
+            self.report.setup_seconds = trio.current_time() - self._started_at
+        self._agent = agent
+        # The sender has let go of the session before, or never got it.
+        with suppress(trio.WouldBlock):
+            self._session.receive_nowait()
+        self._offer_session.send_nowait(agent)
+        silence = self._silence
+        functions = FunctionCalls(
+            self.functions, info, agent.send, silence.function_began, silence.function_ended
+        )
         try:
-            async with self._open_agent(nursery, info, close_by=self._goodbye_by) as agent:
-                self._agent = agent
-                self.report.setup_seconds = trio.current_time() - self._started_at
-                functions = FunctionCalls(self._functions, info, agent.send)
-                self._offer_session.send_nowait(agent)
-                await self._conversation.follow(agent, functions, nursery)
-        except AgentUnavailable as error:
-            self._end(Outcome.AGENT_UNREACHABLE, str(error), error)
-        except AgentFailed as error:
+            # Until the session ends, by an exception.
+            await self.conversation.follow(agent, functions, nursery)
+        except (AgentFailed, AgentClosed) as error:
+            return self._go_on_without(error)
+        except Exception as error:
+            self._fail(error)
+            raise
+        finally:
+            # Their answers would be for a session that is over.
+            functions.cancel_all()
+            silence.session_lost(trio.current_time())
+
+    def _go_on_without(self, error: AgentFailed | AgentClosed) -> bool:
+        """A session is over: end the call, or reconnect if that may help."""
+        if isinstance(error, AgentClosed) and error.clean:
+            self._end(Outcome.AGENT_ENDED, str(error), error)
+        elif self.report.reconnects >= self._max_reconnects or not worth_another_try(error):
             self._end(Outcome.AGENT_FAILED, str(error), error)
-        except AgentClosed as error:
-            outcome = Outcome.AGENT_ENDED if error.clean else Outcome.AGENT_FAILED
-            self._end(outcome, str(error), error)
+        if self.report.outcome is not None:
+            return False
+        self.report.reconnects += 1
+        log.warning("agent lost, reconnecting", reason=str(error))
+        return True
+
+    async def _timekeeper(self) -> None:
+        """What time brings: silence, stalls, the pause behind typed digits, the longest call."""
+        ends_at = self._began_at + 60 * self._settings.max_minutes
+        warn_at = ends_at - WARNING_SECONDS
+        while True:
+            await trio.sleep(TICK_SECONDS)
+            now = trio.current_time()
+            if typed := self._keypad.take(now):
+                self._typed.append(typed)
+            agent = self._agent
+            if agent is None or self.report.outcome is not None:
+                continue
+            try:
+                while self._typed:
+                    await self._send_keys(agent, self._typed.pop(0))
+                if now >= ends_at:
+                    self.wind_down(Outcome.MAX_DURATION, "call.max_minutes are over", TIME_IS_UP)
+                elif now >= warn_at:
+                    warn_at = float("inf")
+                    await self.conversation.inject(agent, LAST_MINUTE, "queue")
+                else:
+                    await self._break_silence(agent, now)
+            except AgentClosed:
+                continue  # the agent reader hears of it too
+
+    async def _break_silence(self, agent: AgentSession, now: float) -> None:
+        match self._silence.next(now):
+            case Action.ASK_STILL_THERE:
+                await self.conversation.inject(agent, STILL_THERE, "queue")
+            case Action.SAY_GOODBYE:
+                self.wind_down(Outcome.IDLE, "no word from either side", IDLE_FAREWELL)
+            case Action.FILLER:
+                log.warning("agent stalls", seconds=self._settings.stall_seconds)
+                # Not "interrupt": that it is refused is what tells a stuck session from a cough.
+                await self.conversation.inject(agent, ONE_MOMENT, "queue")
+            case Action.RECONNECT:
+                await agent.abandon("it heard the caller and says nothing")
+            case None:
+                pass
+
+    async def _send_keys(self, agent: AgentSession, digits: str) -> None:
+        self.conversation.keys_pressed(digits)
+        await agent.send(InjectUserMessage(keypad_words(digits)))
+        if self.force_end_turn:
+            await agent.send(ForceEndTurn())
 
     # ---- what the phone says --------------------------------------------------------------
 
     async def _listen(self) -> None:
         try:
-            with trio.fail_after(self._start_timeout):
+            with trio.fail_after(self._settings.start_timeout):
                 start = await self._phone.start()
         except trio.TooSlowError:
-            waited = f"no start message within {self._start_timeout:g} seconds"
+            waited = f"no start message within {self._settings.start_timeout:g} seconds"
             return self._end(Outcome.PROTOCOL_ERROR, waited)
         except PhoneGone:
             return self._end(Outcome.PHONE_LOST, "the phone's socket closed before start")
@@ -217,9 +332,10 @@ class Call:
                     case phone_says.Media(media=media):
                         self._uplink.put(media.payload)
                     case phone_says.Dtmf(dtmf=dtmf):
-                        log.debug("key pressed", digit=dtmf.digit)
+                        if typed := self._keypad.press(dtmf.digit, trio.current_time()):
+                            self._typed.append(typed)
                     case phone_says.Mark(mark=mark):
-                        self._mark_returned(mark.name)
+                        self.conversation.mark_returned(mark.name)
                     case phone_says.Stop():
                         return self._end(Outcome.CALLER_HUNG_UP, "the phone said stop")
         except PhoneGone:
@@ -247,40 +363,69 @@ class Call:
         """End the call now, cleanly, unless it is ending already. Returns at once."""
         self._end(outcome, reason)
 
-    def wind_down(self, outcome: Outcome, reason: str) -> None:
-        """Let the agent say goodbye and end the call when the caller has heard it, at the latest
+    def wind_down(self, outcome: Outcome, reason: str, words: str = FAREWELL) -> None:
+        """Let the agent say `words` and end the call when the caller has heard them, at the latest
         after FAREWELL_SECONDS. Returns at once; a second time changes nothing.
         """
-        if self._agent is None or self._nursery is None:
-            self._end(outcome, reason)
-        elif not self._farewell.asked and self.report.outcome is None:
-            self._farewell.asked = True
-            self._nursery.start_soon(
-                self._say_farewell, self._agent, outcome, reason, name="farewell"
-            )
+        agent = self._agent
+        if agent is None or self._nursery is None:
+            return self._end(outcome, reason)
+        parting = Parting(words)
 
-    async def _say_farewell(self, agent: AgentSession, outcome: Outcome, reason: str) -> None:
-        with trio.move_on_after(FAREWELL_SECONDS):
+        async def say_it() -> None:
             try:
-                await agent.send(InjectAgentMessage(FAREWELL, behavior="interrupt"))
+                await self.conversation.inject(agent, words, "interrupt")
             except AgentClosed:
                 return  # the agent reader hears of it too, and says why
-            await self._farewell.heard.wait()
+            await self._follow_parting(parting, outcome, reason, FAREWELL_SECONDS)
+
+        self._take_leave(parting, say_it)
+        return None
+
+    def end_after_goodbye(self, outcome: Outcome, reason: str, transfer_to: str = "") -> None:
+        """End the call when the caller has heard what the agent says next, unless they cut in.
+        Returns at once. `transfer_to` is the number the caller is to be connected to afterwards.
+        """
+        parting = Parting()
+
+        async def follow() -> None:
+            self.report.transfer_to = transfer_to
+            ended = await self._follow_parting(
+                parting, outcome, reason, PARTING_SECONDS, unless_interrupted=True
+            )
+            if not ended:
+                self.report.transfer_to = ""
+                self.conversation.parting = None
+
+        self._take_leave(parting, follow)
+
+    def _take_leave(self, parting: Parting, follow: Callable[[], Awaitable[None]]) -> None:
+        if self.conversation.parting is None and self._nursery is not None:
+            self.conversation.parting = parting
+            self._nursery.start_soon(self._part, follow, name="parting")
+
+    async def _follow_parting(
+        self,
+        parting: Parting,
+        outcome: Outcome,
+        reason: str,
+        seconds: float,
+        *,
+        unless_interrupted: bool = False,
+    ) -> bool:
+        """End the call when the goodbye is over; False if the caller cut in and may do so."""
+        with trio.move_on_after(seconds):
+            with trio.move_on_after(PARTING_BEGINS_SECONDS):
+                await parting.begun.wait()
+            if parting.begun.is_set():
+                await parting.over.wait()
+            else:
+                # Nothing more is said; what was said before may still be playing.
+                await self.conversation.wait_played()
+        if parting.interrupted and unless_interrupted:
+            return False
         self._end(outcome, reason)
-
-    def _said(self, role: str, words: str) -> None:
-        if role == "assistant" and self._farewell.asked and words in FAREWELL:
-            self._farewell.said = True
-
-    def _utterance_sent(self, mark: str) -> None:
-        if self._farewell.said and self._farewell.mark is None:
-            self._farewell.mark = mark
-
-    def _mark_returned(self, name: str) -> None:
-        self._playback.mark_returned(name)
-        # Played or cleared by the caller cutting in: either way the farewell is over.
-        if name == self._farewell.mark:
-            self._farewell.heard.set()
+        return True
 
     # ---- how it ends -----------------------------------------------------------------------
 
@@ -294,7 +439,9 @@ class Call:
         if outcome in (Outcome.CALLER_HUNG_UP, Outcome.PHONE_LOST) and self._agent is not None:
             # What the caller said before is still in the uplink. The sender cancels the call when
             # it has sent the last of it.
-            self._scope.deadline = self._first_sign() + LAST_WORDS_SHARE * self._teardown_seconds
+            self._scope.deadline = (
+                self._first_sign() + LAST_WORDS_SHARE * self._settings.teardown_seconds
+            )
         else:
             self._scope.cancel(reason=str(outcome))
 
@@ -304,8 +451,11 @@ class Call:
         try:
             await work(*args)
         except Exception as error:
-            self._end(Outcome.INTERNAL_ERROR, f"an error nobody foresaw: {error!r}", error)
+            self._fail(error)
             raise
+
+    def _fail(self, error: Exception) -> None:
+        self._end(Outcome.INTERNAL_ERROR, f"an error nobody foresaw: {error!r}", error)
 
     def _first_sign(self) -> float:
         """When the end began: now, if this is the first anybody hears of it."""
@@ -315,7 +465,11 @@ class Call:
 
     def _goodbye_by(self) -> float:
         """When, on Trio's clock, a peer that has not answered our goodbye is cut off."""
-        return self._first_sign() + GOODBYE_SHARE * self._teardown_seconds
+        cancelled = trio.current_effective_deadline() == float("-inf")
+        going_on = self.report.outcome is None and not cancelled
+        # A session that is being replaced is no sign of the call's end.
+        since = trio.current_time() if going_on else self._first_sign()
+        return since + GOODBYE_SHARE * self._settings.teardown_seconds
 
     def _close_code(self) -> int:
         """What our Close frame says (RFC 6455, section 7.4.1)."""
@@ -331,6 +485,7 @@ class Call:
         report.seconds = now - self._began_at
         report.teardown_seconds = now - self._first_sign()
         report.dropped_bytes = self._uplink.bytes_dropped
+        report.barge_in_seconds = self.conversation.barge_in_seconds
         facts = {
             "call_sid": report.info.call_sid if report.info else "",
             "outcome": str(report.outcome),
@@ -345,8 +500,9 @@ class Call:
             "dropped_bytes": report.dropped_bytes,
             "bad_messages": phone.bad_messages + (agent.bad_messages if agent else 0),
         }
-        if report.outcome is Outcome.INTERNAL_ERROR:
-            log.error("call ended", exc_info=report.cause, **facts)
+        if self._crash is not None:
+            # Also when the call was ending for another reason: a bug is a bug.
+            log.error("call ended", exc_info=self._crash, **facts)
         elif report.outcome in _FAILURES:
             log.warning("call ended", **facts)
         else:

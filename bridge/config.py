@@ -83,6 +83,7 @@ class CallSettings(Struct, frozen=True, kw_only=True):
     interruptible_greeting: bool = True
     apology: str = "I'm sorry, something went wrong. Please call again."
     fallback_number: str = ""
+    context_url: str = ""
 
 
 class LimitSettings(Struct, frozen=True, kw_only=True):
@@ -167,25 +168,15 @@ NOT_YET = (
     "server.workers",
     "twilio.validate_signatures",
     "twilio.require_ticket",
-    "deepgram.connect_budget",
-    "deepgram.max_reconnects",
     "deepgram.prewarm",
-    "call.max_minutes",
-    "call.idle_seconds",
-    "call.stall_seconds",
-    "call.interruptible_greeting",
-    "call.fallback_number",
     "limits.calls_per_number",
     "limits.calls_per_minute",
-    "functions.end_call",
-    "functions.transfer_to",
     "records.url",
     "records.transcripts",
     "records.retention_days",
     "records.recordings",
     "costs.agent_per_minute",
     "costs.phone_per_minute",
-    "agents",
 )
 
 
@@ -586,6 +577,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "server.overflow_url": _overflow_url,
     "deepgram.url": _agent_url,
     "call.fallback_number": _optional_e164,
+    "call.context_url": _overflow_url,
     "functions.transfer_to": _transfer_numbers,
 }
 _FREE = ("agent", "agents")

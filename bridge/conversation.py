@@ -1,14 +1,15 @@
 """What the agent says, message by message, and what the phone is told because of it.
 
 One task runs this, so that audio, `clear` and marks reach the phone in the order in which the agent
-meant them: audio of a reply never overtakes the `clear` that interrupts the one before.
+meant them: audio of a reply never overtakes the `clear` that interrupts the one before. It outlives
+the agent's sessions: after a reconnection it goes on where it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from typing import Any, Final, NoReturn
 
+import msgspec
 import trio
 
 from bridge.agent import messages as agent_says
@@ -17,7 +18,11 @@ from bridge.audio import PHONE_FRAME_BYTES, SAMPLE_RATE, Framer
 from bridge.barge_in import StaleAudioGate
 from bridge.functions.calls import FunctionCalls
 from bridge.log import get_logger
+from bridge.parting import Parting
 from bridge.playback import Playback
+from bridge.silence import Silence
+from bridge.transcript import Transcript
+from bridge.turns import Turns
 from bridge.twilio.media_stream import MediaStream
 
 log = get_logger(__name__)
@@ -26,81 +31,115 @@ log = get_logger(__name__)
 # a message that is being written cannot be overtaken by `clear`.
 MAX_MEDIA_BYTES: Final = SAMPLE_RATE
 
+# Items of the conversation kept to resume it with. A model's memory of a phone call needs no more,
+# and a call of hours must not grow without end; the oldest go first.
+HISTORY_ITEMS: Final = 300
+
 
 class Conversation:
-    """Routes the agent's messages for one call.
+    """The state of one call's conversation, and the router of the agent's messages.
 
-    `on_utterance_sent` is called with the name of the mark behind each whole utterance, which
-    comes back when the caller has heard it; `on_said` with the role and words of each text;
-    `on_barge_in` with the seconds from the agent's signal to the `clear` written.
+    `greeting_protected`: the caller cannot interrupt the first utterance. Times are seconds of
+    Trio's clock; what is kept for the record counts from `began_at`.
     """
 
     def __init__(
         self,
         phone: MediaStream,
-        playback: Playback,
+        silence: Silence,
         *,
-        on_said: Callable[[str, str], None],
-        on_utterance_sent: Callable[[str], None],
-        on_barge_in: Callable[[float], None],
+        began_at: float,
+        greeting_protected: bool = False,
     ) -> None:
         self._phone = phone
-        self._playback = playback
-        self._on_said = on_said
-        self._on_utterance_sent = on_utterance_sent
-        self._on_barge_in = on_barge_in
+        self._silence = silence
+        self._began_at = began_at
+        self._greeting_protected = greeting_protected
         self._gate = StaleAudioGate()
         self._frames = Framer(PHONE_FRAME_BYTES)
         self._audio = bytearray()
+        # What the agent was given to say: when it says it, that is no word of its own.
+        self._given: list[str] = []
+        self.playback = Playback()
+        self.transcript = Transcript()
+        self.turns = Turns(began_at)
+        self.history: list[dict[str, Any]] = []
+        self.parting: Parting | None = None
+        self.barge_in_seconds: list[float] = []
+
+    # ---- from the agent -------------------------------------------------------------------------
 
     async def follow(
         self, agent: AgentSession, functions: FunctionCalls, nursery: trio.Nursery
-    ) -> None:
+    ) -> NoReturn:
         """Play, clear and mark as the agent says, until its session ends. The functions it asks
         for run in `nursery`.
 
         Raises AgentFailed when the agent sends an Error, AgentClosed when the session is over.
         """
+        # A new session has nothing stale on the wire, and nothing half sent.
+        self._gate = StaleAudioGate()
+        self._frames.flush()
+        self._silence.session_opened(trio.current_time())
         while True:
             for message in await agent.receive():
                 if isinstance(message, bytes):
-                    if self._gate.passes(trio.current_time()):
-                        self._audio += self._frames.whole(message)
+                    self._hear_audio(message)
                 else:
                     await self._hear(message, functions, nursery)
             # All that came together goes out together: fewer messages, the same delay.
             await self._play()
 
+    def _hear_audio(self, audio: bytes) -> None:
+        now = trio.current_time()
+        if self._gate.passes(now):
+            self.turns.agent_audio(now)
+            self._audio += self._frames.whole(audio)
+
     async def _hear(
         self, message: agent_says.Message, functions: FunctionCalls, nursery: trio.Nursery
     ) -> None:
+        now = trio.current_time()
         match message:
             case agent_says.UserStartedSpeaking():
-                await self._barge_in()
+                self._silence.caller_spoke(now)
+                self.turns.caller_spoke(now)
+                if not self._greeting_protected:
+                    await self._barge_in(now)
             case agent_says.AgentAudioDone():
-                self._gate.audio_done()
-                self._audio += self._frames.flush()
-                await self._play()
-                if self._playback.may_be_playing:
-                    mark = self._playback.next_mark()
-                    await self._phone.mark(mark)
-                    self._on_utterance_sent(mark)
+                await self._utterance_done()
             case agent_says.ConversationText(role=role, content=words):
+                log.debug("said", role=role, words=words)
                 if role == "user":
                     self._gate.new_turn()
-                log.debug("said", role=role, words=words)
-                self._on_said(role, words)
+                    self._silence.caller_said(now)
+                    self.turns.caller_said(now)
+                    self.transcript.caller(words, now - self._began_at)
+                else:
+                    self.transcript.agent(words, now - self._began_at, len(self._audio))
+                    if not any(words in given for given in self._given):
+                        self._silence.agent_said(now)
+                    if self.parting is not None:
+                        self.parting.agent_said(words)
             case agent_says.FunctionCallRequest():
                 self._gate.new_turn()
                 functions.start(nursery, message)
             case agent_says.FunctionCallCancelled():
                 functions.cancel(message)
-            case (
-                agent_says.EndOfTurn()
-                | agent_says.AgentThinking()
-                | agent_says.AgentStartedSpeaking()
-            ):
+            case agent_says.EndOfTurn():
                 self._gate.new_turn()
+                self._silence.caller_said(now)
+            case agent_says.AgentThinking():
+                self._gate.new_turn()
+                self._silence.agent_thinking(now)
+            case agent_says.AgentStartedSpeaking() | agent_says.LatencyReport():
+                if isinstance(message, agent_says.AgentStartedSpeaking):
+                    self._gate.new_turn()
+                self.turns.latencies(message)
+            case agent_says.History():
+                item = msgspec.to_builtins(message)
+                self.history.append({k: v for k, v in item.items() if v is not None})
+                del self.history[:-HISTORY_ITEMS]
             case agent_says.Warning(code=code, description=words):
                 log.warning("agent warning", code=code, words=words)
             case agent_says.Error():
@@ -108,20 +147,37 @@ class Conversation:
             case _:
                 pass
 
-    async def _barge_in(self) -> None:
+    async def _utterance_done(self) -> None:
+        """The agent has sent an utterance whole: play its last bytes, and ask to be told when the
+        caller has heard it."""
+        self._gate.audio_done()
+        self._audio += self._frames.flush()
+        await self._play()
+        if self.playback.may_be_playing:
+            mark = self.playback.next_mark()
+            self.transcript.mark_sent(mark)
+            self.turns.mark_sent(mark)
+            if self.parting is not None:
+                self.parting.utterance_sent(mark)
+            await self._phone.mark(mark)
+
+    async def _barge_in(self, signalled_at: float) -> None:
         """The caller cut in: nothing said so far shall be heard any more.
 
         What has not been written yet never will be, and what the phone has not played it forgets.
         `clear` is sent even if the phone should be silent: that costs nothing, and it may not be.
         """
-        signalled_at = trio.current_time()
         self._gate.user_started_speaking(signalled_at)
         self._audio.clear()
         self._frames.flush()
         await self._phone.clear()
         now = trio.current_time()
-        self._on_barge_in(now - signalled_at)
-        unheard = self._playback.cleared(now)
+        self.barge_in_seconds.append(now - signalled_at)
+        unheard = self.playback.cleared(now)
+        self.transcript.cleared(unheard)
+        self._silence.agent_done_playing(now)
+        if self.parting is not None:
+            self.parting.caller_cut_in()
         log.debug("barge-in", unheard_seconds=round(unheard, 3))
 
     async def _play(self) -> None:
@@ -129,4 +185,47 @@ class Conversation:
         for start in range(0, len(audio), MAX_MEDIA_BYTES):
             piece = audio[start : start + MAX_MEDIA_BYTES]
             await self._phone.play(piece)
-            self._playback.sent(len(piece), trio.current_time())
+            now = trio.current_time()
+            self.playback.sent(len(piece), now)
+            self.transcript.audio_sent(len(piece))
+            self.turns.audio_sent(now)
+            self._silence.agent_audio(now)
+
+    # ---- from us --------------------------------------------------------------------------------
+
+    async def inject(self, agent: AgentSession, words: str, behavior: str) -> None:
+        """Give the agent words to say; `behavior` as in InjectAgentMessage.
+
+        Raises AgentClosed when the session is over.
+        """
+        if words not in self._given:
+            self._given.append(words)
+        self._gate.new_turn()
+        self._silence.injected(trio.current_time())
+        await agent.send(agent_says.InjectAgentMessage(words, behavior))
+
+    async def wait_played(self) -> None:
+        """Wait until the phone has played what it was sent, as far as the clock can tell."""
+        while (queued := self.playback.queued(trio.current_time())) > 0:  # noqa: ASYNC110
+            await trio.sleep(queued)
+
+    # ---- from the phone -------------------------------------------------------------------------
+
+    def mark_returned(self, name: str) -> None:
+        """A mark came back from the phone: what was sent before it has been heard, or cleared."""
+        now = trio.current_time()
+        played = self.playback.mark_returned(name)
+        if played:
+            self._greeting_protected = False
+            self.transcript.mark_heard(name)
+            self.turns.mark_heard(name, now)
+            if not self.playback.may_be_playing:
+                self._silence.agent_done_playing(now)
+        if self.parting is not None:
+            self.parting.mark_returned(name, played=played)
+
+    def keys_pressed(self, digits: str) -> None:
+        """The caller typed these digits on the keypad."""
+        now = trio.current_time()
+        self._silence.caller_pressed(now)
+        self.transcript.caller(digits, now - self._began_at, role="keypad")

@@ -10,8 +10,12 @@ class Outcome(StrEnum):
 
     CALLER_HUNG_UP = "caller_hung_up"
     AGENT_ENDED = "agent_ended"
+    TRANSFERRED = "transferred"
     AGENT_UNREACHABLE = "agent_unreachable"
     AGENT_FAILED = "agent_failed"
+    IDLE = "idle"
+    MAX_DURATION = "max_duration"
+    OPERATOR_HUNG_UP = "operator_hung_up"
     SERVER_SHUTDOWN = "server_shutdown"
     PHONE_LOST = "phone_lost"
     PROTOCOL_ERROR = "protocol_error"

@@ -6,17 +6,22 @@ The web application asks it; each `Call` is built here and knows nothing of the 
 from __future__ import annotations
 
 from collections import OrderedDict
-from contextlib import AbstractAsyncContextManager
-from typing import Final
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, NamedTuple
 
 import trio
 
 from bridge import log as logs
+from bridge.agent.connecting import open_within
 from bridge.agent.session import AgentSession, OpenStream, open_session
 from bridge.agent.settings import settings_message
+from bridge.answering import choose_agent, fill_in, variables_of
+from bridge.builtin import built_in
 from bridge.call import Call, CallReport, GoodbyeBy
 from bridge.config import ConfigError, Secrets, Settings, check_startup, warnings_for
 from bridge.config_file import ConfigFile, SettingsSource, config_path
+from bridge.context_hook import fetch_context
 from bridge.functions import CallInfo, FunctionError, Functions
 from bridge.metrics import Metrics
 from bridge.outcome import Outcome
@@ -27,6 +32,16 @@ log = logs.get_logger(__name__)
 
 # How many ended calls are remembered for the webhook that follows each within a second or so.
 ENDED_CALLS: Final = 10_000
+
+# What a caller waits in silence for an answer about who they are, at most.
+CONTEXT_SECONDS: Final = 2.0
+
+
+class Ended(NamedTuple):
+    """What is remembered of a call that ended here; not its report, which holds on to its past."""
+
+    outcome: Outcome
+    transfer_to: str
 
 
 class Bridge:
@@ -53,7 +68,7 @@ class Bridge:
         self.calls = Registry()
         self.metrics = Metrics()
         self.draining = False
-        self._ended: OrderedDict[str, Outcome] = OrderedDict()
+        self._ended: OrderedDict[str, Ended] = OrderedDict()
 
     def prepare(self) -> Settings:
         """Read settings and secrets, set up logging; the first time, that is.
@@ -123,27 +138,42 @@ class Bridge:
         secrets, functions = self._secrets, self._functions
         assert secrets is not None
 
-        def open_agent(
-            nursery: trio.Nursery, info: CallInfo, *, close_by: GoodbyeBy
-        ) -> AbstractAsyncContextManager[AgentSession]:
-            return open_session(
-                nursery,
-                settings.deepgram.url,
-                key=secrets.deepgram_api_key,
-                settings=settings_message(settings.agent, functions.schemas()),
-                timeout=settings.deepgram.connect_timeout,
-                close_by=close_by,
-                open_stream=self._open_stream,
-            )
+        chosen: dict[str, Any] | None = None
+
+        @asynccontextmanager
+        async def open_agent(
+            nursery: trio.Nursery,
+            info: CallInfo,
+            history: Sequence[Mapping[str, Any]] | None,
+            *,
+            close_by: GoodbyeBy,
+        ) -> AsyncIterator[AgentSession]:
+            nonlocal chosen
+            if chosen is None:
+                chosen = await self._choose_agent(settings, info, call)
+            message = settings_message(chosen, call.functions.schemas(), history)
+            async with open_within(
+                settings.deepgram.connect_budget,
+                lambda: open_session(
+                    nursery,
+                    settings.deepgram.url,
+                    key=secrets.deepgram_api_key,
+                    settings=message,
+                    timeout=settings.deepgram.connect_timeout,
+                    close_by=close_by,
+                    open_stream=self._open_stream,
+                ),
+            ) as session:
+                yield session
 
         call = Call(
             phone,
             open_agent,
             functions,
-            frame_ms=settings.call.frame_ms,
-            start_timeout=settings.call.start_timeout,
-            teardown_seconds=settings.call.teardown_seconds,
+            settings.call,
+            max_reconnects=settings.deepgram.max_reconnects,
         )
+        call.functions += built_in(call, settings.functions)
         self.metrics.call_began()
         try:
             with self.calls.carrying(call):
@@ -151,7 +181,16 @@ class Bridge:
         finally:
             self._record(call.report)
 
-    def outcome_of(self, call_sid: str) -> Outcome | None:
+    async def _choose_agent(self, settings: Settings, info: CallInfo, call: Call) -> dict[str, Any]:
+        """The agent's table for this call, with what is known of the caller filled in."""
+        context: dict[str, str] = {}
+        if settings.call.context_url:
+            context = await fetch_context(settings.call.context_url, info, CONTEXT_SECONDS)
+        call.report.agent, table = choose_agent(settings, info.called)
+        call.force_end_turn = _is_flux(table)
+        return fill_in(table, variables_of(info, context))
+
+    def ended(self, call_sid: str) -> Ended | None:
         """How a call that was carried here ended, if it did and not too many others since."""
         return self._ended.get(call_sid)
 
@@ -165,6 +204,13 @@ class Bridge:
             metrics.barge_in(seconds)
         metrics.audio_dropped("uplink", report.dropped_bytes)
         if report.info is not None:
-            self._ended[report.info.call_sid] = report.outcome
+            self._ended[report.info.call_sid] = Ended(report.outcome, report.transfer_to)
             while len(self._ended) > ENDED_CALLS:
                 self._ended.popitem(last=False)
+
+
+def _is_flux(agent: Mapping[str, Any]) -> bool:
+    """Whether the agent listens with Flux, which alone can be told that a turn is over."""
+    listen = agent.get("listen")
+    provider = listen.get("provider") if isinstance(listen, Mapping) else None
+    return isinstance(provider, Mapping) and provider.get("version") == "v2"

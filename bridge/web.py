@@ -107,8 +107,13 @@ def create_app(
     async def call_ended() -> Response:
         settings = await bridge.settings()
         form = await request.form
-        failed = bridge.outcome_of(form.get("CallSid", "")) in _APOLOGISE_AFTER
-        return _twiml(twiml.hang_up(settings.call.apology if failed else ""))
+        ended = bridge.ended(form.get("CallSid", ""))
+        if ended is not None and ended.outcome is Outcome.TRANSFERRED:
+            return _twiml(twiml.dial(ended.transfer_to))
+        if ended is not None and ended.outcome in _APOLOGISE_AFTER:
+            words, number = settings.call.apology, settings.call.fallback_number
+            return _twiml(twiml.dial(number, words=words) if number else twiml.hang_up(words))
+        return _twiml(twiml.hang_up())
 
     @app.get("/healthz")
     async def healthz() -> str:

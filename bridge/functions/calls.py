@@ -68,13 +68,23 @@ class _InFlight:
 class FunctionCalls:
     """The function calls in flight of one phone call.
 
-    `answer` sends a result to the agent, from several tasks at once. When it raises AgentClosed
+    `on_began` and `on_ended` are told when one begins and is over, with Trio's time. `answer` sends
+    a result to the agent, from several tasks at once. When it raises AgentClosed
     the answer is dropped, since the agent reader hears of it, too; anything else it raises is
     raised in the nursery.
     """
 
-    def __init__(self, functions: Functions, info: CallInfo, answer: Answer) -> None:
+    def __init__(
+        self,
+        functions: Functions,
+        info: CallInfo,
+        answer: Answer,
+        on_began: Callable[[float], object] = lambda now: None,
+        on_ended: Callable[[float], object] = lambda now: None,
+    ) -> None:
         self._functions = functions
+        self._on_began = on_began
+        self._on_ended = on_ended
         self._info = info
         self._answer = answer
         self._threads = ThreadLimiter()
@@ -104,6 +114,7 @@ class FunctionCalls:
                 return
             full = len(self._in_flight) >= MAX_IN_FLIGHT
             entry = self._in_flight[call.id] = _InFlight(call)
+            self._on_began(trio.current_time())
             nursery.start_soon(self._serve, entry, full, name="function call")
 
     def cancel(self, cancelled: FunctionCallCancelled) -> None:
@@ -114,6 +125,12 @@ class FunctionCalls:
             if entry := self._in_flight.get(one.id):
                 entry.unwanted = True
                 entry.scope.cancel(reason="the agent does not want the answer any more")
+
+    def cancel_all(self) -> None:
+        """Stop them all, without answers: the agent's session is over."""
+        for entry in self._in_flight.values():
+            entry.unwanted = True
+            entry.scope.cancel(reason="the agent's session is over")
 
     async def _serve(self, entry: _InFlight, full: bool) -> None:
         try:
@@ -128,6 +145,7 @@ class FunctionCalls:
             return
         finally:
             del self._in_flight[entry.call.id]
+            self._on_ended(trio.current_time())
 
     async def _content(self, entry: _InFlight, full: bool) -> str:
         """What to answer. Logs the line of this call, however it ends."""

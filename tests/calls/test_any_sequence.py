@@ -22,6 +22,12 @@ from bridge.simulator.phone import CallEndedError, SimulatedPhone
 from tests.world import QUIET, World, in_memory
 from tests.world import settings as call_settings
 
+# A lost agent ends the call here, and nothing is said into silence: one cause, one effect.
+USING = call_settings(
+    deepgram={"max_reconnects": 0, "connect_budget": 0.1},
+    call={"idle_seconds": 3600, "stall_seconds": 3600},
+)
+
 SPEECH = bytes(range(1, 255)) * 4
 TEARDOWN_SECONDS = 2.0
 
@@ -106,12 +112,13 @@ def test_the_first_ending_counts_and_nothing_is_left(
 
     async def play() -> None:
         action, outcome = ENDING[ending]
-        async with in_memory(behaviour=behaviour, using=call_settings()) as world:
+        async with in_memory(behaviour=behaviour, using=USING) as world:
             phone = world.phone()
             async with trio.open_nursery() as nursery:
                 async with phone.place_call(world.base_url):
                     session = await world.agent.wait_for_session()
                     await session.applied.wait()
+                    await trio.testing.wait_all_tasks_blocked()
                     stage = Stage(world, phone, nursery)
                     for name in before:
                         await perform(HARMLESS[name], stage)
@@ -151,12 +158,14 @@ async def perform(action: Action, stage: Stage) -> None:
 @pytest.mark.parametrize("second", ["caller hangs up", "phone is lost"])
 def test_both_ends_race_to_end(first: str, second: str) -> None:
     """Two endings in the same instant: one outcome, one of the two, nothing left."""
+
     async def play() -> None:
-        async with in_memory() as world:
+        async with in_memory(using=USING) as world:
             phone = world.phone(strict=False)
             async with phone.place_call(world.base_url):
                 session = await world.agent.wait_for_session()
                 await session.applied.wait()
+                await trio.testing.wait_all_tasks_blocked()
                 stage = Stage(world, phone, trio.lowlevel.current_task().parent_nursery)  # type: ignore[arg-type]
                 async with trio.open_nursery() as nursery:
                     for name in (first, second):

@@ -390,7 +390,7 @@ async def test_a_ten_minute_call_takes_no_time(autojump_clock: Clock) -> None:
             await trio.sleep(28)
 
     phone: SimulatedPhone
-    async with in_memory(script) as world:
+    async with in_memory(script, using=settings(call={"idle_seconds": 3600})) as world:
         async with world.call() as phone:
             session = await world.agent.wait_for_session()
             for _ in range(10):

@@ -101,7 +101,8 @@ async def calls(
 
 
 def outcome(app: QuartTrio, phone: SimulatedPhone) -> str:
-    return str(app.extensions["bridge"].outcome_of(phone.call_sid))
+    ended = app.extensions["bridge"].ended(phone.call_sid)
+    return str(ended and ended.outcome)
 
 
 # ---- audio --------------------------------------------------------------------------------------

@@ -180,7 +180,12 @@ async def get_time() -> str:
     return "12:00"
 
 
-app = create_app(FixedConfig(settings()), SECRETS)
+# A try at reaching the agent, and no second one: the fault is the end of the call...
+ONCE = settings(deepgram={"max_reconnects": 0, "connect_budget": 0.1})
+# ...or it is not, because the agent is called again.
+AGAIN = settings(deepgram={"max_reconnects": 2, "connect_budget": 8.0})
+
+app = create_app(FixedConfig(ONCE), SECRETS)
 bridge = app.extensions["bridge"]
 bridge._functions = Functions.of(get_time)
 
@@ -193,10 +198,12 @@ def play(
     polite: bool = True,
     seed: int = 0,
     second: tuple[Fault, int] | None = None,
+    reconnect: bool = False,
 ) -> Run:
     """Play the call, with `fault` at step `at` if given; `polite` phones close their socket.
 
-    `second` is another fault, so many steps after the first.
+    `second` is another fault, so many steps after the first. With `reconnect` a lost agent is
+    called again.
     """
     _run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[attr-defined]
     _run._r.seed(seed)
@@ -233,6 +240,7 @@ def play(
             return ours
 
         bridge._open_stream = to_agent
+        bridge._config = FixedConfig(AGAIN if reconnect else ONCE)
         phone_end, server_end = trio.testing.memory_stream_pair()
         server_scope, phone_scope = trio.CancelScope(), trio.CancelScope()
 

@@ -51,7 +51,7 @@ class TestDefaults:
             for key in msgspec.structs.fields(table.type)
         }
         assert shipped == known - set(NOT_YET)
-        assert set(NOT_YET) - {"agents"} <= known
+        assert set(NOT_YET) <= known
 
     def test_defaults_are_not_shared_between_settings(self) -> None:
         Settings().agent["greeting"] = "changed"
@@ -276,7 +276,6 @@ class TestNotYet:
         )
         assert warnings_for(parse(text)) == [
             "records.recordings is accepted but has no effect in this version",
-            "agents is accepted but has no effect in this version",
         ]
 
 

@@ -19,7 +19,8 @@ from twilio.twiml.voice_response import Connect, VoiceResponse
 
 from bridge.config_file import FixedConfig
 from bridge.outcome import Outcome
-from bridge.simulator.twiml import ConnectStream, Hangup, Redirect, Say, Verb, read_twiml
+from bridge.service import Ended
+from bridge.simulator.twiml import ConnectStream, Dial, Hangup, Redirect, Say, Verb, read_twiml
 from bridge.web import BUSY, create_app
 from tests.world import SECRETS, settings
 
@@ -329,9 +330,12 @@ async def test_every_outcome_is_followed_by_something(
 ) -> None:
     """An apology when it is our side's fault, and always an end: never an empty document."""
     app = application(call={"apology": "Sorry."})
-    monkeypatch.setattr(app.extensions["bridge"], "outcome_of", {CALL_SID: outcome}.get)
-    apology = [Say("Sorry.")] if outcome in APOLOGISES else []
-    assert await verbs("/call-ended", FORM, app=app) == [*apology, Hangup()]
+    ended = {CALL_SID: Ended(outcome, "+15551112222")}
+    monkeypatch.setattr(app.extensions["bridge"], "ended", ended.get)
+    before: list[Verb] = [Say("Sorry.")] if outcome in APOLOGISES else []
+    if outcome is Outcome.TRANSFERRED:
+        before = [Dial("+15551112222")]
+    assert await verbs("/call-ended", FORM, app=app) == [*before, Hangup()]
 
 
 @pytest.mark.parametrize("form", [FORM, {"CallSid": ""}, {"CallSid": "<&>\x00"}, None])
@@ -352,8 +356,8 @@ async def test_the_apology_is_said_as_configured(
     apology: str, said: list[Verb], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = application(call={"apology": apology})
-    outcomes = {CALL_SID: Outcome.AGENT_FAILED}
-    monkeypatch.setattr(app.extensions["bridge"], "outcome_of", outcomes.get)
+    ended = {CALL_SID: Ended(Outcome.AGENT_FAILED, "")}
+    monkeypatch.setattr(app.extensions["bridge"], "ended", ended.get)
     assert await verbs("/call-ended", FORM, app=app) == [*said, Hangup()]
 
 

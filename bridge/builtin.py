@@ -1,0 +1,52 @@
+"""The functions every agent may have: to hang up, and to hand the caller to a person.
+
+Both end the call only when the caller has heard what the agent says after asking for them, and not
+at all if the caller cuts in.
+"""
+
+# No `from __future__ import annotations`: transfer_call's hint is made of the configured names.
+
+from typing import Literal
+
+from bridge.call import Call
+from bridge.config import FunctionSettings
+from bridge.functions import Function, Functions, function
+from bridge.outcome import Outcome
+
+
+def built_in(call: Call, settings: FunctionSettings) -> Functions:
+    """The built-in functions that `[functions]` switches on, for one call."""
+    chosen: list[Function] = []
+    if settings.end_call:
+        chosen.append(_end_call(call))
+    if settings.transfer_to:
+        chosen.append(_transfer_call(call, settings.transfer_to))
+    return Functions(chosen)
+
+
+def _end_call(call: Call) -> Function:
+    # Deferred: hanging up on a caller who has not finished cannot be undone.
+    @function(defer_until_eot=True)
+    async def end_call() -> dict[str, str]:
+        """Hang up the phone. Use it when the caller says goodbye or has nothing more to ask."""
+        call.end_after_goodbye(Outcome.AGENT_ENDED, "the agent called end_call")
+        return {"result": "Say a short goodbye now, unless you just did; then the call ends."}
+
+    return Function.of(end_call)
+
+
+def _transfer_call(call: Call, transfer_to: dict[str, str]) -> Function:
+    names = tuple(transfer_to)
+
+    @function(defer_until_eot=True)
+    async def transfer_call(destination: Literal[names]) -> dict[str, str]:  # type: ignore[valid-type]
+        """Connect the caller to a person, or to somebody else. Use it when the caller asks for it
+        or when you cannot help."""
+        call.end_after_goodbye(
+            Outcome.TRANSFERRED,
+            f"the agent called transfer_call: {destination}",
+            transfer_to=transfer_to[destination],
+        )
+        return {"result": f"Tell the caller in a few words that you connect them to {destination}."}
+
+    return Function.of(transfer_call)
