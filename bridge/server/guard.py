@@ -103,6 +103,9 @@ class GuardedTCPServer(TCPServer):
                     return
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass
+                except trio.BusyResourceError:
+                    # `_close` is saying EOF, at the peer's wish: behind that nothing can be said.
+                    return
             await trio.aclose_forcefully(self.stream)
 
     async def _read_data(self) -> None:

@@ -477,10 +477,8 @@ async def test_the_agent_ends_the_call(script: Any, outcome: str, reason: str) -
     """The agent reader notices. `agent_ended` if the agent closed because it was done, otherwise
     `agent_failed`, for which the caller hears an apology; what was said before is heard."""
     async with scene(script) as stage:
+        began = trio.current_time()
         async with stage.call() as phone:
-            session = await stage.agent.wait_for_session()
-            await until(lambda: session.received_bytes)
-            began = trio.current_time()
             await phone.wait_ended()
             await stage.ended(outcome, since=began, reason=reason)
         failed = outcome == "agent_failed"
