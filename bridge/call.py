@@ -84,6 +84,16 @@ class OpenAgent(Protocol):
     ) -> AbstractAsyncContextManager[AgentSession]: ...
 
 
+class Keeper(Protocol):
+    """Is told of a call what is to be kept of it. Never waits, never raises."""
+
+    def began(self, call: Call) -> None: ...
+
+    def is_ending(self, call: Call) -> None: ...
+
+    def ended(self, call: Call) -> None: ...
+
+
 @dataclass
 class CallReport:
     """How a call went. `cause` is the exception behind the outcome, if there is one.
@@ -117,6 +127,7 @@ class Call:
         settings: CallSettings,
         *,
         max_reconnects: int = 0,
+        keeper: Keeper | None = None,
     ) -> None:
         self.report = CallReport()
         self._phone = phone
@@ -124,6 +135,7 @@ class Call:
         self.functions = functions
         self._settings = settings
         self._max_reconnects = max_reconnects
+        self._keeper = keeper
         self.force_end_turn = False
         self._uplink = Uplink(settings.frame_ms)
         # One slot each: they carry one thing at a time, and whoever puts it must never wait.
@@ -167,6 +179,8 @@ class Call:
             # Without an outcome so far, it was cancelled from outside.
             self._end(Outcome.SERVER_SHUTDOWN, "the server is stopping")
             self._log_end()
+            if self._keeper is not None:
+                self._keeper.ended(self)
         return self.report
 
     # ---- the three tasks -------------------------------------------------------------------
@@ -239,7 +253,12 @@ class Call:
         self._offer_session.send_nowait(agent)
         silence = self._silence
         functions = FunctionCalls(
-            self.functions, info, agent.send, silence.function_began, silence.function_ended
+            self.functions,
+            info,
+            agent.send,
+            silence.function_began,
+            silence.function_ended,
+            self.conversation.function_done,
         )
         try:
             # Until the session ends, by an exception.
@@ -355,7 +374,14 @@ class Call:
         self._started_at = trio.current_time()
         bind_contextvars(call_sid=info.call_sid)
         log.info("call started", caller=info.caller, called=info.called)
+        if self._keeper is not None:
+            self._keeper.began(self)
         self._tell_info.send_nowait(info)
+
+    @property
+    def seconds_so_far(self) -> float:
+        """How long the call has been on."""
+        return trio.current_time() - self._began_at
 
     # ---- asked to end from outside ---------------------------------------------------------
 
@@ -436,6 +462,8 @@ class Call:
             return
         self.report.outcome, self.report.reason, self.report.cause = outcome, reason, cause
         self._first_sign()
+        if self._keeper is not None:
+            self._keeper.is_ending(self)
         if outcome in (Outcome.CALLER_HUNG_UP, Outcome.PHONE_LOST) and self._agent is not None:
             # What the caller said before is still in the uplink. The sender cancels the call when
             # it has sent the last of it.

@@ -165,18 +165,12 @@ class Settings(Struct, frozen=True, kw_only=True):
 # takes its line out, and puts the key into the shipped config.toml.
 NOT_YET = (
     "server.trusted_proxies",
-    "server.workers",
     "twilio.validate_signatures",
     "twilio.require_ticket",
     "deepgram.prewarm",
     "limits.calls_per_number",
     "limits.calls_per_minute",
-    "records.url",
-    "records.transcripts",
-    "records.retention_days",
     "records.recordings",
-    "costs.agent_per_minute",
-    "costs.phone_per_minute",
 )
 
 

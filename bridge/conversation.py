@@ -7,7 +7,7 @@ the agent's sessions: after a reconnection it goes on where it was.
 
 from __future__ import annotations
 
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import msgspec
 import trio
@@ -34,6 +34,19 @@ MAX_MEDIA_BYTES: Final = SAMPLE_RATE
 # Items of the conversation kept to resume it with. A model's memory of a phone call needs no more,
 # and a call of hours must not grow without end; the oldest go first.
 HISTORY_ITEMS: Final = 300
+
+
+# Kept for the record; a call of an hour has a few dozen.
+MAX_FUNCTIONS: Final = 1000
+
+
+class FunctionResult(NamedTuple):
+    """A function the agent asked for: seconds since the call began, and how long it took."""
+
+    at: float
+    name: str
+    seconds: float
+    result: str
 
 
 class Conversation:
@@ -64,6 +77,7 @@ class Conversation:
         self.transcript = Transcript()
         self.turns = Turns(began_at)
         self.history: list[dict[str, Any]] = []
+        self.functions: list[FunctionResult] = []
         self.parting: Parting | None = None
         self.barge_in_seconds: list[float] = []
 
@@ -190,6 +204,12 @@ class Conversation:
             self.transcript.audio_sent(len(piece))
             self.turns.audio_sent(now)
             self._silence.agent_audio(now)
+
+    def function_done(self, name: str, seconds: float, result: str) -> None:
+        """A function has been answered, or will not be."""
+        if len(self.functions) < MAX_FUNCTIONS:
+            at = trio.current_time() - self._began_at - seconds
+            self.functions.append(FunctionResult(at, name, seconds, result))
 
     # ---- from us --------------------------------------------------------------------------------
 

@@ -5,10 +5,9 @@ The web application asks it; each `Call` is built here and knows nothing of the 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import trio
 
@@ -23,25 +22,18 @@ from bridge.config import ConfigError, Secrets, Settings, check_startup, warning
 from bridge.config_file import ConfigFile, SettingsSource, config_path
 from bridge.context_hook import fetch_context
 from bridge.functions import CallInfo, FunctionError, Functions
+from bridge.keeping import RecordKeeper
 from bridge.metrics import Metrics
 from bridge.outcome import Outcome
+from bridge.records.recorder import NullRecorder, Recorder, recorder_for
 from bridge.registry import Registry
 from bridge.twilio.media_stream import MediaStream
+from bridge.twilio.rest import TwilioRest
 
 log = logs.get_logger(__name__)
 
-# How many ended calls are remembered for the webhook that follows each within a second or so.
-ENDED_CALLS: Final = 10_000
-
 # What a caller waits in silence for an answer about who they are, at most.
 CONTEXT_SECONDS: Final = 2.0
-
-
-class Ended(NamedTuple):
-    """What is remembered of a call that ended here; not its report, which holds on to its past."""
-
-    outcome: Outcome
-    transfer_to: str
 
 
 class Bridge:
@@ -68,7 +60,9 @@ class Bridge:
         self.calls = Registry()
         self.metrics = Metrics()
         self.draining = False
-        self._ended: OrderedDict[str, Ended] = OrderedDict()
+        self.recorder: Recorder | NullRecorder = NullRecorder()
+        self.twilio: TwilioRest | None = None
+        self.tunnel = ""
 
     def prepare(self) -> Settings:
         """Read settings and secrets, set up logging; the first time, that is.
@@ -89,8 +83,38 @@ class Bridge:
                 self._load_functions(settings.functions.module)
             except FunctionError as error:
                 raise ConfigError(str(error)) from error
+            self.recorder = recorder_for(settings.records)
+            sid, tokens = self._secrets.twilio_account_sid, self._secrets.twilio_auth_tokens
+            if sid and tokens:
+                try:
+                    self.twilio = TwilioRest(sid, tokens[0])
+                except ValueError as error:
+                    raise ConfigError(str(error)) from error
             self._prepared = True
         return settings
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Everything that lives as long as the server: records are written while this is open, and
+        what is left of them when it closes. Raises ConfigError for a database that cannot be used.
+        """
+        await self.recorder.open()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.recorder.run)
+            try:
+                yield
+            finally:
+                with trio.CancelScope(shield=True):  # bounded by the recorder's own STOP_SECONDS
+                    await self.recorder.aclose()
+                if self.twilio is not None:
+                    with trio.move_on_after(1, shield=True):
+                        await self.twilio.aclose()
+            nursery.cancel_scope.cancel(reason="the server has stopped")
+
+    @property
+    def api_token(self) -> str:
+        """BRIDGE_API_TOKEN, "" without one."""
+        return self._secrets.api_token if self._secrets is not None else ""
 
     async def settings(self) -> Settings:
         """The settings for a call that begins now."""
@@ -172,6 +196,7 @@ class Bridge:
             functions,
             settings.call,
             max_reconnects=settings.deepgram.max_reconnects,
+            keeper=RecordKeeper(self.recorder, settings),
         )
         call.functions += built_in(call, settings.functions)
         self.metrics.call_began()
@@ -190,10 +215,6 @@ class Bridge:
         call.force_end_turn = _is_flux(table)
         return fill_in(table, variables_of(info, context))
 
-    def ended(self, call_sid: str) -> Ended | None:
-        """How a call that was carried here ended, if it did and not too many others since."""
-        return self._ended.get(call_sid)
-
     def _record(self, report: CallReport) -> None:
         assert report.outcome is not None
         metrics = self.metrics
@@ -203,10 +224,6 @@ class Bridge:
         for seconds in report.barge_in_seconds:
             metrics.barge_in(seconds)
         metrics.audio_dropped("uplink", report.dropped_bytes)
-        if report.info is not None:
-            self._ended[report.info.call_sid] = Ended(report.outcome, report.transfer_to)
-            while len(self._ended) > ENDED_CALLS:
-                self._ended.popitem(last=False)
 
 
 def _is_flux(agent: Mapping[str, Any]) -> bool:

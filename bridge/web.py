@@ -17,6 +17,8 @@ from bridge.addresses import BadHost, public_address
 from bridge.agent.session import OpenStream
 from bridge.config import Secrets
 from bridge.config_file import SettingsSource
+from bridge.control import control_blueprint
+from bridge.operating import Operator
 from bridge.outcome import Outcome
 from bridge.server import worker
 from bridge.server.media_socket import DirectWebsocketConnection, QuartMediaSocket
@@ -76,6 +78,7 @@ def create_app(
     app.config["BODY_TIMEOUT"] = FORM_SECONDS
     bridge = Bridge(config, secrets, open_stream)
     app.extensions["bridge"] = bridge
+    app.register_blueprint(control_blueprint(Operator(bridge)))
 
     @app.before_serving
     async def prepare() -> None:
@@ -107,8 +110,8 @@ def create_app(
     async def call_ended() -> Response:
         settings = await bridge.settings()
         form = await request.form
-        ended = bridge.ended(form.get("CallSid", ""))
-        if ended is not None and ended.outcome is Outcome.TRANSFERRED:
+        ended = await bridge.recorder.ending_of(form.get("CallSid", ""))
+        if ended is not None and ended.outcome == Outcome.TRANSFERRED:
             return _twiml(twiml.dial(ended.transfer_to))
         if ended is not None and ended.outcome in _APOLOGISE_AFTER:
             words, number = settings.call.apology, settings.call.fallback_number

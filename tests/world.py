@@ -44,7 +44,8 @@ def settings(**tables: dict[str, Any]) -> Settings:
     # one not again.
     deepgram = {"url": AGENT_URL, "max_reconnects": 0, **tables.get("deepgram", {})}
     deepgram.setdefault("connect_budget", deepgram.get("connect_timeout", 5.0) + 0.1)
-    given = {**tables, "deepgram": deepgram}
+    # No database unless a test asks for one: its threads and the virtual clock do not mix.
+    given = {"records": {"url": ""}, **tables, "deepgram": deepgram}
     base = Settings()
     return msgspec.structs.replace(
         base,

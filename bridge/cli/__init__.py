@@ -16,6 +16,9 @@ COMMANDS = {
     "demo": "Everything on this machine, no accounts and no keys.",
     "serve": "Run the server.",
     "phone": "Call a running bridge as Twilio would.",
+    "calls": "List calls, or show one: outcome, transcript, timings.",
+    "dial": "Place an outbound call.",
+    "number": "Point a Twilio number's voice webhook at this server.",
     "agent": "Run a local agent that speaks the Voice Agent protocol.",
 }
 

@@ -14,7 +14,14 @@ from rich.console import Console
 from bridge.cli import Failure, Misconfigured, reason
 from bridge.cli.call_view import CallView
 from bridge.cli.phone import Plan, call, speech, summary
-from bridge.config import DeepgramSettings, LoggingSettings, Secrets, ServerSettings, Settings
+from bridge.config import (
+    DeepgramSettings,
+    LoggingSettings,
+    RecordSettings,
+    Secrets,
+    ServerSettings,
+    Settings,
+)
 from bridge.config_file import FixedConfig
 from bridge.server.serve import hypercorn_config, serve
 from bridge.simulator.agent import SimulatedAgent
@@ -86,6 +93,7 @@ async def _demo(words: bytes, *, save: Path | None, stay: bool, port: int) -> No
             server=ServerSettings(bind=f"127.0.0.1:{port}"),
             deepgram=DeepgramSettings(url=agent),
             logging=LoggingSettings(level="warning"),
+            records=RecordSettings(url=""),
         )
         app = create_app(FixedConfig(settings), Secrets())
         run_server = partial(serve, app, hypercorn_config(settings), shutdown=trio.Event())

@@ -68,7 +68,8 @@ class _InFlight:
 class FunctionCalls:
     """The function calls in flight of one phone call.
 
-    `on_began` and `on_ended` are told when one begins and is over, with Trio's time. `answer` sends
+    `on_began` and `on_ended` are told when one begins and is over, with Trio's time, `on_result` of
+    what became of it: name, seconds, and "ok", "error", "timeout" or "cancelled". `answer` sends
     a result to the agent, from several tasks at once. When it raises AgentClosed
     the answer is dropped, since the agent reader hears of it, too; anything else it raises is
     raised in the nursery.
@@ -81,10 +82,12 @@ class FunctionCalls:
         answer: Answer,
         on_began: Callable[[float], object] = lambda now: None,
         on_ended: Callable[[float], object] = lambda now: None,
+        on_result: Callable[[str, float, str], object] = lambda name, seconds, result: None,
     ) -> None:
         self._functions = functions
         self._on_began = on_began
         self._on_ended = on_ended
+        self._on_result = on_result
         self._info = info
         self._answer = answer
         self._threads = ThreadLimiter()
@@ -167,12 +170,15 @@ class FunctionCalls:
             if function is not None and not function.is_async and entry.scope.cancelled_caught:
                 # The one trace of a thread that may be lost for long.
                 more = {"threads_busy": self._threads.busy}
+            seconds = trio.current_time() - began
+            result = "cancelled" if entry.unwanted else entry.ended
+            self._on_result(call.name, seconds, result)
             log.info(
                 "function call",
                 function=call.name,
                 id=call.id,
-                milliseconds=round(1000 * (trio.current_time() - began)),
-                result="cancelled" if entry.unwanted else entry.ended,
+                milliseconds=round(1000 * seconds),
+                result=result,
                 **more,
             )
 

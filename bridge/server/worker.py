@@ -97,8 +97,12 @@ async def serve_until(
     The event loop is watched meanwhile: a stall is the one failure no nursery can see.
     """
     bridge = bridge_of(app)
-    with watching(on_stall=bridge.metrics.loop_stalled) if bridge is not None else nullcontext():
+    if bridge is None:
         await _worker_serve(app, config, shutdown_trigger=trigger, **options)
+        return
+    async with bridge.running():
+        with watching(on_stall=bridge.metrics.loop_stalled):
+            await _worker_serve(app, config, shutdown_trigger=trigger, **options)
 
 
 def bridge_of(app: Any) -> Any:

@@ -626,7 +626,9 @@ async def test_state_shared_between_two_calls(autojump_clock: Clock) -> None:
     assert len(ends) == 3
     assert begins == [*callers.values()]
     bridge = world.app.extensions["bridge"]
-    assert [str(bridge.ended(phones[n].call_sid).outcome) for n in phones] == [*outcomes.values()]
+    assert [(await bridge.recorder.ending_of(phones[n].call_sid)).outcome for n in phones] == [
+        *outcomes.values()
+    ]
 
 
 async def test_the_apology_is_the_failed_calls_own(autojump_clock: Clock) -> None:

@@ -51,7 +51,7 @@ PATIENCE = 30.0
 # The smallest buffers the kernel gives: a peer that does not read is felt within a second of audio.
 SMALL = 2048
 
-USING = settings(call={"teardown_seconds": TEARDOWN})
+USING = settings(call={"teardown_seconds": TEARDOWN}, deepgram={"connect_budget": 0.5})
 
 # How calls end that go as they should.
 NORMAL = ("caller_hung_up", "agent_ended", "server_shutdown")

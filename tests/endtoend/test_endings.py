@@ -195,7 +195,7 @@ async def test_the_phone_leaves_during_teardown(leave: Leave, outcome: str) -> N
     async def fail(agent: AgentSession) -> None:
         await agent.error("INTERNAL_SERVER_ERROR", close=False)
 
-    using = settings(call={"teardown_seconds": 2 * TEARDOWN})
+    using = settings(call={"teardown_seconds": 2 * TEARDOWN}, deepgram={"connect_budget": 0.5})
     async with scene(fail, quiet(answers_close=False), using) as stage:
         # A phone which sees the Close frame is gone before it can leave: this one is deaf to it.
         async with stage.call(strict=False) as phone:
@@ -496,7 +496,7 @@ async def test_an_agent_that_fails_and_says_no_goodbye_does_not_keep_the_phone_w
         await agent.error("INTERNAL_SERVER_ERROR", close=False)
 
     began: list[float] = []
-    using = settings(call={"teardown_seconds": 2 * SLACK})
+    using = settings(call={"teardown_seconds": 2 * SLACK}, deepgram={"connect_budget": 0.5})
     async with scene(fail, quiet(answers_close=False), using) as stage:
         async with stage.call() as phone:
             closed = await phone.wait_event("closed")

@@ -100,8 +100,8 @@ async def calls(
                 trio.lowlevel.remove_instrument(tasks)
 
 
-def outcome(app: QuartTrio, phone: SimulatedPhone) -> str:
-    ended = app.extensions["bridge"].ended(phone.call_sid)
+async def outcome(app: QuartTrio, phone: SimulatedPhone) -> str:
+    ended = await app.extensions["bridge"].recorder.ending_of(phone.call_sid)
     return str(ended and ended.outcome)
 
 
@@ -141,7 +141,7 @@ async def test_each_of_several_calls_is_whole_and_hears_nobody_else() -> None:
     assert len(phones) == PHONES
     for phone in phones:
         assert phone.received_audio == answers[spoken(phone.sent_audio)]
-        assert outcome(world.app, phone) == "caller_hung_up"
+        assert await outcome(world.app, phone) == "caller_hung_up"
     for session in world.agent.sessions:
         assert session.faults == []
         assert session.closed is not None
@@ -170,7 +170,7 @@ async def test_the_last_words_before_a_hang_up_reach_the_agent() -> None:
         await phone.say(voice("last words", 0.21))
         await phone.hang_up()
     assert spoken(bytes(session.received_audio)) == voice("last words", 0.21)
-    assert outcome(world.app, phone) == "caller_hung_up"
+    assert await outcome(world.app, phone) == "caller_hung_up"
 
 
 async def test_the_echo_agent_repeats_the_callers_own_voice() -> None:
@@ -262,7 +262,7 @@ async def test_the_agent_ends_the_call(script: Script, expected: str, after: lis
     """What it said before is passed on; then Twilio asks what comes next, and is told."""
     async with calls(script) as world, world.call() as phone:
         await phone.wait_ended()
-    assert outcome(world.app, phone) == expected
+    assert await outcome(world.app, phone) == expected
     assert phone.ending == "completed"
     assert phone.verbs[1:] == after
     assert phone.received_audio == (b"" if script is vanish else voice("goodbye", 0.3))
@@ -274,7 +274,7 @@ async def test_a_phone_that_drops_takes_its_agent_session_along() -> None:
         session = await world.agent.wait_for_session()
         await phone.say(voice("dropped", 0.21))
         await phone.drop()
-    assert outcome(world.app, phone) == "phone_lost"
+    assert await outcome(world.app, phone) == "phone_lost"
     assert spoken(bytes(session.received_audio)) == voice("dropped", 0.21)
     assert session.closed is not None
     assert session.closed.by == "client"
@@ -289,7 +289,7 @@ async def test_a_phone_that_drops_while_the_agent_speaks_leaves_nothing() -> Non
     async with calls(script, with_knobs(QUIET, speed=0.0)) as world, world.call() as phone:
         await phone.wait_heard(0.05)
         await phone.drop()
-    assert outcome(world.app, phone) == "phone_lost"
+    assert await outcome(world.app, phone) == "phone_lost"
 
 
 async def test_one_call_that_ends_badly_is_no_other_calls_business() -> None:
@@ -305,9 +305,9 @@ async def test_one_call_that_ends_badly_is_no_other_calls_business() -> None:
             await third.drop()
             await second.wait_heard(0.5)
             await second.hang_up()
-    assert outcome(world.app, first) == "agent_failed"
-    assert outcome(world.app, third) == "phone_lost"
-    assert outcome(world.app, second) == "caller_hung_up"
+    assert await outcome(world.app, first) == "agent_failed"
+    assert await outcome(world.app, third) == "phone_lost"
+    assert await outcome(world.app, second) == "caller_hung_up"
     assert second.received_audio == voice("words", 0.5)
 
 
@@ -327,7 +327,7 @@ async def test_an_agent_that_does_not_take_the_call(behaviour: dict[str, Any]) -
     refusing = with_knobs(QUIET, **behaviour)
     async with calls(behaviour=refusing, using=using) as world, world.call() as phone:
         await phone.wait_ended()
-    assert outcome(world.app, phone) == "agent_unreachable"
+    assert await outcome(world.app, phone) == "agent_unreachable"
     assert phone.verbs[1:] == [Say(using.call.apology), Hangup()]
     assert phone.received_audio == b""
 

@@ -7,6 +7,7 @@ builder writes. No call is carried here.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from typing import Any
 from xml.etree import ElementTree
 
@@ -19,7 +20,7 @@ from twilio.twiml.voice_response import Connect, VoiceResponse
 
 from bridge.config_file import FixedConfig
 from bridge.outcome import Outcome
-from bridge.service import Ended
+from bridge.records.record import CallRecord
 from bridge.simulator.twiml import ConnectStream, Dial, Hangup, Redirect, Say, Verb, read_twiml
 from bridge.web import BUSY, create_app
 from tests.world import SECRETS, settings
@@ -321,17 +322,28 @@ async def test_a_server_with_room_is_ready() -> None:
 
 # ---- what comes after the agent -----------------------------------------------------------------
 
+
+def remember(app: QuartTrio, outcome: Outcome, transfer_to: str = "") -> None:
+    """As if the call had been carried here and had ended so."""
+    record = CallRecord(
+        call_sid=CALL_SID,
+        started_at=datetime.now(UTC),
+        outcome=str(outcome),
+        transfer_to=transfer_to,
+    )
+    app.extensions["bridge"].recorder.finish(record)
+
+
 APOLOGISES = {"agent_unreachable", "agent_failed", "internal_error"}
 
 
 @pytest.mark.parametrize("outcome", list(Outcome))
 async def test_every_outcome_is_followed_by_something(
-    outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+    outcome: Outcome,
 ) -> None:
     """An apology when it is our side's fault, and always an end: never an empty document."""
     app = application(call={"apology": "Sorry."})
-    ended = {CALL_SID: Ended(outcome, "+15551112222")}
-    monkeypatch.setattr(app.extensions["bridge"], "ended", ended.get)
+    remember(app, outcome, "+15551112222")
     before: list[Verb] = [Say("Sorry.")] if outcome in APOLOGISES else []
     if outcome is Outcome.TRANSFERRED:
         before = [Dial("+15551112222")]
@@ -352,12 +364,9 @@ async def test_after_a_call_nobody_remembers_comes_a_hang_up(form: dict[str, str
         ("bell\x07", [Say("bell\ufffd")]),
     ],
 )
-async def test_the_apology_is_said_as_configured(
-    apology: str, said: list[Verb], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_apology_is_said_as_configured(apology: str, said: list[Verb]) -> None:
     app = application(call={"apology": apology})
-    ended = {CALL_SID: Ended(Outcome.AGENT_FAILED, "")}
-    monkeypatch.setattr(app.extensions["bridge"], "ended", ended.get)
+    remember(app, Outcome.AGENT_FAILED)
     assert await verbs("/call-ended", FORM, app=app) == [*said, Hangup()]
 
 

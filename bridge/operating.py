@@ -1,0 +1,101 @@
+"""The bridge as its operator sees it: what the control API asks for, answered by the `Bridge`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from bridge.call import Call
+from bridge.control import DialPolicy, NoRecords, Records, SettingsPolicy, StatusUpdate
+from bridge.outcome import Outcome
+from bridge.records.store import StoreUnavailable
+from bridge.service import Bridge
+from bridge.twilio.rest import TwilioRest
+
+
+class Operator:
+    """A `bridge.control.ControlHost`."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
+        self.policy: DialPolicy = SettingsPolicy(bridge.settings, self._refusal)
+        self.records: Records = _KeptCalls(bridge)
+
+    @property
+    def api_token(self) -> str:
+        """BRIDGE_API_TOKEN, "" without one."""
+        return self._bridge.api_token
+
+    @property
+    def twilio(self) -> TwilioRest | None:
+        """None without credentials."""
+        return self._bridge.twilio
+
+    @property
+    def live(self) -> Iterable[_LiveCall]:
+        """The calls this process carries that have been introduced."""
+        return [_LiveCall(call) for call in self._bridge.calls if call.report.info is not None]
+
+    async def call_status(self, update: StatusUpdate) -> None:
+        """Fold a report of Twilio's into the call's record."""
+        self._bridge.recorder.note_status(
+            update.call_sid,
+            update.status,
+            -1 if update.sequence is None else update.sequence,
+            answered_by=update.answered_by,
+            caller=update.caller,
+            called=update.called,
+        )
+
+    def _refusal(self) -> str:
+        if self._bridge.draining:
+            return "the server is stopping"
+        return "there are as many calls as there may be" if self._bridge.full else ""
+
+
+class _LiveCall:
+    def __init__(self, call: Call) -> None:
+        assert call.report.info is not None
+        self._call, self._info = call, call.report.info
+
+    @property
+    def call_sid(self) -> str:
+        return self._info.call_sid
+
+    @property
+    def caller(self) -> str:
+        return self._info.caller
+
+    @property
+    def called(self) -> str:
+        return self._info.called
+
+    @property
+    def seconds(self) -> float:
+        return self._call.seconds_so_far
+
+    def hang_up(self, reason: str) -> None:
+        self._call.end(Outcome.OPERATOR_HUNG_UP, reason)
+
+
+class _KeptCalls(NoRecords):
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
+
+    async def list(self, limit: int) -> Sequence[Mapping[str, Any]]:
+        """The latest calls; none while the database is away."""
+        try:
+            kept = await self._bridge.recorder.list_calls(limit)
+        except StoreUnavailable:
+            return ()
+        return [msgspec.to_builtins(record) for record in kept]
+
+    async def get(self, call_sid: str) -> Mapping[str, Any] | None:
+        """One call; None if it is not known, or the database is away."""
+        try:
+            record = await self._bridge.recorder.get(call_sid)
+        except StoreUnavailable:
+            return None
+        return None if record is None else msgspec.to_builtins(record)
