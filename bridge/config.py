@@ -470,7 +470,8 @@ def _transfer_numbers(numbers: dict[str, str]) -> dict[str, str]:
     return numbers
 
 
-def _bind(bind: str) -> str:
+def checked_bind(bind: str) -> str:
+    """Return `server.bind`, or what stands in for it. Raises ValueError: what, and the remedy."""
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", bind)
     if not match or int(match[2]) > 65_535:
         raise ValueError(
@@ -565,7 +566,7 @@ def _structs() -> Iterator[tuple[str, type[Struct]]]:
 
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {
-    "server.bind": _bind,
+    "server.bind": checked_bind,
     "server.public_url": _public_url,
     "server.trusted_proxies": _proxies,
     "server.overflow_url": _overflow_url,

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import msgspec
 import trio
 
 from bridge import log as logs
@@ -127,6 +128,9 @@ class Bridge:
             except FunctionError as error:
                 self._functions_module = settings.functions.module
                 log.error("functions not loaded, the last ones stay", reason=str(error))
+        if self.tunnel and not settings.server.public_url:
+            server = msgspec.structs.replace(settings.server, public_url=self.tunnel)
+            settings = msgspec.structs.replace(settings, server=server)
         self._settings = settings
         return settings
 

@@ -6,15 +6,23 @@ import os
 
 import click
 import trio
+from hypercorn.config import Config
+from quart_trio import QuartTrio
 
 from bridge.cli import Failure, Misconfigured, reason
-from bridge.config import ConfigError
+from bridge.config import ConfigError, checked_bind
+from bridge.server import serve as serving
+from bridge.server.stopping import StopSignals
+from bridge.server.supervisor import supervise
+from bridge.server.tunnel import TunnelError, open_tunnel
+from bridge.web import app as application
 
 
 @click.command()
 @click.option("--config", metavar="FILE", help="The configuration file, instead of config.toml.")
 @click.option("--bind", metavar="HOST:PORT", help="Where to listen, instead of server.bind.")
-def serve(config: str | None, bind: str | None) -> int:
+@click.option("--tunnel", is_flag=True, help="Get a public address, by cloudflared or ngrok.")
+def serve(config: str | None, bind: str | None, tunnel: bool) -> int:
     """Run the server.
 
     Settings come from config.toml in the working directory, or from the file that BRIDGE_CONFIG
@@ -23,28 +31,43 @@ def serve(config: str | None, bind: str | None) -> int:
     SIGTERM ends it when the calls that are on have ended, at the latest after server.drain_seconds
     and a goodbye from the agent. A second SIGTERM, or Ctrl-C, ends the calls at once.
     """
-    # Not at the top: `bridge serve --help` need not load a web framework.
-    from bridge.server.serve import hypercorn_config, run
-    from bridge.server.stopping import StopSignals
-    from bridge.server.supervisor import supervise
-    from bridge.web import app
-
     if config is not None:
         os.environ["BRIDGE_CONFIG"] = config
     with StopSignals() as signals:
         try:
-            settings = app.extensions["bridge"].prepare()
+            settings = application.extensions["bridge"].prepare()
         except ConfigError as error:
             raise Misconfigured(str(error)) from None
-        hypercorn = hypercorn_config(settings)
+        hypercorn = serving.hypercorn_config(settings)
         if bind is not None:
-            hypercorn.bind = [bind]
+            try:
+                hypercorn.bind = [checked_bind(bind)]
+            except ValueError as error:
+                raise Misconfigured(f"--bind: {error}") from None
+        if tunnel and settings.server.workers > 1:
+            raise Misconfigured("--tunnel: is for one worker; set server.workers to 1")
         status = 0
         try:
-            if settings.server.workers > 1:
+            if tunnel:
+                trio.run(_run_behind_tunnel, application, hypercorn, signals)
+            elif settings.server.workers > 1:
                 status = trio.run(supervise, hypercorn, settings, signals)
             else:
-                trio.run(run, app, hypercorn, signals)
+                trio.run(serving.run, application, hypercorn, signals)
         except* OSError as group:
             raise Failure(f"cannot listen on {hypercorn.bind[0]}: {reason(group)}") from None
+        except* ConfigError as group:
+            raise Misconfigured(str(reason(group))) from None
+        except* TunnelError as group:
+            raise Failure(str(reason(group))) from None
     return 130 if signals.interrupted and status == 0 else status
+
+
+async def _run_behind_tunnel(app: QuartTrio, config: Config, signals: StopSignals) -> None:
+    """Serve at the public address of a tunnel to this machine, for as long as the server runs."""
+    port = int(config.bind[0].rpartition(":")[2])
+    async with open_tunnel(port) as address:
+        app.extensions["bridge"].tunnel = address
+        click.echo(f"public address: {address}", err=True)
+        click.echo(f"for Twilio: bridge number +1... --url {address}", err=True)
+        await serving.run(app, config, signals)
