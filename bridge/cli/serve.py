@@ -9,13 +9,13 @@ import trio
 from hypercorn.config import Config
 from quart_trio import QuartTrio
 
+from bridge import web
 from bridge.cli import Failure, Misconfigured, reason
 from bridge.config import ConfigError, checked_bind
 from bridge.server import serve as serving
 from bridge.server.stopping import StopSignals
 from bridge.server.supervisor import supervise
 from bridge.server.tunnel import TunnelError, open_tunnel
-from bridge.web import app as application
 
 
 @click.command()
@@ -35,7 +35,7 @@ def serve(config: str | None, bind: str | None, tunnel: bool) -> int:
         os.environ["BRIDGE_CONFIG"] = config
     with StopSignals() as signals:
         try:
-            settings = application.extensions["bridge"].prepare()
+            settings = web.app.extensions["bridge"].prepare()
         except ConfigError as error:
             raise Misconfigured(str(error)) from None
         hypercorn = serving.hypercorn_config(settings)
@@ -49,11 +49,11 @@ def serve(config: str | None, bind: str | None, tunnel: bool) -> int:
         status = 0
         try:
             if tunnel:
-                trio.run(_run_behind_tunnel, application, hypercorn, signals)
+                trio.run(_run_behind_tunnel, web.app, hypercorn, signals)
             elif settings.server.workers > 1:
                 status = trio.run(supervise, hypercorn, settings, signals)
             else:
-                trio.run(serving.run, application, hypercorn, signals)
+                trio.run(serving.run, web.app, hypercorn, signals)
         except* OSError as group:
             raise Failure(f"cannot listen on {hypercorn.bind[0]}: {reason(group)}") from None
         except* ConfigError as group:
