@@ -30,7 +30,7 @@ from bridge.agent.connecting import worth_another_try
 from bridge.agent.messages import ForceEndTurn, InjectUserMessage
 from bridge.agent.session import AgentClosed, AgentFailed, AgentSession, AgentUnavailable
 from bridge.config import CallSettings
-from bridge.conversation import Conversation
+from bridge.conversation import Conversation, Recording
 from bridge.functions import CallInfo, Functions
 from bridge.functions.calls import FunctionCalls
 from bridge.keypad import Keypad, keypad_words
@@ -54,6 +54,9 @@ GOODBYE_SHARE: Final = 0.85
 PARTING_BEGINS_SECONDS: Final = 5.0
 PARTING_SECONDS: Final = 15.0
 FAREWELL_SECONDS: Final = 8.0
+
+# What the caller waits in silence for Twilio to take over, before the other way is taken.
+TRANSFER_SECONDS: Final = 3.0
 
 # What the agent is asked to say, each in one sentence so that it is one utterance.
 FAREWELL: Final = "I'm sorry, this call has to end now, please call again, goodbye."
@@ -128,6 +131,8 @@ class Call:
         *,
         max_reconnects: int = 0,
         keeper: Keeper | None = None,
+        record: Callable[[str], Recording | None] = lambda call_sid: None,
+        transfer: Callable[[str, str], Awaitable[None]] | None = None,
     ) -> None:
         self.report = CallReport()
         self._phone = phone
@@ -136,6 +141,11 @@ class Call:
         self._settings = settings
         self._max_reconnects = max_reconnects
         self._keeper = keeper
+        self._record = record
+        self._recording: Recording | None = None
+        self._transfer = transfer
+        # What the end will be called if Twilio ends the call for us, as it does for a transfer.
+        self._leaving: tuple[Outcome, str] | None = None
         self.force_end_turn = False
         self._uplink = Uplink(settings.frame_ms)
         # One slot each: they carry one thing at a time, and whoever puts it must never wait.
@@ -350,13 +360,16 @@ class Call:
                 match await self._phone.receive():
                     case phone_says.Media(media=media):
                         self._uplink.put(media.payload)
+                        if self._recording is not None:
+                            self._recording.caller(media.payload, self.seconds_so_far)
                     case phone_says.Dtmf(dtmf=dtmf):
                         if typed := self._keypad.press(dtmf.digit, trio.current_time()):
                             self._typed.append(typed)
                     case phone_says.Mark(mark=mark):
                         self.conversation.mark_returned(mark.name)
                     case phone_says.Stop():
-                        return self._end(Outcome.CALLER_HUNG_UP, "the phone said stop")
+                        hung_up = (Outcome.CALLER_HUNG_UP, "the phone said stop")
+                        return self._end(*(self._leaving or hung_up))
         except PhoneGone:
             self._end(Outcome.PHONE_LOST, "the phone's socket closed without stop")
 
@@ -374,6 +387,9 @@ class Call:
         self._started_at = trio.current_time()
         bind_contextvars(call_sid=info.call_sid)
         log.info("call started", caller=info.caller, called=info.called)
+        self._recording = self.conversation.recording = self._record(info.call_sid)
+        if self._recording is not None and self._nursery is not None:
+            self._nursery.start_soon(self._recording.run, name="recording")
         if self._keeper is not None:
             self._keeper.began(self)
         self._tell_info.send_nowait(info)
@@ -450,8 +466,18 @@ class Call:
                 await self.conversation.wait_played()
         if parting.interrupted and unless_interrupted:
             return False
+        await self._hand_over(outcome, reason)
         self._end(outcome, reason)
         return True
+
+    async def _hand_over(self, outcome: Outcome, reason: str) -> None:
+        """Have Twilio connect the caller elsewhere. It then takes the stream away itself; should it
+        not, closing the socket makes it ask `/call-ended`, which says the same."""
+        info = self.report.info
+        if self._transfer is not None and self.report.transfer_to and info is not None:
+            self._leaving = outcome, reason
+            with trio.move_on_after(TRANSFER_SECONDS):
+                await self._transfer(info.call_sid, self.report.transfer_to)
 
     # ---- how it ends -----------------------------------------------------------------------
 
@@ -462,6 +488,8 @@ class Call:
             return
         self.report.outcome, self.report.reason, self.report.cause = outcome, reason, cause
         self._first_sign()
+        if self._recording is not None:
+            self._recording.finish(self.seconds_so_far)
         if self._keeper is not None:
             self._keeper.is_ending(self)
         if outcome in (Outcome.CALLER_HUNG_UP, Outcome.PHONE_LOST) and self._agent is not None:

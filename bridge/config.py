@@ -170,7 +170,6 @@ NOT_YET = (
     "deepgram.prewarm",
     "limits.calls_per_number",
     "limits.calls_per_minute",
-    "records.recordings",
 )
 
 

@@ -7,7 +7,7 @@ the agent's sessions: after a reconnection it goes on where it was.
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
 import msgspec
 import trio
@@ -49,6 +49,20 @@ class FunctionResult(NamedTuple):
     result: str
 
 
+class Recording(Protocol):
+    """Both sides of a call on disk; see `bridge.records.wav.CallRecording`. Never raises."""
+
+    def caller(self, audio: bytes, at: float) -> None: ...
+
+    def agent(self, audio: bytes, at: float) -> None: ...
+
+    def cleared(self, at: float) -> None: ...
+
+    def finish(self, at: float) -> None: ...
+
+    async def run(self) -> None: ...
+
+
 class Conversation:
     """The state of one call's conversation, and the router of the agent's messages.
 
@@ -78,6 +92,7 @@ class Conversation:
         self.turns = Turns(began_at)
         self.history: list[dict[str, Any]] = []
         self.functions: list[FunctionResult] = []
+        self.recording: Recording | None = None
         self.parting: Parting | None = None
         self.barge_in_seconds: list[float] = []
 
@@ -189,6 +204,8 @@ class Conversation:
         self.barge_in_seconds.append(now - signalled_at)
         unheard = self.playback.cleared(now)
         self.transcript.cleared(unheard)
+        if self.recording is not None:
+            self.recording.cleared(now - self._began_at)
         self._silence.agent_done_playing(now)
         if self.parting is not None:
             self.parting.caller_cut_in()
@@ -204,6 +221,8 @@ class Conversation:
             self.transcript.audio_sent(len(piece))
             self.turns.audio_sent(now)
             self._silence.agent_audio(now)
+            if self.recording is not None:
+                self.recording.agent(piece, now - self._began_at)
 
     def function_done(self, name: str, seconds: float, result: str) -> None:
         """A function has been answered, or will not be."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -18,7 +20,7 @@ from bridge.agent.session import AgentSession, OpenStream, open_session
 from bridge.agent.settings import settings_message
 from bridge.answering import choose_agent, fill_in, variables_of
 from bridge.builtin import built_in
-from bridge.call import Call, CallReport, GoodbyeBy
+from bridge.call import Call, GoodbyeBy
 from bridge.config import ConfigError, Secrets, Settings, check_startup, warnings_for
 from bridge.config_file import ConfigFile, SettingsSource, config_path
 from bridge.context_hook import fetch_context
@@ -27,9 +29,11 @@ from bridge.keeping import RecordKeeper
 from bridge.metrics import Metrics
 from bridge.outcome import Outcome
 from bridge.records.recorder import NullRecorder, Recorder, recorder_for
+from bridge.records.wav import CallRecording
 from bridge.registry import Registry
+from bridge.twilio import twiml
 from bridge.twilio.media_stream import MediaStream
-from bridge.twilio.rest import TwilioRest
+from bridge.twilio.rest import TwilioError, TwilioRest
 
 log = logs.get_logger(__name__)
 
@@ -201,6 +205,8 @@ class Bridge:
             settings.call,
             max_reconnects=settings.deepgram.max_reconnects,
             keeper=RecordKeeper(self.recorder, settings),
+            record=partial(_record_to, settings.records.recordings),
+            transfer=self._transfer if self.twilio is not None else None,
         )
         call.functions += built_in(call, settings.functions)
         self.metrics.call_began()
@@ -208,7 +214,15 @@ class Bridge:
             with self.calls.carrying(call):
                 await call.run()
         finally:
-            self._record(call.report)
+            self._measure(call)
+
+    async def _transfer(self, call_sid: str, number: str) -> None:
+        """Have Twilio dial `number` for the caller, instead of asking us what comes next."""
+        assert self.twilio is not None
+        try:
+            await self.twilio.update_call(call_sid, twiml=twiml.dial(number).decode())
+        except (TwilioError, ValueError) as error:
+            log.warning("transfer by REST failed, going by /call-ended", reason=str(error))
 
     async def _choose_agent(self, settings: Settings, info: CallInfo, call: Call) -> dict[str, Any]:
         """The agent's table for this call, with what is known of the caller filled in."""
@@ -219,7 +233,8 @@ class Bridge:
         call.force_end_turn = _is_flux(table)
         return fill_in(table, variables_of(info, context))
 
-    def _record(self, report: CallReport) -> None:
+    def _measure(self, call: Call) -> None:
+        report, conversation = call.report, call.conversation
         assert report.outcome is not None
         metrics = self.metrics
         metrics.call_ended(report.outcome, report.seconds, report.teardown_seconds)
@@ -227,7 +242,16 @@ class Bridge:
             metrics.setup(report.setup_seconds)
         for seconds in report.barge_in_seconds:
             metrics.barge_in(seconds)
+        for turn in conversation.turns.all:
+            if turn.latency is not None:
+                metrics.turn_latency(turn.latency)
+        for _ in range(report.reconnects):
+            metrics.reconnected()
         metrics.audio_dropped("uplink", report.dropped_bytes)
+
+
+def _record_to(folder: str, call_sid: str) -> CallRecording | None:
+    return CallRecording(Path(folder), call_sid) if folder else None
 
 
 def _is_flux(agent: Mapping[str, Any]) -> bool:

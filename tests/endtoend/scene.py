@@ -53,6 +53,9 @@ SMALL = 2048
 
 USING = settings(call={"teardown_seconds": TEARDOWN}, deepgram={"connect_budget": 0.5})
 
+# What a failing agent may be worth besides.
+EXCUSED = ("agent lost, reconnecting", "agent not reached, trying again")
+
 # How calls end that go as they should.
 NORMAL = ("caller_hung_up", "agent_ended", "server_shutdown")
 
@@ -376,7 +379,7 @@ async def scene(
                     await stage.struck(tasks, files)
                     _account(stage.log, calls)
                     # Not even what is hidden behind a normal outcome.
-                    assert stage.swallowed == []
+                    assert not stage.swallowed, stage.swallowed
                 stop.set()
             nursery.cancel_scope.cancel(reason="the test is over")
     assert descriptors() <= before
@@ -386,9 +389,10 @@ def _account(log: Log, calls: int | None) -> None:
     """One line says how each call ended; a normal end is not worth more than that."""
     outcomes = [line["outcome"] for line in log.endings()]
     assert calls in (None, len(outcomes)), outcomes
-    assert log.tracebacks() == []
+    assert not log.tracebacks(), log.tracebacks()
     failed = [outcome for outcome in outcomes if outcome not in NORMAL]
-    assert log.complaints() == ["call ended"] * len(failed)
+    complaints = [event for event in log.complaints() if event not in EXCUSED]
+    assert complaints == ["call ended"] * len(failed), complaints
 
 
 def _make_small(config: Config) -> None:
