@@ -20,24 +20,23 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import trio
 from structlog.contextvars import bind_contextvars
 
 from bridge.agent.connecting import worth_another_try
-from bridge.agent.messages import ForceEndTurn, InjectUserMessage
 from bridge.agent.session import AgentClosed, AgentFailed, AgentSession, AgentUnavailable
 from bridge.config import CallSettings
 from bridge.conversation import Conversation, Recording
 from bridge.functions import CallInfo, Functions
 from bridge.functions.calls import FunctionCalls
-from bridge.keypad import Keypad, keypad_words
+from bridge.leaving import Leaving, Transfer
 from bridge.log import get_logger
 from bridge.outcome import Outcome
-from bridge.parting import Parting
-from bridge.silence import Action, Silence
+from bridge.report import CallReport
+from bridge.silence import Silence
+from bridge.timekeeper import Timekeeper
 from bridge.twilio import messages as phone_says
 from bridge.twilio.media_stream import MediaStream, PhoneGone
 from bridge.uplink import Uplink
@@ -49,27 +48,8 @@ log = get_logger(__name__)
 LAST_WORDS_SHARE: Final = 0.25
 GOODBYE_SHARE: Final = 0.85
 
-# How long a goodbye may take: until the agent begins it; until the caller has heard it, when the
-# agent chose the words; and when they are ours, one sentence.
-PARTING_BEGINS_SECONDS: Final = 5.0
-PARTING_SECONDS: Final = 15.0
-FAREWELL_SECONDS: Final = 8.0
-
-# What the caller waits in silence for Twilio to take over, before the other way is taken.
-TRANSFER_SECONDS: Final = 3.0
-
-# What the agent is asked to say, each in one sentence so that it is one utterance.
+# What the agent is asked to say when the server stops.
 FAREWELL: Final = "I'm sorry, this call has to end now, please call again, goodbye."
-STILL_THERE: Final = "Are you still there?"
-IDLE_FAREWELL: Final = "I can't hear you any more, so I will hang up now, goodbye."
-ONE_MOMENT: Final = "One moment, please."
-LAST_MINUTE: Final = "Just so you know, this call will end in one minute."
-TIME_IS_UP: Final = "We have come to the end of our time, thank you for calling, goodbye."
-WARNING_SECONDS: Final = 60.0
-
-# How exactly the clock is kept for things that take seconds.
-TICK_SECONDS: Final = 0.25
-
 
 GoodbyeBy = Callable[[], float]
 
@@ -97,28 +77,6 @@ class Keeper(Protocol):
     def ended(self, call: Call) -> None: ...
 
 
-@dataclass
-class CallReport:
-    """How a call went. `cause` is the exception behind the outcome, if there is one.
-
-    Times in seconds: the whole call; from `start` to an agent that listens; from the first sign of
-    the end to the last byte of teardown; from each UserStartedSpeaking to its `clear` written.
-    """
-
-    outcome: Outcome | None = None
-    reason: str = ""
-    cause: BaseException | None = None
-    info: CallInfo | None = None
-    seconds: float = 0.0
-    setup_seconds: float | None = None
-    teardown_seconds: float = 0.0
-    barge_in_seconds: list[float] = field(default_factory=list)
-    dropped_bytes: int = 0
-    reconnects: int = 0
-    agent: str = ""
-    transfer_to: str = ""
-
-
 class Call:
     """One phone call, from the media socket's first message to the last byte of teardown."""
 
@@ -132,7 +90,7 @@ class Call:
         max_reconnects: int = 0,
         keeper: Keeper | None = None,
         record: Callable[[str], Recording | None] = lambda call_sid: None,
-        transfer: Callable[[str, str], Awaitable[None]] | None = None,
+        transfer: Transfer | None = None,
     ) -> None:
         self.report = CallReport()
         self._phone = phone
@@ -143,10 +101,6 @@ class Call:
         self._keeper = keeper
         self._record = record
         self._recording: Recording | None = None
-        self._transfer = transfer
-        # What the end will be called if Twilio ends the call for us, as it does for a transfer.
-        self._leaving: tuple[Outcome, str] | None = None
-        self.force_end_turn = False
         self._uplink = Uplink(settings.frame_ms)
         # One slot each: they carry one thing at a time, and whoever puts it must never wait.
         self._tell_info, self._info = trio.open_memory_channel[CallInfo](1)
@@ -154,15 +108,27 @@ class Call:
         self._agent: AgentSession | None = None
         self._began_at = self._started_at = trio.current_time()
         self._ended_at: float | None = None
-        self._crash: BaseExceptionGroup[Exception] | None = None
         self._silence = Silence(settings.idle_seconds, settings.stall_seconds)
-        self._keypad = Keypad()
-        self._typed: list[str] = []
         self.conversation = Conversation(
             phone,
             self._silence,
             began_at=self._began_at,
             greeting_protected=not settings.interruptible_greeting,
+        )
+        self._leaving = Leaving(
+            self.conversation,
+            self.report,
+            end=self.end,
+            start=lambda work: self._start(self._part, work, name="leaving"),
+            transfer=transfer,
+        )
+        self.timekeeper = Timekeeper(
+            self.conversation,
+            self._silence,
+            settings,
+            began_at=self._began_at,
+            agent=lambda: self._agent,
+            wind_down=self.wind_down,
         )
         self._nursery: trio.Nursery | None = None
         self._scope = trio.CancelScope()
@@ -180,15 +146,15 @@ class Call:
                 nursery.start_soon(self._receiver, name="receiver")
                 nursery.start_soon(self._part, self._sender, name="sender")
                 nursery.start_soon(self._part, self._agent_reader, nursery, name="agent reader")
-                nursery.start_soon(self._part, self._timekeeper, name="timekeeper")
+                nursery.start_soon(self._part, self.timekeeper.run, name="timekeeper")
         except* Exception as group:
             self._end(Outcome.INTERNAL_ERROR, "a part of the call failed", group)
             # Whole: with several failures at once, which was first may not be what one looks for.
-            self._crash = group
+            self.report.crash = group
         finally:
             # Without an outcome so far, it was cancelled from outside.
             self._end(Outcome.SERVER_SHUTDOWN, "the server is stopping")
-            self._log_end()
+            self._write_report()
             if self._keeper is not None:
                 self._keeper.ended(self)
         return self.report
@@ -282,6 +248,9 @@ class Call:
             # Their answers would be for a session that is over.
             functions.cancel_all()
             silence.session_lost(trio.current_time())
+            self.report.to_agent_bytes += agent.bytes_sent
+            self.report.to_agent_frames += agent.frames_sent
+            self.report.bad_messages += agent.bad_messages
 
     def _go_on_without(self, error: AgentFailed | AgentClosed) -> bool:
         """A session is over: end the call, or reconnect if that may help."""
@@ -294,52 +263,6 @@ class Call:
         self.report.reconnects += 1
         log.warning("agent lost, reconnecting", reason=str(error))
         return True
-
-    async def _timekeeper(self) -> None:
-        """What time brings: silence, stalls, the pause behind typed digits, the longest call."""
-        ends_at = self._began_at + 60 * self._settings.max_minutes
-        warn_at = ends_at - WARNING_SECONDS
-        while True:
-            await trio.sleep(TICK_SECONDS)
-            now = trio.current_time()
-            if typed := self._keypad.take(now):
-                self._typed.append(typed)
-            agent = self._agent
-            if agent is None or self.report.outcome is not None:
-                continue
-            try:
-                while self._typed:
-                    await self._send_keys(agent, self._typed.pop(0))
-                if now >= ends_at:
-                    self.wind_down(Outcome.MAX_DURATION, "call.max_minutes are over", TIME_IS_UP)
-                elif now >= warn_at:
-                    warn_at = float("inf")
-                    await self.conversation.inject(agent, LAST_MINUTE, "queue")
-                else:
-                    await self._break_silence(agent, now)
-            except AgentClosed:
-                continue  # the agent reader hears of it too
-
-    async def _break_silence(self, agent: AgentSession, now: float) -> None:
-        match self._silence.next(now):
-            case Action.ASK_STILL_THERE:
-                await self.conversation.inject(agent, STILL_THERE, "queue")
-            case Action.SAY_GOODBYE:
-                self.wind_down(Outcome.IDLE, "no word from either side", IDLE_FAREWELL)
-            case Action.FILLER:
-                log.warning("agent stalls", seconds=self._settings.stall_seconds)
-                # Not "interrupt": that it is refused is what tells a stuck session from a cough.
-                await self.conversation.inject(agent, ONE_MOMENT, "queue")
-            case Action.RECONNECT:
-                await agent.abandon("it heard the caller and says nothing")
-            case None:
-                pass
-
-    async def _send_keys(self, agent: AgentSession, digits: str) -> None:
-        self.conversation.keys_pressed(digits)
-        await agent.send(InjectUserMessage(keypad_words(digits)))
-        if self.force_end_turn:
-            await agent.send(ForceEndTurn())
 
     # ---- what the phone says --------------------------------------------------------------
 
@@ -363,13 +286,12 @@ class Call:
                         if self._recording is not None:
                             self._recording.caller(media.payload, self.seconds_so_far)
                     case phone_says.Dtmf(dtmf=dtmf):
-                        if typed := self._keypad.press(dtmf.digit, trio.current_time()):
-                            self._typed.append(typed)
+                        self.timekeeper.key_pressed(dtmf.digit)
                     case phone_says.Mark(mark=mark):
                         self.conversation.mark_returned(mark.name)
                     case phone_says.Stop():
                         hung_up = (Outcome.CALLER_HUNG_UP, "the phone said stop")
-                        return self._end(*(self._leaving or hung_up))
+                        return self._end(*(self._leaving.handed_over or hung_up))
         except PhoneGone:
             self._end(Outcome.PHONE_LOST, "the phone's socket closed without stop")
 
@@ -388,8 +310,8 @@ class Call:
         bind_contextvars(call_sid=info.call_sid)
         log.info("call started", caller=info.caller, called=info.called)
         self._recording = self.conversation.recording = self._record(info.call_sid)
-        if self._recording is not None and self._nursery is not None:
-            self._nursery.start_soon(self._recording.run, name="recording")
+        if self._recording is not None:
+            self._start(self._recording.run, name="recording")
         if self._keeper is not None:
             self._keeper.began(self)
         self._tell_info.send_nowait(info)
@@ -409,75 +331,14 @@ class Call:
         """Let the agent say `words` and end the call when the caller has heard them, at the latest
         after FAREWELL_SECONDS. Returns at once; a second time changes nothing.
         """
-        agent = self._agent
-        if agent is None or self._nursery is None:
-            return self._end(outcome, reason)
-        parting = Parting(words)
-
-        async def say_it() -> None:
-            try:
-                await self.conversation.inject(agent, words, "interrupt")
-            except AgentClosed:
-                return  # the agent reader hears of it too, and says why
-            await self._follow_parting(parting, outcome, reason, FAREWELL_SECONDS)
-
-        self._take_leave(parting, say_it)
-        return None
+        if self._agent is None:
+            self._end(outcome, reason)
+        else:
+            self._leaving.with_words(self._agent, words, outcome, reason)
 
     def end_after_goodbye(self, outcome: Outcome, reason: str, transfer_to: str = "") -> None:
-        """End the call when the caller has heard what the agent says next, unless they cut in.
-        Returns at once. `transfer_to` is the number the caller is to be connected to afterwards.
-        """
-        parting = Parting()
-
-        async def follow() -> None:
-            self.report.transfer_to = transfer_to
-            ended = await self._follow_parting(
-                parting, outcome, reason, PARTING_SECONDS, unless_interrupted=True
-            )
-            if not ended:
-                self.report.transfer_to = ""
-                self.conversation.parting = None
-
-        self._take_leave(parting, follow)
-
-    def _take_leave(self, parting: Parting, follow: Callable[[], Awaitable[None]]) -> None:
-        if self.conversation.parting is None and self._nursery is not None:
-            self.conversation.parting = parting
-            self._nursery.start_soon(self._part, follow, name="parting")
-
-    async def _follow_parting(
-        self,
-        parting: Parting,
-        outcome: Outcome,
-        reason: str,
-        seconds: float,
-        *,
-        unless_interrupted: bool = False,
-    ) -> bool:
-        """End the call when the goodbye is over; False if the caller cut in and may do so."""
-        with trio.move_on_after(seconds):
-            with trio.move_on_after(PARTING_BEGINS_SECONDS):
-                await parting.begun.wait()
-            if parting.begun.is_set():
-                await parting.over.wait()
-            else:
-                # Nothing more is said; what was said before may still be playing.
-                await self.conversation.wait_played()
-        if parting.interrupted and unless_interrupted:
-            return False
-        await self._hand_over(outcome, reason)
-        self._end(outcome, reason)
-        return True
-
-    async def _hand_over(self, outcome: Outcome, reason: str) -> None:
-        """Have Twilio connect the caller elsewhere. It then takes the stream away itself; should it
-        not, closing the socket makes it ask `/call-ended`, which says the same."""
-        info = self.report.info
-        if self._transfer is not None and self.report.transfer_to and info is not None:
-            self._leaving = outcome, reason
-            with trio.move_on_after(TRANSFER_SECONDS):
-                await self._transfer(info.call_sid, self.report.transfer_to)
+        """End the call when the caller has heard what the agent says next; see Leaving."""
+        self._leaving.after_goodbye(outcome, reason, transfer_to)
 
     # ---- how it ends -----------------------------------------------------------------------
 
@@ -535,39 +396,21 @@ class Call:
             None: 1001,  # cancelled from outside: going away
         }.get(self.report.outcome, 1000)
 
-    def _log_end(self) -> None:
-        report, agent, phone = self.report, self._agent, self._phone
-        now = trio.current_time()
+    def _start(self, work: Callable[..., Awaitable[None]], *args: Any, name: str) -> None:
+        """Run a task of the call's, unless the call is over."""
+        if self._nursery is not None and not self._scope.cancel_called:
+            self._nursery.start_soon(work, *args, name=name)
+
+    def _write_report(self) -> None:
+        report, phone, now = self.report, self._phone, trio.current_time()
         report.seconds = now - self._began_at
         report.teardown_seconds = now - self._first_sign()
         report.dropped_bytes = self._uplink.bytes_dropped
         report.barge_in_seconds = self.conversation.barge_in_seconds
-        facts = {
-            "call_sid": report.info.call_sid if report.info else "",
-            "outcome": str(report.outcome),
-            "reason": report.reason,
-            "seconds": round(report.seconds, 3),
-            "from_phone_bytes": phone.bytes_received,
-            "from_phone_frames": phone.frames_received,
-            "to_agent_bytes": agent.bytes_sent if agent else 0,
-            "to_agent_frames": agent.frames_sent if agent else 0,
-            "to_phone_bytes": phone.bytes_sent,
-            "to_phone_frames": phone.frames_sent,
-            "dropped_bytes": report.dropped_bytes,
-            "bad_messages": phone.bad_messages + (agent.bad_messages if agent else 0),
-        }
-        if self._crash is not None:
-            # Also when the call was ending for another reason: a bug is a bug.
-            log.error("call ended", exc_info=self._crash, **facts)
-        elif report.outcome in _FAILURES:
-            log.warning("call ended", **facts)
-        else:
-            log.info("call ended", **facts)
-
-
-_FAILURES: Final = {
-    Outcome.AGENT_FAILED,
-    Outcome.AGENT_UNREACHABLE,
-    Outcome.PHONE_LOST,
-    Outcome.PROTOCOL_ERROR,
-}
+        report.bad_messages += phone.bad_messages
+        report.write_line(
+            from_phone_bytes=phone.bytes_received,
+            from_phone_frames=phone.frames_received,
+            to_phone_bytes=phone.bytes_sent,
+            to_phone_frames=phone.frames_sent,
+        )

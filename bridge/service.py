@@ -230,7 +230,7 @@ class Bridge:
         if settings.call.context_url:
             context = await fetch_context(settings.call.context_url, info, CONTEXT_SECONDS)
         call.report.agent, table = choose_agent(settings, info.called)
-        call.force_end_turn = _is_flux(table)
+        call.timekeeper.force_end_turn = _is_flux(table)
         return fill_in(table, variables_of(info, context))
 
     def _measure(self, call: Call) -> None:

@@ -22,8 +22,8 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from bridge.call import FAREWELL_SECONDS
 from bridge.config import Settings
+from bridge.leaving import FAREWELL_SECONDS
 from bridge.log import get_logger
 
 log = get_logger(__name__)

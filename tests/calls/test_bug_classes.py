@@ -571,6 +571,27 @@ async def test_traceback_on_normal_hang_up(
     assert [record for record in caplog.records if record.levelname != "INFO"] == []
 
 
+async def test_traceback_when_the_agent_speaks_on_after_stop(autojump_clock: Clock) -> None:
+    """The caller's last words take their time, since the agent reads slowly, while it goes on
+    speaking to a phone that was told goodbye and has not answered yet. That is nobody's fault: one line, at level info."""
+    async with in_memory(tell_a_story, quiet(speed=1.0)) as world, raw_phone(world) as phone:
+        agent_wires = hold_agent_wires(world)
+        await phone.start()
+        session = await world.agent.wait_for_session()
+        await session.applied.wait()
+        await trio.sleep(0.1)
+        block_writes(agent_wires[0])
+        await trio.sleep(0.3)
+        began = trio.current_time()
+        await phone.stop()
+        phone.keep_silent()
+        await world.app.extensions["bridge"].calls.wait_until_empty()
+        assert trio.current_time() - began <= TEARDOWN
+    assert world.ending["outcome"] == "caller_hung_up"
+    assert levels(world) == ["info", "info"]
+    assert not any("exc_info" in line for line in world.logs)
+
+
 def levels(world: World) -> list[str]:
     return [line["log_level"] for line in world.logs if line["log_level"] != "debug"]
 
@@ -703,6 +724,10 @@ class RawPhone:
     async def lose(self) -> None:
         """The connection is gone, without a word."""
         await trio.aclose_forcefully(self.stream)
+
+    def keep_silent(self) -> None:
+        """Say nothing more, not even the answer to a Close."""
+        self.stream.send_stream.send_all_hook = trio.sleep_forever
 
     def block_servers_writes(self) -> None:
         """As when the phone has stopped reading and the buffers are full."""

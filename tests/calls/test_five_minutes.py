@@ -10,9 +10,9 @@ import pytest
 import trio
 import trio.testing
 
-from bridge.call import STILL_THERE
 from bridge.functions import CallInfo, Functions
 from bridge.simulator.agent import AgentSession
+from bridge.timekeeper import STILL_THERE
 from tests.world import QUIET, in_memory, settings
 
 Clock = trio.testing.MockClock

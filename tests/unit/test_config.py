@@ -271,11 +271,9 @@ class TestNotYet:
         assert warnings_for(Settings()) == []
 
     def test_each_key_that_does_nothing_is_named(self) -> None:
-        text = (
-            "records.recordings = 'wav'\nagents.x.numbers = ['+15551234567']\n[call]\nframe_ms=20"
-        )
+        text = "deepgram.prewarm = true\nagents.x.numbers = ['+15551234567']\n[call]\nframe_ms=20"
         assert warnings_for(parse(text)) == [
-            "records.recordings is accepted but has no effect in this version",
+            "deepgram.prewarm is accepted but has no effect in this version",
         ]
 
 

@@ -18,8 +18,8 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock as Clock
 from trio.testing import wait_all_tasks_blocked
 
-from bridge.call import FAREWELL_SECONDS
 from bridge.config import Settings
+from bridge.leaving import FAREWELL_SECONDS
 from bridge.registry import Registry
 from bridge.server import stopping
 from bridge.server.stopping import (
