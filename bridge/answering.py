@@ -37,15 +37,18 @@ _UNPRINTABLE = re.compile(
 )
 
 
-def choose_agent(settings: Settings, called: str) -> tuple[str, dict[str, Any]]:
-    """Return the name and the table of the agent that answers the number `called` (E.164).
+def choose_agent(
+    settings: Settings, called: str, wanted: str | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Return the name and the table of the agent that answers the number `called` (E.164), or of
+    the one that is `wanted` by name: whoever is dialled does not choose who speaks.
 
-    The name is that of `[agents.NAME]`, or "" for `[agent]`, which answers every other number.
+    The name is that of `[agents.NAME]`, or "" for `[agent]`, which is for every other case.
     Tables are merged key by key; lists and single values are replaced. `numbers` is ours and not
     in the result, which shares nothing with the settings.
     """
     for name, changes in settings.agents.items():
-        if called in changes.get("numbers", ()):
+        if called in changes.get("numbers", ()) if wanted is None else name == wanted:
             changes = {key: value for key, value in changes.items() if key != "numbers"}
             return name, _merged(settings.agent, changes)
     return "", copy.deepcopy(settings.agent)

@@ -229,7 +229,9 @@ class Bridge:
         context: dict[str, str] = {}
         if settings.call.context_url:
             context = await fetch_context(settings.call.context_url, info, CONTEXT_SECONDS)
-        call.report.agent, table = choose_agent(settings, info.called)
+        outbound = info.parameters.get("direction") == "outbound-api"
+        wanted = info.parameters.get("agent", "") if outbound else None
+        call.report.agent, table = choose_agent(settings, info.called, wanted)
         call.timekeeper.force_end_turn = _is_flux(table)
         return fill_in(table, variables_of(info, context))
 

@@ -167,11 +167,14 @@ def merge(old: Snapshot, new: Snapshot) -> Snapshot:
         merged.pop(name, None)
         if name in status:
             merged[name] = status[name]
+    # Comes in a report of its own, which has no number.
+    if answered_by := new.get("answered_by") or old.get("answered_by"):
+        merged["answered_by"] = answered_by
     return merged
 
 
-# What a status callback changes, and nothing else does.
-STATUS_FIELDS: Final = ("status", "status_sequence", "answered_by")
+# What a status callback changes, and nothing else does; and `answered_by`, by a rule of its own.
+STATUS_FIELDS: Final = ("status", "status_sequence")
 
 
 def tidy(raw: Snapshot) -> CallRecord:

@@ -456,6 +456,8 @@ def _upsert(insert: Any) -> Any:
         for column in calls.c
         if not column.primary_key
     }
+    answered_by = calls.c.answered_by
+    kept["answered_by"] = sa.case((new.answered_by != "", new.answered_by), else_=answered_by)
     return insert.on_conflict_do_update(index_elements=[calls.c.call_sid], set_=kept)
 
 

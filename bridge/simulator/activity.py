@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import audioop
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bridge.simulator.speech import RATE, ulaw_to_pcm
@@ -20,6 +21,26 @@ class Turn:
 
     start: float
     end: float | None
+
+
+def reply_seconds(start: float, caller: Iterable[Turn], agent: Iterable[Turn]) -> float | None:
+    """How long the caller waited for what the agent says from `start` on, in seconds.
+
+    From the end of the caller's last turn before it to `start`. None where it is no reply: the
+    caller has not spoken yet or still does, or the agent was speaking when the caller fell silent,
+    or has spoken since. Of the turns (in order), those that begin at `start` or later count for
+    nothing.
+    """
+    last = None
+    for turn in caller:
+        if turn.start < start:
+            last = turn
+    if last is None or last.end is None or last.end > start:
+        return None
+    for turn in agent:
+        if turn.start < start and (turn.end is None or turn.end > last.end):
+            return None
+    return start - last.end
 
 
 class VoiceDetector:

@@ -52,8 +52,11 @@ class Caller:
 class Exchange:
     """Carries one call. `fetch` the first TwiML, then run `carry_out` until the call is over."""
 
-    def __init__(self, caller: Caller, base_url: str, log: CallLog) -> None:
+    def __init__(
+        self, caller: Caller, base_url: str, log: CallLog, direction: str = "inbound"
+    ) -> None:
         self._caller = caller
+        self._direction = direction
         self._base_url = base_url
         self._log = log
         self._line = trio.CancelScope()
@@ -77,6 +80,7 @@ class Exchange:
             caller_name=caller.caller_name,
             call_status=call_status,
         )
+        form = [(name, self._direction if name == "Direction" else text) for name, text in form]
         answer = await request(
             url, form, method=method, token=caller.auth_token, open_stream=caller.open_stream
         )

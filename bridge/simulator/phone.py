@@ -37,7 +37,7 @@ from bridge.simulator.call_log import (
 from bridge.simulator.exchange import Caller, Ending, Exchange
 from bridge.simulator.media_stream import MediaStream
 from bridge.simulator.speech import RATE
-from bridge.simulator.twiml import TwimlError, Verb
+from bridge.simulator.twiml import TwimlError, Verb, read_twiml
 from bridge.simulator.webhook import (
     OpenStream,
     UnreachableError,
@@ -111,19 +111,41 @@ class SimulatedPhone:
         Raises `WebhookError` or `TwimlError` when the webhook gives no TwiML that Twilio would take
         and, when strict, `PhoneFault` at the end, unless the body raised.
         """
+        exchange = self._new_call(base_url)
+        verbs = await exchange.fetch(base_url.rstrip("/") + webhook_path, "POST", "ringing")
+        async with self._carried(exchange, verbs):
+            yield self
+
+    @asynccontextmanager
+    async def answer(self, document: str | bytes, base_url: str) -> AsyncIterator[SimulatedPhone]:
+        """Be the called party of an outbound call, who answers now; as `place_call` from there on.
+
+        `document` is the TwiML that came with the request for the call: no webhook is asked for
+        it, and nothing in it can be relative. `call_sid` is the one that Twilio gave the call, and
+        `base_url` is where the server is.
+        """
+        exchange = self._new_call(base_url, "outbound-api")
+        body = document.encode() if isinstance(document, str) else document
+        async with self._carried(exchange, read_twiml(body, "text/xml", "")):
+            yield self
+
+    def _new_call(self, base_url: str, direction: str = "inbound") -> Exchange:
         if self._call is not None:
             raise RuntimeError("a SimulatedPhone places one call")
         log = CallLog(self._on_event)
-        exchange = Exchange(self._caller, base_url, log)
+        exchange = Exchange(self._caller, base_url, log, direction)
         self._call = log, exchange
-        verbs = await exchange.fetch(base_url.rstrip("/") + webhook_path, "POST", "ringing")
+        return exchange
+
+    @asynccontextmanager
+    async def _carried(self, exchange: Exchange, verbs: list[Verb]) -> AsyncIterator[None]:
         # Kept, and raised outside the nursery, so that it does not come out in an exception group.
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(exchange.carry_out, verbs)
             try:
                 await exchange.connected.wait()
-                yield self
+                yield
             except Exception as error:
                 failure = error
             await exchange.leave("caller_hung_up")
