@@ -43,8 +43,9 @@ def settings_message(
         context = agent.get("context", {})
         messages = [*context.get("messages", ()), *history]
         agent = {**agent, "context": {**context, "messages": messages}}
-    if functions:
-        think = agent.get("think", {})
+    # Without a think provider in the table there is nothing to add them to: a `think` of functions
+    # alone is refused.
+    if functions and (think := agent.get("think")):
         several = isinstance(think, list)
         added = [
             {**one, "functions": [*one.get("functions", ()), *functions]}

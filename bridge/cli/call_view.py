@@ -1,6 +1,8 @@
 """A call as seen from the caller's side, while it goes on: who speaks, and what happens.
 
-A phone has no transcript: the conversation is who speaks when, told by loudness.
+A phone has no transcript: the conversation is who speaks when, told by loudness. How long a reply
+took is told as the caller experiences it: from the end of the caller's speech to the first of the
+agent's audio that can be heard.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bridge.simulator.activity import VoiceDetector
+from bridge.simulator.activity import Turn, VoiceDetector, reply_seconds
 from bridge.simulator.phone import Event, SimulatedPhone
 from bridge.simulator.speech import RATE
 
@@ -44,8 +46,18 @@ class CallView:
         self.watching = False
         self._console = console
         self._live: Live | None = None
-        self._heard_until = 0.0
+        self._heard_bytes = 0
         self._sent_until = 0
+        self._unannounced: float | None = None
+
+    @property
+    def reply_seconds(self) -> list[float]:
+        """How long the caller waited for each reply of the agent that has ended, in order."""
+        waits = (
+            reply_seconds(turn.start, self.caller.turns, self.agent.turns)
+            for turn in self.agent.turns
+        )
+        return [seconds for seconds in waits if seconds is not None]
 
     @contextmanager
     def showing(self) -> Iterator[None]:
@@ -79,21 +91,58 @@ class CallView:
     def look(self, phone: SimulatedPhone, last: bool = False) -> None:
         """Take in the audio since the last look, and show where the call stands."""
         now = phone.elapsed
-        turns = [("agent", turn) for turn in self.agent.feed(phone.heard_since(self._heard_until))]
-        self._heard_until = now
+        # Counted in bytes, so that what one look rounds does not add up over a long call.
+        heard = phone.heard_since(self._heard_bytes / RATE)
+        self._heard_bytes += len(heard)
         sent = phone.sent_audio
-        turns += [("caller", turn) for turn in self.caller.feed(sent[self._sent_until :])]
+        self.hear(heard, sent[self._sent_until :], last)
         self._sent_until = len(sent)
-        if last:
-            turns += [("agent", turn) for turn in self.agent.finish()]
-            turns += [("caller", turn) for turn in self.caller.finish()]
-        for who, turn in turns:
-            if turn.end is None:
-                self._line(turn.start, f"{who} speaks")
-            else:
-                self._line(turn.end, f"{who} falls silent ({turn.end - turn.start:.1f} s)")
         if self._live is not None:
             self._live.update(self._panel(phone, now), refresh=True)
+
+    def hear(self, heard: bytes, sent: bytes, last: bool = False) -> None:
+        """Show who spoke in the next µ-law bytes the caller heard and those the caller sent."""
+        callers = self.caller.feed(sent)
+        agents = self.agent.feed(heard)
+        if last:
+            callers += self.caller.finish()
+            agents += self.agent.finish()
+        # The caller's end comes before the reply to it.
+        for turn in callers:
+            self._turn("caller", turn)
+        for turn in agents:
+            if turn.end is None:
+                self._announce()
+                self._unannounced = turn.start
+            else:
+                self._announce()
+                self._turn("agent", turn)
+        if self._unannounced is not None and not self._in_doubt(self._unannounced):
+            self._announce()
+
+    def _in_doubt(self, start: float) -> bool:
+        """Whether it is still to be seen if the caller had finished when the agent began."""
+        voice = self.caller.last_voice_at
+        return self.caller.speaking_since is not None and voice is not None and voice <= start
+
+    def _announce(self) -> None:
+        """Show that the agent has begun to speak, if that has not been shown yet."""
+        if self._unannounced is None:
+            return
+        start, self._unannounced = self._unannounced, None
+        took = reply_seconds(start, self._callers_turns(), self.agent.turns)
+        reply = "" if took is None else f" ({took:.1f} s after the caller)"
+        self._line(start, f"agent speaks{reply}")
+
+    def _callers_turns(self) -> list[Turn]:
+        since = self.caller.speaking_since
+        return self.caller.turns + ([] if since is None else [Turn(since, None)])
+
+    def _turn(self, who: str, turn: Turn) -> None:
+        if turn.end is None:
+            self._line(turn.start, f"{who} speaks")
+        else:
+            self._line(turn.end, f"{who} falls silent ({turn.end - turn.start:.1f} s)")
 
     def _line(self, at: float, words: str) -> None:
         line = f"{_clock(at)} {words}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,8 +200,11 @@ def summary(caller: SimulatedPhone, view: CallView, save: Path | None) -> str:
         f"caller    spoke {spoken:.1f} s",
         f"agent     heard {caller.heard_seconds:.1f} s in {len(view.agent.turns)} turns,"
         f" interruptions {view.interruptions}",
-        f"faults    {len(caller.faults) or 'none'}",
     ]
+    if replies := view.reply_seconds:
+        middle, longest = statistics.median(replies), max(replies)
+        lines.append(f"replies   median {middle:.1f} s, longest {longest:.1f} s")
+    lines.append(f"faults    {len(caller.faults) or 'none'}")
     lines += [f"          {fault}" for fault in caller.faults]
     if save is not None:
         lines.append(f"saved     {save}")
@@ -220,6 +224,7 @@ def _json(caller: SimulatedPhone, view: CallView) -> str:
         "received_bytes": len(caller.received_audio),
         "heard_seconds": round(caller.heard_seconds, 3),
         "interruptions": view.interruptions,
+        "reply_seconds": [round(seconds, 3) for seconds in view.reply_seconds],
         "turns": [
             {"who": who, "start": round(turn.start, 3), "end": round(turn.end or turn.start, 3)}
             for turn, who in turns

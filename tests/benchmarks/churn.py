@@ -404,8 +404,8 @@ async def _measure(server: Server, calls: Churn, number: int) -> list[str]:
         wrong.append("the memory grows")
     if idle > IDLE_CPU:
         wrong.append("the idle server is busy")
-    wrong += [f"logged at {line['level']}: {line['event'][:200]}" for line in alarms]
-    wrong += [f"a traceback: {line['event'][:200]}" for line in tracebacks if line not in alarms]
+    wrong += [f"logged at {line['level']}: {_in_short(line)}" for line in alarms]
+    wrong += [f"a traceback: {_in_short(line)}" for line in tracebacks if line not in alarms]
     return wrong
 
 
@@ -437,6 +437,13 @@ def _slowest(metrics: dict[str, float]) -> str:
     most = next((bound for bound, value in bounds if value >= count), math.inf)
     mean = metrics.get(f"{name}_sum", 0.0) / count if count else 0.0
     return f"{count:.0f}, mean {mean:.3f} s, all within {most:g} s"
+
+
+def _in_short(line: dict[str, Any]) -> str:
+    """A line of the log, with the last words of its traceback."""
+    facts = [line["event"], line.get("outcome"), line.get("reason")]
+    words = [part for part in str(line.get("exception", "")).splitlines() if "Error" in part]
+    return ", ".join(str(fact) for fact in [*facts, *words[-1:]] if fact)[:300]
 
 
 def _listed(counts: Counter[Any]) -> str:

@@ -573,7 +573,8 @@ async def test_traceback_on_normal_hang_up(
 
 async def test_traceback_when_the_agent_speaks_on_after_stop(autojump_clock: Clock) -> None:
     """The caller's last words take their time, since the agent reads slowly, while it goes on
-    speaking to a phone that was told goodbye and has not answered yet. That is nobody's fault: one line, at level info."""
+    speaking to a phone that was told goodbye and has not answered yet. That is nobody's fault: one
+    line, at level info."""
     async with in_memory(tell_a_story, quiet(speed=1.0)) as world, raw_phone(world) as phone:
         agent_wires = hold_agent_wires(world)
         await phone.start()

@@ -93,7 +93,9 @@ class Line(trio.abc.HalfCloseableStream):
         self.stream.socket.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
-        """Send a RST."""
+        """Send a RST, if there is still somebody to send it to."""
+        if self.stream.socket.fileno() == -1:
+            return
         self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.stream.socket.close()
         self._closed.set()
@@ -186,6 +188,9 @@ class Log:
         self._add({**facts, "level": record.levelname.lower()})
 
     def _add(self, line: dict[str, Any]) -> None:
+        if line.get("exc_info"):
+            # In words: the exception would keep alive what it went through.
+            line["exc_info"] = repr(line["exc_info"])
         with suppress(RuntimeError):  # in a thread there is no such time
             line["at"] = trio.current_time()
             self._came.set()

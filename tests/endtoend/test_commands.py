@@ -239,7 +239,7 @@ async def test_speech_goes_in_and_an_answer_comes_out(commands: Commands, server
     assert phone.process.returncode == 0, phone.stderr
     result = json.loads(phone.stdout)
     assert result["faults"] == []
-    assert result["ending"] == "caller_hung_up"
+    assert result["ending"] == "caller_hung_up", server_process.stderr
     assert {turn["who"] for turn in result["turns"]} == {"caller", "agent"}
     heard = read_heard(commands.folder / "heard.wav")
     # The tone, which the agent gave back: for most of its length, and about as loud.

@@ -40,7 +40,7 @@ from tests.endtoend.scene import (
 from tests.world import QUIET, settings
 
 # A long story, and one word of it. No byte of either is silence.
-STORY = bytes(n % 251 for n in range(8000 * 30))
+STORY = bytes(n % 251 for n in range(251)) * 4000  # two minutes
 WORD = STORY[:1600]
 
 # An agent that does not take a call is given up after so long.
@@ -289,7 +289,7 @@ async def test_an_agent_that_says_fin_and_goes_on_listening() -> None:
 
 async def test_a_phone_that_vanishes_while_the_agent_speaks(hasty_writes: None) -> None:
     """No FIN comes. The write to the phone notices, after WRITE_TIMEOUT: `phone_lost`."""
-    async with scene(tell_a_story, quiet(speed=0.0), small_buffers=True) as stage:
+    async with scene(tell_a_story, quiet(speed=20.0), small_buffers=True) as stage:
         async with stage.call(strict=False) as phone:
             await phone.wait_heard(0.05)
             line, began = stage.lines[-1], trio.current_time()
@@ -338,7 +338,7 @@ async def test_an_agent_that_vanished_before_the_caller_hangs_up() -> None:
 async def test_a_phone_that_stops_reading_while_the_agent_speaks(hasty_writes: None) -> None:
     """The phone still sends, and never reads. The write notices, after WRITE_TIMEOUT:
     `phone_lost`."""
-    async with scene(tell_a_story, quiet(speed=0.0), small_buffers=True) as stage:
+    async with scene(tell_a_story, quiet(speed=20.0), small_buffers=True) as stage:
         async with stage.call(strict=False) as phone:
             await phone.wait_heard(0.05)
             line, began = stage.lines[-1], trio.current_time()
@@ -509,14 +509,15 @@ async def test_an_agent_that_fails_and_says_no_goodbye_does_not_keep_the_phone_w
 @pytest.mark.parametrize("status", [401, 402, 403, 429, 500])
 async def test_the_agent_refuses_the_session(status: int) -> None:
     """The agent reader notices the answer, `agent_unreachable` with the status in the reason: the
-    caller hears an apology at once, and the agent is not asked twice."""
+    caller hears an apology. Only a status that may pass, 429 or 500, is asked for again."""
     async with scene(behaviour=quiet(reject_status=status)) as stage:
         began = trio.current_time()
         async with stage.call() as phone:
             await phone.wait_ended()
             await stage.ended("agent_unreachable", since=began, reason=f"answered {status}")
         assert phone.verbs[1:] == [Say(USING.call.apology), Hangup()]
-        assert stage.agent.rejected == [status]
+        assert set(stage.agent.rejected) == {status}
+        assert len(stage.agent.rejected) == 1 or status in (429, 500)
 
 
 @pytest.mark.parametrize(

@@ -152,3 +152,30 @@ def test_settings_pass_the_agent_through_untouched() -> None:
         "input": {"encoding": "mulaw", "sample_rate": 8000},
         "output": {"encoding": "mulaw", "sample_rate": 8000, "container": "none"},
     }
+
+
+FUNCTION = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}
+
+
+def test_functions_are_added_behind_the_tables_own() -> None:
+    think = {"provider": {"type": "open_ai", "model": "m"}, "functions": [{"name": "own"}]}
+    written = json.loads(settings_message({"think": think}, [FUNCTION]))
+    assert written["agent"]["think"]["functions"] == [{"name": "own"}, FUNCTION]
+    several = json.loads(settings_message({"think": [think, think]}, [FUNCTION]))
+    assert [len(one["functions"]) for one in several["agent"]["think"]] == [2, 2]
+    assert think["functions"] == [{"name": "own"}], "the configuration is not changed"
+
+
+def test_an_agent_without_think_stays_without() -> None:
+    """Half a think block is refused by the agent, and the call with it."""
+    assert json.loads(settings_message({"greeting": "Hi"}, [FUNCTION]))["agent"] == {
+        "greeting": "Hi"
+    }
+
+
+def test_a_resumed_conversation_has_its_history_and_no_greeting() -> None:
+    history = [{"type": "History", "role": "user", "content": "hello"}]
+    agent = {"greeting": "Hi", "context": {"messages": [{"role": "assistant", "content": "x"}]}}
+    written = json.loads(settings_message(agent, history=history))["agent"]
+    assert written == {"context": {"messages": [*agent["context"]["messages"], *history]}}
+    assert json.loads(settings_message(agent, history=[]))["agent"] == {"context": agent["context"]}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.simulator.activity import Turn, VoiceDetector
+from bridge.simulator.activity import Turn, VoiceDetector, reply_seconds
 from bridge.simulator.speech import load_clip, pcm_to_ulaw
 
 QUIET = b"\xff"
@@ -46,6 +46,25 @@ def test_a_turn_still_on_can_be_finished():
     detector.feed(tone(1.0))
     assert detector.finish() == [Turn(pytest.approx(0.0), pytest.approx(1.0))]
     assert detector.finish() == []
+
+
+@pytest.mark.parametrize(
+    ("caller", "agent", "seconds"),
+    [
+        pytest.param([], [], None, id="a greeting"),
+        pytest.param([Turn(6, 9)], [], None, id="the caller spoke later only"),
+        pytest.param([Turn(1, 4.5)], [Turn(0, 0.9)], 0.5, id="a reply"),
+        pytest.param([Turn(1, 2), Turn(3, 4)], [], 1.0, id="to the last of several turns"),
+        pytest.param([Turn(1, 4), Turn(6, 7)], [Turn(5, 8)], 1.0, id="what came later is nothing"),
+        pytest.param([Turn(1, 4)], [Turn(0, 2)], 1.0, id="after an interruption"),
+        pytest.param([Turn(1, 4), Turn(4.5, None)], [], None, id="the caller speaks"),
+        pytest.param([Turn(1, 5.5)], [], None, id="the caller spoke on"),
+        pytest.param([Turn(1, 2)], [Turn(0, 4)], None, id="the agent went on, and paused"),
+        pytest.param([Turn(1, 2)], [Turn(3, 4)], None, id="the reply's second sentence"),
+    ],
+)
+def test_a_reply_takes_from_the_end_of_the_callers_speech(caller, agent, seconds):
+    assert reply_seconds(5.0, caller, agent) == seconds
 
 
 @given(st.lists(st.integers(0, 20_000), max_size=10))
