@@ -142,7 +142,10 @@ class QuartMediaSocket:
         the call among them. It does not raise, because a failing phone is not the sender's news.
         """
         await trio.lowlevel.checkpoint()
-        await self._websocket.send(text)
+        # Behind our own Close nothing may follow: hypercorn raises, and the agent, which speaks on
+        # while the caller's last words are sent, is not at fault.
+        if not self._closed:
+            await self._websocket.send(text)
 
     async def close(self, code: int, *, by: float) -> None:
         """Send a Close frame, dropping the connection if it cannot be written by that time."""

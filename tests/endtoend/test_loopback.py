@@ -349,7 +349,7 @@ async def test_an_agent_that_is_not_there() -> None:
                 stop.set()
     assert phone.verbs == [phone.verbs[0], Say(using.call.apology), Hangup()]
     assert isinstance(phone.verbs[0], ConnectStream)
-    assert outcome(app, phone) == "agent_unreachable"
+    assert await outcome(app, phone) == "agent_unreachable"
     assert len(app.extensions["bridge"].calls) == 0
 
 
@@ -385,7 +385,7 @@ async def test_a_server_that_stops_ends_its_calls() -> None:
                 await phone.wait_ended()
             await agent.wait_until_idle()
             nursery.cancel_scope.cancel()
-    assert outcome(app, phone) == "server_shutdown"
+    assert await outcome(app, phone) == "server_shutdown"
     (closed,) = [event.text for event in phone.events if event.kind == "closed"]
     assert closed in ("1000", "1001")
     assert phone.verbs[1:] == [Hangup()]
