@@ -1,0 +1,178 @@
+"""What a conversation leaves behind and reaches out for, on real sockets, files and threads."""
+
+from __future__ import annotations
+
+import json
+import threading
+import wave
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trio
+
+from bridge.functions import Functions
+from bridge.simulator.agent import AgentSession
+from tests.world import QUIET, World, on_loopback, settings
+
+SECOND = bytes(range(1, 251)) * 32
+
+
+def bridge_of(world: World) -> Any:
+    return world.app.extensions["bridge"]
+
+
+async def test_the_record_and_the_recording_of_a_call(tmp_path: Path) -> None:
+    """Transcript, timings and outcome are in the database, both voices in the WAV."""
+
+    async def script(agent: AgentSession) -> None:
+        await agent.wait_until(lambda: agent.received_bytes >= 8000)
+        await agent.user_said("hello")
+        await agent.say("Hi there.", SECOND)
+
+    url = f"sqlite:///{tmp_path}/calls.db"
+    using = settings(records={"url": url, "recordings": str(tmp_path)})
+    async with on_loopback(script, QUIET, using) as world:
+        async with world.call() as phone:
+            await phone.say(SECOND)
+            await phone.wait_event("mark_echoed")
+            await phone.hang_up()
+        await world.quiet()
+        with trio.fail_after(10):
+            await bridge_of(world).recorder.settle()
+        record = await bridge_of(world).recorder.get(phone.call_sid)
+    assert record.outcome == "caller_hung_up"
+    assert [(line.role, line.words, line.heard) for line in record.transcript] == [
+        ("caller", "hello", "heard"),
+        ("agent", "Hi there.", "heard"),
+    ]
+    assert record.turns[-1].first_audio_sent_at is not None
+    check_recording(tmp_path)
+
+
+def check_recording(folder: Path) -> None:
+    (recorded,) = folder.glob("*.wav")
+    with wave.open(str(recorded)) as both:
+        assert (both.getnchannels(), both.getframerate()) == (2, 8000)
+        assert both.getnframes() > 8000
+
+
+async def test_what_comes_after_is_known_in_another_worker(tmp_path: Path) -> None:
+    """`/call-ended` reaches a process that did not carry the call."""
+
+    async def script(agent: AgentSession) -> None:
+        arguments = json.dumps({"destination": "reception"})
+        await agent.call_functions([{"name": "transfer_call", "arguments": arguments}])
+        await agent.say("One moment.", SECOND[:1600])
+
+    using = settings(
+        records={"url": f"sqlite:///{tmp_path}/calls.db"},
+        functions={"transfer_to": {"reception": "+15551112222"}},
+    )
+    async with on_loopback(script, QUIET, using) as here, on_loopback(using=using) as elsewhere:
+        async with here.call() as phone:
+            await phone.wait_ended()
+        async with httpx.AsyncClient() as client:
+            form = {"CallSid": phone.call_sid}
+            answer = await client.post(f"{elsewhere.base_url}/call-ended", data=form)
+    assert "<Number>+15551112222</Number>" in answer.text
+
+
+class Twilio:
+    """Takes the call away, as Twilio does on an update, while the phone is still connected."""
+
+    def __init__(self, phone: list[Any]) -> None:
+        self.updates: list[tuple[str, str]] = []
+        self._phone = phone
+
+    async def update_call(self, call_sid: str, *, twiml: str) -> None:
+        self.updates.append((call_sid, twiml))
+        await self._phone[0].hang_up()
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def test_a_transfer_by_rest_keeps_its_outcome() -> None:
+    """Twilio's `stop` comes before we have ended the call: it was transferred all the same."""
+
+    async def script(agent: AgentSession) -> None:
+        arguments = json.dumps({"destination": "reception"})
+        await agent.call_functions([{"name": "transfer_call", "arguments": arguments}])
+        await agent.say("One moment.", SECOND[:1600])
+
+    using = settings(functions={"transfer_to": {"reception": "+15551112222"}})
+    phones: list[Any] = []
+    async with on_loopback(script, QUIET, using) as world:
+        twilio = bridge_of(world).twilio = Twilio(phones)
+        async with world.call() as phone:
+            phones.append(phone)
+            await phone.wait_ended()
+        await world.quiet()
+        ending = await bridge_of(world).recorder.ending_of(phone.call_sid)
+    assert [sid for sid, _ in twilio.updates] == [phone.call_sid]
+    assert "+15551112222" in twilio.updates[0][1]
+    assert ending.outcome == "transferred"
+
+
+async def test_a_hook_tells_who_is_calling(nursery: trio.Nursery) -> None:
+    async def hook(stream: trio.SocketStream) -> None:
+        request = b""
+        while b"caller" not in request:
+            request += await stream.receive_some()
+        body = b'{"name": "Ada"}'
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        await stream.send_all(head.encode() + body)
+
+    listeners = await nursery.start(trio.serve_tcp, hook, 0)
+    port = listeners[0].socket.getsockname()[1]
+    using = settings(
+        call={"context_url": f"http://localhost:{port}/who"}, agent={"greeting": "Hello {name}!"}
+    )
+    async with on_loopback(behaviour=QUIET, using=using) as world:
+        async with world.call() as phone:
+            session = await world.agent.wait_for_session()
+            await session.applied.wait()
+            await phone.hang_up()
+        await world.quiet()
+    nursery.cancel_scope.cancel()
+    assert session.settings is not None
+    assert session.settings["agent"]["greeting"] == "Hello Ada!"
+
+
+@pytest.mark.parametrize("name", ["hang", "fail", "ignore"])
+async def test_a_function_in_flight_does_not_hold_the_call(name: str) -> None:
+    """One that hangs, one that raises, one in a thread that ignores cancellation: the caller hangs
+    up and everything of the call is gone, but for the thread, which is abandoned."""
+    release = threading.Event()
+
+    async def hang() -> None:
+        """Hang."""
+        await trio.sleep_forever()
+
+    async def fail() -> None:
+        """Fail."""
+        raise RuntimeError("on purpose")
+
+    def ignore() -> None:
+        """Ignore."""
+        release.wait(30)
+
+    async def script(agent: AgentSession) -> None:
+        await agent.call_functions([{"name": name, "arguments": "{}"}])
+
+    try:
+        async with on_loopback(script, QUIET) as world:
+            bridge_of(world)._functions = Functions.of(hang, fail, ignore)
+            async with world.call() as phone:
+                session = await world.agent.wait_for_session()
+                await session.wait_until(lambda: bool(session.calls.all))
+                began = trio.current_time()
+                await phone.hang_up()
+            await world.quiet()
+            assert trio.current_time() - began < 5
+            ending = await bridge_of(world).recorder.ending_of(phone.call_sid)
+        assert ending.outcome == "caller_hung_up"
+    finally:
+        release.set()
