@@ -5,15 +5,19 @@
 
 The *receiver* owns the phone's socket: it reads what Twilio says and closes the socket when the
 call is over. The *agent reader* owns the agent's session: it opens one as soon as the receiver
-knows who is calling, plays what the agent says to the phone, and closes the session. The *sender*
-carries the caller's voice between them. They meet in three channels, all bounded: the facts of
-the call, once; the open session, once; and the caller's audio, for as long as the call lasts.
+knows who is calling, plays what the agent says to the phone, replaces a session that breaks, and
+closes the last one. The *sender* carries the caller's voice between them. They meet in three
+channels, all bounded: the facts of the call, once; each open session; and the caller's audio, for
+as long as the call lasts.
+
+Beside the three, smaller tasks come and go in the same nursery: the timekeeper, the functions the
+agent asks for, a goodbye on its way to the caller's ear, a recording. None outlives the call.
 
 However a call ends, it ends like this. Whoever sees the first sign calls `_end`, which records the
 outcome, once, and starts one clock: by its deadlines the caller's last words reach the agent, both
 sockets say goodbye, and whoever does not answer is cut off. A failure nobody foresaw needs no code
-here: it leaves its task as an exception, the nursery cancels the other two, and their cleanup is
-the same as in any other ending.
+here: it leaves its task as an exception, the nursery cancels the others, and their cleanup is the
+same as in any other ending.
 """
 
 from __future__ import annotations
@@ -78,7 +82,12 @@ class Keeper(Protocol):
 
 
 class Call:
-    """One phone call, from the media socket's first message to the last byte of teardown."""
+    """One phone call, from the media socket's first message to the last byte of teardown.
+
+    `open_agent` opens a session with the agent, `functions` are those it may ask for, `keeper` is
+    told what is to be kept. `record` makes the recording of a call SID, `transfer` has Twilio
+    connect a call SID to a number; both are None where there is no such thing.
+    """
 
     def __init__(
         self,
@@ -146,7 +155,6 @@ class Call:
                 nursery.start_soon(self._receiver, name="receiver")
                 nursery.start_soon(self._part, self._sender, name="sender")
                 nursery.start_soon(self._part, self._agent_reader, nursery, name="agent reader")
-                nursery.start_soon(self._part, self.timekeeper.run, name="timekeeper")
         except* Exception as group:
             self._end(Outcome.INTERNAL_ERROR, "a part of the call failed", group)
             # Whole: with several failures at once, which was first may not be what one looks for.
@@ -310,10 +318,12 @@ class Call:
         bind_contextvars(call_sid=info.call_sid)
         log.info("call started", caller=info.caller, called=info.called)
         self._recording = self.conversation.recording = self._record(info.call_sid)
-        if self._recording is not None:
-            self._start(self._recording.run, name="recording")
         if self._keeper is not None:
             self._keeper.began(self)
+        # From here, where the call's SID is bound, so that what they log has it.
+        self._start(self._part, self.timekeeper.run, name="timekeeper")
+        if self._recording is not None:
+            self._start(self._recording.run, name="recording")
         self._tell_info.send_nowait(info)
 
     @property
