@@ -202,9 +202,9 @@ class StopSignals:
     its parent, from systemd (which sends it to every process of a service), and from hypercorn's
     parent twice more.
 
-    Signals that come before `tell` are kept for it. After the context SIGTERM is ignored if the
-    process was asked to stop: a second one must not turn exit status 0 into a death by signal while
-    the interpreter closes. SIGINT is as before, for somebody at a keyboard.
+    Signals that come before `tell` are kept for it. After the context both are ignored if the
+    process was asked to stop: one more must not turn the exit status into a death by signal, or a
+    traceback, while the interpreter closes.
 
     Only the main thread may use it.
     """
@@ -224,8 +224,7 @@ class StopSignals:
     def __exit__(self, *_: object) -> None:
         self._listener = None
         for number, previous in self._previous.items():
-            asked = number == signal.SIGTERM and self._received
-            signal.signal(number, signal.SIG_IGN if asked else previous)
+            signal.signal(number, signal.SIG_IGN if self._received else previous)
 
     @property
     def interrupted(self) -> bool:
