@@ -178,7 +178,7 @@ class Call:
             goodbye_by = self._goodbye_by()
             # This task, because it never writes and so is never stuck behind a phone that has
             # stopped reading.
-            with trio.CancelScope(shield=True):
+            with trio.CancelScope(shield=True, deadline=goodbye_by):
                 await self._phone.close(self._close_code(), by=goodbye_by)
 
     async def _sender(self) -> None:
