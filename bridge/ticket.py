@@ -1,0 +1,131 @@
+"""The ticket of a call: proof that whoever opens a media socket was sent by us. Pure.
+
+The webhook, which only Twilio can reach, puts a ticket among the stream's parameters; the socket's
+`start` brings it back. It names the call, what it is for and how long it holds, and a MAC over all
+of that, so that any process or machine with the same secret can check it and none has to remember
+having given it out:
+
+    phone.CA0123…cdef.6a1b2c3d.Xk3s9QmZ0aE.<43 characters of HMAC-SHA256>
+
+What has to be remembered is only that a ticket has been used, and by the process that saw it: a
+replay elsewhere would still have to be for the same call, within seconds, past Twilio's signature.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
+from typing import Final, Literal, NamedTuple, get_args
+
+Purpose = Literal["phone", "softphone"]
+
+# Sets the tickets' key apart from whatever else the same secret signs.
+_LABEL: Final = b"bridge: tickets of calls, 1"
+
+_FORM: Final = re.compile(
+    r"(?P<purpose>[a-z]{1,16})\.(?P<call_sid>[A-Za-z0-9]{1,64})\."
+    r"(?P<expires>[0-9a-f]{8,12})\.(?P<nonce>[A-Za-z0-9_-]{11})\.(?P<mac>[A-Za-z0-9_-]{43})"
+)
+_CALL_SID: Final = re.compile(r"[A-Za-z0-9]{1,64}")
+
+# Used tickets that are still remembered, until they expire: a hundred a second for ten minutes.
+# Nobody gets so many but Twilio, for so many calls; beyond, tickets are refused.
+MAX_USED: Final = 60_000
+
+
+class Ticket(NamedTuple):
+    """What a ticket says. `expires` is in whole seconds of the Unix epoch."""
+
+    purpose: Purpose
+    call_sid: str
+    expires: int
+    nonce: str
+
+
+class BadTicket(ValueError):
+    """Not a ticket that holds: says why, without a word of the ticket itself."""
+
+
+def ticket_keys(*sources: Iterable[str]) -> tuple[bytes, ...]:
+    """Return the keys for `Tickets` from the first source that has a secret: all of its secrets,
+    so that tickets signed before a rotation still hold after it. A random key if none has any.
+    """
+    for source in sources:
+        if chosen := [secret for secret in source if secret]:
+            return tuple(
+                hmac.new(secret.encode(), _LABEL, hashlib.sha256).digest() for secret in chosen
+            )
+    return (secrets.token_bytes(32),)
+
+
+class Tickets:
+    """Issues and checks tickets. The first of `keys` signs, any of them verifies.
+
+    `now` is always in seconds of the Unix epoch. One per process, for what it remembers of use.
+    """
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        if not keys:
+            raise ValueError("tickets need a key")
+        self._keys = tuple(keys)
+        self._used: set[str] = set()
+        self._expiring: list[tuple[int, str]] = []
+
+    def issue(
+        self, call_sid: str, now: float, *, lifetime: float, purpose: Purpose = "phone"
+    ) -> str:
+        """Return a ticket for this call: URL-safe text of less than 200 characters that holds for
+        `lifetime` seconds, for one use.
+
+        Raises ValueError for a SID that is not of letters and digits.
+        """
+        if not _CALL_SID.fullmatch(call_sid):
+            raise ValueError("a call SID is of letters and digits")
+        nonce = secrets.token_urlsafe(8)
+        body = f"{purpose}.{call_sid}.{int(now + lifetime):08x}.{nonce}"
+        return f"{body}.{self._mac(self._keys[0], body)}"
+
+    def read(self, ticket: str, now: float, *, purpose: Purpose = "phone") -> Ticket:
+        """Return what a ticket says, whether or not it has been used. Raises BadTicket."""
+        form = _FORM.fullmatch(ticket)
+        if form is None:
+            raise BadTicket("not a ticket" if ticket else "no ticket")
+        body = ticket.rpartition(".")[0]
+        # Every key is tried, so that the time taken does not tell which one it was.
+        held = [hmac.compare_digest(self._mac(key, body), form["mac"]) for key in self._keys]
+        if not any(held) or form["purpose"] not in get_args(Purpose):
+            raise BadTicket("a ticket that was not signed here")
+        if form["purpose"] != purpose:
+            raise BadTicket(f"a ticket for a {form['purpose']}, shown by a {purpose}")
+        expires = int(form["expires"], 16)
+        if now >= expires:
+            raise BadTicket(f"a ticket that expired {now - expires:.0f} seconds ago")
+        return Ticket(purpose, form["call_sid"], expires, form["nonce"])
+
+    def check(self, ticket: str, call_sid: str, now: float, *, purpose: Purpose = "phone") -> str:
+        """Use a ticket for this call; "" if it holds, else the reason why not."""
+        try:
+            read = self.read(ticket, now, purpose=purpose)
+        except BadTicket as error:
+            return str(error)
+        if not hmac.compare_digest(read.call_sid.encode(), call_sid.encode(errors="replace")):
+            return "the ticket of another call"
+        while self._expiring and self._expiring[0][0] <= now:
+            self._used.discard(heappop(self._expiring)[1])
+        if read.nonce in self._used:
+            return "a ticket that was used before"
+        if len(self._used) >= MAX_USED:
+            return "too many tickets at once"
+        self._used.add(read.nonce)
+        heappush(self._expiring, (read.expires, read.nonce))
+        return ""
+
+    @staticmethod
+    def _mac(key: bytes, body: str) -> str:
+        digest = hmac.new(key, body.encode(), hashlib.sha256).digest()
+        return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
