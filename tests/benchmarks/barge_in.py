@@ -33,6 +33,7 @@ import msgspec
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
+from bridge.load import machine
 from bridge.simulator.agent import AgentSession, Behaviour, SimulatedAgent
 from bridge.simulator.phone import (
     CallEndedError,
@@ -45,7 +46,6 @@ from bridge.simulator.phone import (
     WebhookError,
 )
 from bridge.simulator.voice import speech_for
-from tests.benchmarks import machine
 from tests.benchmarks.server import ServerError, running
 
 FRAME_MS: Final = 60

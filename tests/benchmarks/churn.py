@@ -33,9 +33,9 @@ import msgspec
 import trio
 from trio_websocket import WebSocketConnection, wrap_client_stream
 
+from bridge.load import machine
 from bridge.simulator.agent import AgentSession, Behaviour, SimulatedAgent
 from bridge.simulator.phone import SimulatedPhone, TwimlError, WebhookError
-from tests.benchmarks import machine
 from tests.benchmarks.server import ServerError, stop
 from tests.endtoend.scene import Line
 from tests.world import QUIET

@@ -27,7 +27,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from tests.benchmarks import machine
+from bridge.load import machine
 from tests.benchmarks.figures import Figures, figures, medians, table
 from tests.benchmarks.load import SET_UP_EACH, SETTLE, TEAR_DOWN, WARM_UP
 from tests.benchmarks.server import Server, ServerError, running, stop

@@ -15,7 +15,7 @@ from typing import Final
 
 import trio
 
-from tests.benchmarks import machine
+from bridge.load import machine
 
 START_SECONDS: Final = 30.0
 """For Python to start and import a web framework on a machine that is busy with other things."""

@@ -63,6 +63,8 @@ class WebSocket(asyncio.Protocol):
     def send(self, kind: int, payload: bytes) -> None:
         """Send one message, below 64 KiB. A socket that is gone swallows it."""
         assert self._transport is not None
+        if self._transport.is_closing():
+            return
         size = len(payload)
         mask = _MASKED if self.masks else 0
         if size < 126:

@@ -10,16 +10,21 @@ from __future__ import annotations
 import asyncio
 import base64
 import secrets
+import ssl
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import Final
-from urllib.parse import urlencode, urlsplit
-from xml.etree import ElementTree
+from urllib.parse import urlencode
 
+import httpx
 import msgspec
 
-from tests.benchmarks.flow import Flow
-from tests.benchmarks.wire import BINARY, TEXT, WebSocket, WireError, accept_value, header
+from bridge.load.flow import Flow
+from bridge.load.wire import BINARY, TEXT, WebSocket, WireError, accept_value, header
+from bridge.simulator.twiml import ConnectStream, Say, TwimlError, dialled_address, read_twiml
+from bridge.simulator.webhook import WEBHOOK_SECONDS, sign, voice_form
 
 _WELCOME: Final = b'{"type":"Welcome","request_id":"00000000-0000-0000-0000-000000000000"}'
 _APPLIED: Final = b'{"type":"SettingsApplied"}'
@@ -82,8 +87,11 @@ class PhoneEnd(WebSocket):
 
     masks = True
 
-    def __init__(self, host: str, path: str, sids: Sids, parameters: dict[str, str]) -> None:
+    def __init__(
+        self, host: str, path: str, sids: Sids, parameters: dict[str, str], headers: str = ""
+    ) -> None:
         super().__init__()
+        self._headers = headers  # more of the request's, each with its line break
         self._host = host
         self._path = path
         self._sids = sids
@@ -94,20 +102,23 @@ class PhoneEnd(WebSocket):
         self.uplink: Flow | None = None
         self.downlink: Flow | None = None
         self.unexpected = 0
+        self.placed_at = 0  # ns of the monotonic clock
+        self.first_audio_at: int | None = None
 
     def on_connected(self) -> None:
         """Ask for the upgrade as Twilio does, without permessage-deflate."""
         self.write(
             f"GET {self._path} HTTP/1.1\r\nHost: {self._host}\r\nUpgrade: websocket\r\n"
             "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-            f"Sec-WebSocket-Key: {self._key.decode()}\r\n\r\n".encode()
+            f"Sec-WebSocket-Key: {self._key.decode()}\r\n{self._headers}\r\n".encode()
         )
 
     def on_head(self, head: bytes) -> None:
         """The server has answered the upgrade: introduce the call."""
         status = head.split(b"\r\n", 1)[0].decode("latin-1")
         if " 101 " not in status + " ":
-            raise WireError(f"the media socket was refused: {status}")
+            kind = RefusedError if " 503" in status or " 429" in status else WireError
+            raise kind(f"the media socket was refused: {status}")
         if header(head, b"sec-websocket-accept") != accept_value(self._key):
             raise WireError("the media socket's handshake is wrong")
         self._say({"event": "connected", "protocol": "Call", "version": "1.0.0"})
@@ -124,8 +135,11 @@ class PhoneEnd(WebSocket):
     def on_message(self, kind: int, payload: bytes, now: int) -> None:
         """Audio is accounted for, a mark comes back at once: playback keeps up with the clock."""
         message = _from_server.decode(payload)
-        if message.event == "media" and message.media is not None and self.downlink is not None:
-            self.downlink.arrived(message.media.payload, now)
+        if message.event == "media" and message.media is not None:
+            if self.first_audio_at is None:
+                self.first_audio_at = now
+            if self.downlink is not None:
+                self.downlink.arrived(message.media.payload, now)
         elif message.event == "mark" and message.mark is not None:
             self._say(self._numbered({"event": "mark", "mark": {"name": message.mark.name}}))
         else:
@@ -168,53 +182,92 @@ class Sids:
         self.stream = "MZ" + secrets.token_hex(16)
 
 
-async def place_call(host: str, port: int) -> PhoneEnd:
+class RefusedError(WireError):
+    """The server does not take this call, and says so as it should: busy, or no media socket."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The server to call: `url` without the webhook's path; `token` signs as Twilio does."""
+
+    url: str
+    token: str | None = None
+    from_number: str = "+15550100001"
+    to_number: str = "+15550100002"
+    webhook: str = "/incoming-call"
+
+
+async def place_call(target: Target) -> PhoneEnd:
     """Call the server: its webhook, then the media socket that the TwiML names, up to `start`.
 
-    Raises WireError when the server does not take the call, OSError when it is not there.
+    Raises RefusedError when it does not take the call, another WireError when its answer is wrong,
+    OSError when it is not there.
     """
-    sids = Sids()
-    stream = await _webhook(host, port, sids)
-    target = urlsplit(stream.get("url", ""))
-    if target.scheme != "ws" or target.hostname is None:
-        raise WireError(f"the TwiML names no plain media socket on this machine: {stream.attrib}")
-    parameters = {p.get("name", ""): p.get("value", "") for p in stream.iter("Parameter")}
-    path = target.path + (f"?{target.query}" if target.query else "")
-    phone = PhoneEnd(target.netloc, path, sids, parameters)
-    loop = asyncio.get_running_loop()
-    await loop.create_connection(lambda: phone, target.hostname, target.port or 80)
-    await phone.opened
+    sids, placed_at = Sids(), time.monotonic_ns()
+    stream = await _webhook(target, sids)
+    try:
+        address, _ = dialled_address(stream.url, target.url)
+    except TwimlError as error:
+        raise WireError(str(error)) from None
+    headers = ""
+    if target.token is not None:
+        signed = "wss" + stream.url[stream.url.index("://") :]
+        headers = f"X-Twilio-Signature: {sign(signed, (), target.token)}\r\n"
+    phone = PhoneEnd(address.authority, address.target, sids, dict(stream.parameters), headers)
+    phone.placed_at = placed_at
+    await asyncio.get_running_loop().create_connection(
+        lambda: phone, address.host, address.port, ssl=_tls() if address.tls else None
+    )
+    try:
+        await phone.opened
+    except BaseException:
+        phone.abort()
+        raise
     return phone
 
 
-async def _webhook(host: str, port: int, sids: Sids) -> ElementTree.Element:
-    form = {
-        "AccountSid": sids.account,
-        "CallSid": sids.call,
-        "CallStatus": "ringing",
-        "Direction": "inbound",
-        "From": "+15550100001",
-        "To": "+15550100002",
-    }
-    body = urlencode(form).encode()
-    reader, writer = await asyncio.open_connection(host, port)
+async def _webhook(target: Target, sids: Sids) -> ConnectStream:
+    """The stream that the webhook's TwiML connects the call to."""
+    url = target.url.rstrip("/") + target.webhook
+    form = voice_form(
+        call_sid=sids.call,
+        account_sid=sids.account,
+        from_number=target.from_number,
+        to_number=target.to_number,
+        caller_name=None,
+        call_status="ringing",
+    )
+    headers = {"Content-Type": "application/x-www-form-urlencoded", "User-Agent": "TwilioProxy/1.1"}
+    if target.token is not None:
+        headers["X-Twilio-Signature"] = sign(url, form, target.token)
     try:
-        writer.write(
-            f"POST /incoming-call HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n"
-            "Content-Type: application/x-www-form-urlencoded\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n".encode()
-            + body
+        # No proxy of this machine's environment stands between Twilio and a server.
+        async with httpx.AsyncClient(trust_env=False, timeout=WEBHOOK_SECONDS) as client:
+            answer = await client.post(url, content=urlencode(form), headers=headers)
+    except httpx.ConnectError as error:
+        raise ConnectionError(f"cannot reach {target.url} ({error})") from None
+    except httpx.HTTPError as error:
+        raise WireError(f"the webhook did not answer: {type(error).__name__} {error}") from None
+    if answer.status_code == 503:
+        raise RefusedError("the webhook answered 503")
+    if answer.status_code == 403:
+        raise WireError(
+            "the webhook answered 403: it wants a request that Twilio has signed; set "
+            "TWILIO_AUTH_TOKEN to the one the server has"
         )
-        head = await reader.readuntil(b"\r\n\r\n")
-        status = head.split(b"\r\n", 1)[0].decode("latin-1")
-        if " 200" not in status:
-            raise WireError(f"the webhook answered {status}")
-        answer = await reader.readexactly(int(header(head, b"content-length") or b"0"))
-    except asyncio.IncompleteReadError:
-        raise WireError("the webhook's answer breaks off") from None
-    finally:
-        writer.close()
-    stream = ElementTree.fromstring(answer).find(".//Stream")
-    if stream is None:
-        raise WireError("the TwiML has no <Stream>")
-    return stream
+    if answer.status_code != 200:
+        raise WireError(f"the webhook answered {answer.status_code}")
+    try:
+        verbs = read_twiml(answer.content, answer.headers.get("Content-Type", ""), url)
+    except TwimlError as error:
+        raise WireError(f"Twilio would refuse the TwiML, error {error}") from None
+    for verb in verbs:
+        if isinstance(verb, ConnectStream):
+            return verb
+    words = next((verb.text for verb in verbs if isinstance(verb, Say)), "")
+    raise RefusedError(f"the server says: {words}" if words else "the TwiML connects to no stream")
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()
