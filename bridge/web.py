@@ -20,6 +20,7 @@ from bridge.config_file import SettingsSource
 from bridge.control import control_blueprint
 from bridge.operating import Operator
 from bridge.outcome import Outcome
+from bridge.pages import pages_blueprint
 from bridge.server import worker
 from bridge.server.media_socket import DirectWebsocketConnection, QuartMediaSocket
 from bridge.service import Bridge
@@ -79,6 +80,7 @@ def create_app(
     bridge = Bridge(config, secrets, open_stream)
     app.extensions["bridge"] = bridge
     app.register_blueprint(control_blueprint(Operator(bridge)))
+    app.register_blueprint(pages_blueprint(lambda: bridge.api_token))
 
     @app.before_serving
     async def prepare() -> None:

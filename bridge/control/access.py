@@ -96,6 +96,15 @@ class Gate:
         return count + 1
 
 
+def may_see_pages(token: str, headers: Headers, peer: str) -> bool:
+    """Whether the console's and the softphone's pages may be served; the arguments are `refusal`'s.
+
+    They hold no data, so with a token anybody may have them, and whoever follows a link from
+    another site as well; what they show is asked for separately.
+    """
+    return bool(token) or _is_local(headers, peer)
+
+
 _NOT_LOCAL: Final = Refusal(
     403, "without BRIDGE_API_TOKEN only clients on this machine are let in; set it to use this"
 )

@@ -394,6 +394,8 @@ async def test_healthz_answers_any_prober(host: str) -> None:
         ("/incoming-call", "DELETE"),
         ("/call-ended", "GET"),
         ("/call-ended", "PUT"),
+        ("/", "POST"),
+        ("/softphone", "POST"),
         ("/healthz", "POST"),
         ("/media-stream", "POST"),
     ],
@@ -408,7 +410,7 @@ async def test_the_media_socket_is_no_page() -> None:
     assert (await ask("/media-stream", method="GET")).status_code == 400
 
 
-@pytest.mark.parametrize("path", ["/", "/nope", "/incoming-call/", "/incoming-call/x"])
+@pytest.mark.parametrize("path", ["/nope", "/incoming-call/", "/incoming-call/x"])
 async def test_nothing_else_is_here(path: str) -> None:
     assert (await ask(path, FORM)).status_code == 404
 
