@@ -1,0 +1,91 @@
+"""The speech worker: a process that hears and speaks for one call, at the other end of two pipes.
+
+`python -m bridge.local.worker` reads frames (see `frames`) from standard input and writes them to
+standard output, until its input ends. A process of its own, because the recogniser holds the
+interpreter's lock for up to a second, and because a crash of it must end one call only.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, BinaryIO
+
+import msgspec
+
+from bridge.local import frames
+from bridge.local.events import Event, Ready, Setup, SetupError, Unable
+from bridge.local.voices import Engine, EngineMissing, choose, speech_of
+
+if TYPE_CHECKING:
+    from bridge.local.ears import Ears
+
+_READ_BYTES = 65536
+
+
+class Worker:
+    """Acts on the frames of the server, one after another; answers go to `out`."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self._voice: Engine | None = None
+        self._ears: Ears | None = None
+
+    def take(self, kind: bytes, content: bytes) -> None:
+        """Act on one frame. Raises what makes this worker useless."""
+        if kind == frames.SETUP:
+            self._set_up(msgspec.json.decode(content, type=Setup))
+        elif kind == frames.HEAR and self._ears is not None:
+            for found in self._ears.hear(content):
+                self._tell(found)
+        elif kind == frames.END_TURN and self._ears is not None:
+            if (ended := self._ears.end_turn()) is not None:
+                self._tell(ended)
+        elif kind == frames.SPEAK and self._voice is not None:
+            number, text = frames.split_number(content)
+            speech = speech_of(self._voice, text.decode())
+            self._send(frames.SPEECH, frames.numbered(number, speech))
+        elif kind == frames.PING:
+            self._send(frames.PONG)
+
+    def _set_up(self, setup: Setup) -> None:
+        self._voice = choose(setup.voice)
+        if setup.grammar:
+            # A worker that only speaks needs no recogniser.
+            from bridge.local.ears import Ears
+
+            self._ears = Ears(setup)
+        self._tell(Ready(self._voice.name))
+
+    def _tell(self, event: Event) -> None:
+        self._send(frames.EVENT, msgspec.json.encode(event))
+
+    def _send(self, kind: bytes, content: bytes = b"") -> None:
+        self._out.write(frames.frame(kind, content))
+        self._out.flush()
+
+
+def main() -> int:
+    """Work until standard input ends. Exit code 1 when it cannot."""
+    # Ctrl-C in a terminal reaches the whole group; the server ends its workers by itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What a library prints must not get between the frames: it goes where errors go.
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    worker, reader = Worker(out), frames.FrameReader()
+    try:
+        while data := os.read(0, _READ_BYTES):
+            for kind, content in reader.feed(data):
+                worker.take(kind, content)
+    except (EngineMissing, SetupError) as error:
+        out.write(frames.frame(frames.EVENT, msgspec.json.encode(Unable(str(error)))))
+        out.flush()
+        return 1
+    except BrokenPipeError:
+        pass  # the server has gone
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
