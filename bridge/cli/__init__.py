@@ -20,6 +20,7 @@ COMMANDS = {
     "dial": "Place an outbound call.",
     "number": "Point a Twilio number's voice webhook at this server.",
     "agent": "Run a local agent that speaks the Voice Agent protocol.",
+    "load": "Many simulated calls at once against a running bridge.",
 }
 
 

@@ -142,7 +142,8 @@ class PhoneEnd(WebSocket):
                 self.downlink.arrived(message.media.payload, now)
         elif message.event == "mark" and message.mark is not None:
             self._say(self._numbered({"event": "mark", "mark": {"name": message.mark.name}}))
-        else:
+        elif message.event != "clear" or self.downlink is not None:
+            # An agent of the server's own may well be interrupted by what it takes for speech.
             self.unexpected += 1
 
     def speak(self) -> None:

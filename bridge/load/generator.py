@@ -205,6 +205,9 @@ class Load:
                 if self._plan.strict:
                     raise
                 self._refusals.append(str(refusal))
+                while not self._ready.empty():
+                    # Opened ahead of a call that then was refused: it belongs to nobody.
+                    self._ready.get_nowait().abort()
 
     async def _set_up_one(self, number: int) -> None:
         phone = await place_call(self._plan.target)

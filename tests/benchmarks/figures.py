@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from bridge.load.summary import at_share
+
 GENERATOR_LATE_MS: Final = 5.0
 """Frames sent later than this were sent in bunches: no load of even spacing."""
 
@@ -77,19 +79,19 @@ def figures(calls: int, raw: dict[str, Any], complaints: Sequence[str]) -> Figur
     result = Figures(
         calls=calls,
         seconds=round(seconds, 3),
-        uplink_beyond_median_ms=_ms(raw["uplink_beyond_ns"], 0.5),
-        uplink_beyond_p99_ms=_ms(raw["uplink_beyond_ns"], 0.99),
-        uplink_total_median_ms=_ms(raw["uplink_total_ns"], 0.5),
-        uplink_total_p99_ms=_ms(raw["uplink_total_ns"], 0.99),
-        downlink_median_ms=_ms(raw["downlink_total_ns"], 0.5),
-        downlink_p99_ms=_ms(raw["downlink_total_ns"], 0.99),
-        downlink_max_ms=_ms(raw["downlink_total_ns"], 1.0),
+        uplink_beyond_median_ms=at_share(raw["uplink_beyond_ns"], 0.5),
+        uplink_beyond_p99_ms=at_share(raw["uplink_beyond_ns"], 0.99),
+        uplink_total_median_ms=at_share(raw["uplink_total_ns"], 0.5),
+        uplink_total_p99_ms=at_share(raw["uplink_total_ns"], 0.99),
+        downlink_median_ms=at_share(raw["downlink_total_ns"], 0.5),
+        downlink_p99_ms=at_share(raw["downlink_total_ns"], 0.99),
+        downlink_max_ms=at_share(raw["downlink_total_ns"], 1.0),
         cpu_ms_per_call_second=1000 * used / calls / seconds,
         rss_kb_per_call=(raw["loaded_kb"] - raw["idle_kb"]) / calls,
         server_core_percent=100 * used / seconds,
         others_on_core_percent=None if busy is None else max(0.0, 100 * (busy - used) / seconds),
         generator_core_percent=100 * raw["generator_cpu"] / seconds,
-        generator_late_p99_ms=_ms(raw["lateness_ns"], 0.99),
+        generator_late_p99_ms=at_share(raw["lateness_ns"], 0.99),
         frames_sent=count["sent"],
         frames_lost=count["lost"],
         frames_duplicated=count["duplicated"],
@@ -197,10 +199,3 @@ def table(rows: Sequence[Figures], frame_ms: int) -> str:
 
 def _cell(value: float | None, form: str) -> str:
     return "?" if value is None else format(value, form)
-
-
-def _ms(ordered: Sequence[int], share: float) -> float:
-    """The delay, in ms, that this share of `ordered` delays in ns does not exceed."""
-    if not ordered:
-        return 0.0
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] / 1e6
