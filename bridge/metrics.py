@@ -11,6 +11,7 @@ each new value is a series that Prometheus keeps for months, and a caller could 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Final, Literal, get_args
 
@@ -19,6 +20,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from bridge.metrics_folder import NUMBER, AddedUp, share
 from bridge.outcome import Outcome
 
 Direction = Literal["uplink", "downlink"]
@@ -62,10 +64,13 @@ BARGE_IN: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.
 class Metrics:
     """The metrics of one application. All times are in seconds, of any monotonic clock.
 
-    The methods may be called in any thread.
+    The methods may be called in any thread. In a process that shares a folder with others (see
+    `metrics_folder`), `expose` tells of them all, and reads files: `reads_files` says so.
     """
 
     def __init__(self) -> None:
+        folder = share()
+        self.reads_files = folder is not None
         registry = self._registry = CollectorRegistry()
 
         def histogram(name: str, documentation: str, buckets: Iterable[float]) -> Histogram:
@@ -140,9 +145,10 @@ class Metrics:
         )
 
         self._shown = CollectorRegistry()
-        # Over several processes, the one place to change: here goes a collector that reads the
-        # files of them all (prometheus_client.multiprocess).
-        self._shown.register(_WithoutCreated(registry))
+        if folder is None:
+            self._shown.register(_WithoutCreated(registry))
+        else:
+            self._shown.register(AddedUp(folder, numbered=NUMBER in os.environ))
 
     # ---- calls -----------------------------------------------------------------------------
 

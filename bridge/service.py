@@ -151,6 +151,12 @@ class Bridge:
         """Whether there are as many calls as there may be."""
         return len(self.calls) >= self._settings.server.max_calls
 
+    async def exposed_metrics(self, accept: str | None) -> tuple[bytes, str]:
+        """`Metrics.expose`, in a thread where other processes' files are read for it."""
+        if self.metrics.reads_files:
+            return await trio.to_thread.run_sync(self.metrics.expose, accept)
+        return self.metrics.expose(accept)
+
     def begin_drain(self) -> None:
         """Take no new calls from now on; live ones go on."""
         self.draining = True

@@ -132,7 +132,7 @@ def create_app(
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        body, content_type = bridge.metrics.expose(request.headers.get("Accept"))
+        body, content_type = await bridge.exposed_metrics(request.headers.get("Accept"))
         return Response(body, content_type=content_type)
 
     @app.errorhandler(BadHost)

@@ -22,6 +22,7 @@ one.
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -37,6 +38,7 @@ from hypercorn.utils import repr_socket_addr
 
 from bridge.config import Settings
 from bridge.log import get_logger
+from bridge.metrics_folder import MetricsFolder
 from bridge.server.stopping import SLACK_SECONDS, StopSignals, hurry_at_most
 
 log = get_logger(__name__)
@@ -241,20 +243,35 @@ class Supervisor:
 
 
 class ProcessWorker:
-    """A worker in a process of its own, and our end of its lifeline."""
+    """A worker in a process of its own, and our end of its lifeline. `gone` is called, once, when
+    nothing of it is left that counts."""
 
-    def __init__(self, process: trio.Process, lifeline: trio.SocketStream) -> None:
+    def __init__(
+        self,
+        process: trio.Process,
+        lifeline: trio.SocketStream,
+        gone: Callable[[], None] = lambda: None,
+    ) -> None:
         self._process = process
         self._lifeline = lifeline
         self._received = bytearray()
+        self._gone = gone
 
     @classmethod
-    async def start(cls, listening: Sequence[socket.socket]) -> ProcessWorker:
+    async def start(
+        cls, listening: Sequence[socket.socket], metrics: MetricsFolder | None = None
+    ) -> ProcessWorker:
         """Start a worker that serves on these sockets. Raises OSError.
 
         It gets its settings as we got ours, from the environment and the file named there; on its
-        command line are numbers of descriptors.
+        command line are numbers of descriptors. Its metrics go into the folder.
         """
+        environment = dict(os.environ)
+        gone: Callable[[], None] = lambda: None  # noqa: E731
+        if metrics is not None:
+            number = metrics.take()
+            environment |= metrics.environment(number)
+            gone = partial(metrics.give_back, number)
         ours, theirs = socket.socketpair()
         # Closed here once the process has it: then our end tells when the process is gone.
         with theirs:
@@ -265,12 +282,14 @@ class ProcessWorker:
                     stdin=subprocess.DEVNULL,
                     pass_fds=descriptors,
                     process_group=0,
+                    env=environment,
                 )
             except BaseException:
                 ours.close()
+                gone()
                 raise
         ours.setblocking(False)
-        return cls(process, trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
+        return cls(process, trio.SocketStream(trio.socket.from_stdlib_socket(ours)), gone)
 
     @property
     def pid(self) -> int:
@@ -299,6 +318,7 @@ class ProcessWorker:
 
     def close(self) -> None:
         self._lifeline.socket.close()
+        self._gone()
 
 
 async def supervise(config: Config, settings: Settings, signals: StopSignals) -> int:
@@ -314,8 +334,13 @@ async def supervise(config: Config, settings: Settings, signals: StopSignals) ->
             one.listen(config.backlog)
             address = repr_socket_addr(one.family, one.getsockname())
             log.info("listening", address=f"http://{address}", workers=settings.server.workers)
+        metrics = None
+        try:
+            metrics = stack.enter_context(MetricsFolder())
+        except OSError as error:
+            log.warning("no folder for metrics: each worker tells its own", reason=str(error))
         supervisor = Supervisor(
-            partial(ProcessWorker.start, listening),
+            partial(ProcessWorker.start, listening, metrics),
             settings.server.workers,
             hurry_seconds=hurry_at_most(settings),
         )

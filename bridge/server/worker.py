@@ -21,8 +21,9 @@ What hypercorn's parent process decides is beyond its reach, so that, with
 
 SIGHUP to the parent drains all workers and starts new ones; callers hear "busy" in between.
 An unusable configuration is one line on standard error and, with `-w 0`, exit status 1; hypercorn's
-parent makes a 0 of it. `--max-requests` ends a worker by hypercorn's own way: calls are cut after
-`--graceful-timeout`.
+parent makes a 0 of it. `GET /metrics` adds the workers up where PROMETHEUS_MULTIPROC_DIR names an
+empty folder; see `metrics_folder`. `--max-requests` ends a worker by hypercorn's own way: calls are
+cut after `--graceful-timeout`.
 """
 
 from __future__ import annotations
@@ -40,9 +41,12 @@ from hypercorn.config import Config
 from quart_trio import QuartTrio
 
 from bridge.config import ConfigError, Settings
+from bridge.log import get_logger
 from bridge.server import guard
 from bridge.server.stopping import Stop, StopSignals, graceful_timeout
 from bridge.server.watchdog import watching
+
+log = get_logger(__name__)
 
 _worker_serve = hypercorn.trio.run.worker_serve
 
@@ -67,6 +71,11 @@ async def hypercorn_worker(app: Any, config: Config, **options: Any) -> None:
         settings = bridge.prepare()
     except ConfigError as error:
         raise SystemExit(f"bridge: {error}") from None
+    if config.workers > 1 and not bridge.metrics.reads_files:
+        log.warning(
+            "GET /metrics tells of the worker that happens to answer; set PROMETHEUS_MULTIPROC_DIR "
+            "to an empty folder to have the sum, or run bridge serve"
+        )
     adopt(config, settings)
     stop = Stop(bridge)
     parents_wish = options.pop("shutdown_trigger", None)
