@@ -5,19 +5,22 @@ hypercorn 0.18 runs all connections in one nursery. An exception in one connecti
 the server and every call. It writes to sockets in a shield without a deadline, so that a peer
 which stops reading can be neither timed out nor cancelled nor shut down. And in some corners it
 waits for ever: for an application that has returned to read what the peer still sends, for a peer
-that was refused to close the connection.
+that was refused to close the connection, for one that speaks HTTP/2 and asks nothing.
 
-`GuardedTCPServer`, the connection, and `GuardedWSStream`, the websocket on it, take the place of
-hypercorn's classes. Those are private, so the version is pinned in pyproject.toml, and
-tests/unit/server/test_guard.py fails without each remedy, and when a remedy has become needless.
+`GuardedTCPServer`, the connection, `GuardedH11Protocol`, what is spoken on it, and
+`GuardedWSStream`, the websocket, take the place of hypercorn's classes. Those are private, so the
+version is pinned in pyproject.toml, and tests/unit/server/test_guard.py fails without each remedy,
+and when a remedy has become needless.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from typing import Any, Final, cast
 
+import h11
+import hypercorn.protocol
 import hypercorn.protocol.h2
 import hypercorn.protocol.h11
 import hypercorn.trio.run
@@ -26,14 +29,21 @@ from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Body, Data, Request, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.typing import AppWrapper, ASGIReceiveCallable, ASGIReceiveEvent
+from hypercorn.typing import (
+    AppWrapper,
+    ASGIReceiveCallable,
+    ASGIReceiveEvent,
+    WebsocketAcceptEvent,
+)
 from wsproto.events import CloseConnection
 from wsproto.events import Event as WebsocketEvent
 from wsproto.frame_protocol import CloseReason
 
 from bridge.log import get_logger
+from bridge.server.crowd import Crowd, Pace
 
 log = get_logger(__name__)
 
@@ -44,12 +54,30 @@ WRITE_TIMEOUT: Final = 5.0
 # Media messages are 300 bytes and Twilio's longest, `start`, a few thousand.
 MAX_MESSAGE_BYTES: Final = 64 * 1024
 
+# A phone says 50 things a second, and after a stall of the network 20 s of them at once. Who says
+# more is read no faster than this, and TCP passes it on.
+FRAMES_PER_SECOND: Final = 250
+FRAMES_AT_ONCE: Final = 1000
+
+# What is parsed in one go: 700 of the smallest frames, which take a few milliseconds. hypercorn
+# would parse all of a read, 64 KiB, while every call waits.
+PARSED_AT_ONCE: Final = 4096
+
+# How long saying goodbye may take to a peer that does not read.
+CLOSE_TIMEOUT: Final = 1.0
+
 # Where an application finds its connection's guard in the ASGI scope's `state`.
 GUARD_KEY: Final = "bridge.guard"
 
 
+# Those of this process.
+_crowd = Crowd()
+
+
 class GuardedTCPServer(TCPServer):
     """One connection of hypercorn's, with its failures contained and its waits bounded."""
+
+    crowd = _crowd
 
     def __init__(self, app: AppWrapper, config: Config, *args: Any) -> None:
         super().__init__(app, config, *args)
@@ -58,6 +86,7 @@ class GuardedTCPServer(TCPServer):
         self._application = app
         self._finish_by = float("inf")
         self._writing = trio.CancelScope()
+        self._life = trio.CancelScope()
         # hypercorn's default is 16 MiB, for each of all calls; what an operator chose stays.
         if "websocket_max_message_size" not in vars(config):
             config.websocket_max_message_size = MAX_MESSAGE_BYTES
@@ -68,11 +97,21 @@ class GuardedTCPServer(TCPServer):
 
     async def run(self) -> None:
         """Serve the connection. Raises nothing but cancellation and what is not an Exception."""
+        if not self.crowd.enter(self, self._make_room):
+            log.warning("too many connections, one turned away", limit=self.crowd.limit)
+            return await trio.aclose_forcefully(self.stream)
         try:
-            await super().run()
+            with self._life:
+                await super().run()
         except* Exception as group:
             # Caused by the peer or by hypercorn, and over: a warning, with what an expert needs.
             log.warning("connection failed", errors=repr(group.exceptions))
+        finally:
+            self.crowd.left(self)
+        return None
+
+    def _make_room(self) -> None:
+        self._life.cancel(reason="too many connections, and this one asks for nothing")
 
     def finish_by(self, deadline: float) -> None:
         """Bound all writes by a time on Trio's clock, the one under way included.
@@ -92,6 +131,11 @@ class GuardedTCPServer(TCPServer):
         if not isinstance(event, RawData):
             # Short, and not to be lost: quart-trio cancels a request's task when the request is
             # over, which is while hypercorn starts the timer for the idle connection.
+            if isinstance(event, Updated):
+                if event.idle:
+                    self.crowd.waits(self, self._make_room)
+                else:
+                    self.crowd.asks(self)
             with trio.CancelScope(shield=isinstance(event, Updated)):
                 await super().protocol_send(event)
             return
@@ -118,8 +162,8 @@ class GuardedTCPServer(TCPServer):
             await self.protocol.handle(Closed())
 
     async def _close(self) -> None:
-        # Neither of its steps waits for the peer, but cancelled in the first it forgets the second.
-        with trio.CancelScope(shield=True):
+        # Cancelled in the first of its steps it forgets the second. With TLS, they write.
+        with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
             await super()._close()
 
     async def _run_application(
@@ -154,8 +198,33 @@ class GuardedTCPServer(TCPServer):
                 self._task_group.spawn(discard)
 
 
+class GuardedH11Protocol(H11Protocol):
+    """HTTP/1.1, which nobody talks hypercorn out of.
+
+    On any connection hypercorn would change to HTTP/2 when the peer says so, and stop its timer for
+    idle ones: a peer that goes on to ask nothing stays for ever. Twilio, browsers and proxies speak
+    HTTP/2 by TLS or not at all, and an operator can still offer it there.
+    """
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Upgrade to nothing; RFC 9110, section 7.8 lets a server ignore the wish."""
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        if request.http_version == b"2.0":
+            await self._send_error_response(505)
+            await self.send(Closed())
+        else:
+            await super()._create_stream(request)
+
+
 class GuardedWSStream(WSStream):
-    """One websocket of hypercorn's, without compression, and over when it has gone wrong."""
+    """One websocket of hypercorn's, without compression, read no faster than anybody speaks, and
+    over when it has gone wrong."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._pace = Pace(FRAMES_PER_SECOND, FRAMES_AT_ONCE)
+        self._frames = 0
 
     async def handle(self, event: StreamEvent) -> None:
         """Take what the peer sent. Once the websocket is refused, the connection is closed."""
@@ -174,8 +243,27 @@ class GuardedWSStream(WSStream):
                 await self._send_error_response(400)
                 self.state = ASGIWebsocketState.HTTPCLOSED
                 await self._hang_up()
+        elif isinstance(event, Body | Data):
+            for start in range(0, len(event.data), PARSED_AT_ONCE):
+                # A frame that comes byte by byte costs a read each.
+                self._frames = 1
+                await super().handle(
+                    replace(event, data=event.data[start : start + PARSED_AT_ONCE])
+                )
+                if wait := self._pace.spend(self._frames, trio.current_time()):
+                    await trio.sleep(wait)
         else:
             await super().handle(event)
+
+    async def _accept(self, message: WebsocketAcceptEvent) -> None:
+        await super()._accept(message)
+        events = self.connection.events
+        self.connection.events = lambda: self._counted(events())  # type: ignore[method-assign]
+
+    def _counted(self, events: Iterator[WebsocketEvent]) -> Generator[WebsocketEvent, None, None]:
+        for event in events:
+            self._frames += 1
+            yield event
 
     async def _send_wsproto_event(self, event: WebsocketEvent) -> None:
         await super()._send_wsproto_event(event)
@@ -191,5 +279,6 @@ class GuardedWSStream(WSStream):
 def install() -> None:
     """Make hypercorn use the guarded classes, also under its own command line. Idempotent."""
     hypercorn.trio.run.TCPServer = GuardedTCPServer  # type: ignore[attr-defined, assignment]
-    hypercorn.protocol.h11.WSStream = GuardedWSStream  # type: ignore[attr-defined]
-    hypercorn.protocol.h2.WSStream = GuardedWSStream  # type: ignore[attr-defined]
+    hypercorn.protocol.H11Protocol = GuardedH11Protocol  # type: ignore[attr-defined]
+    hypercorn.protocol.h11.WSStream = GuardedWSStream  # type: ignore[attr-defined, assignment]
+    hypercorn.protocol.h2.WSStream = GuardedWSStream  # type: ignore[attr-defined, assignment]

@@ -127,6 +127,8 @@ def adopt(config: Config, settings: Settings) -> None:
         "errorlog": logging.getLogger("hypercorn.error"),
         "graceful_timeout": graceful_timeout(settings),
         "alpn_protocols": ["http/1.1"],
+        # A minute, by default, for a peer that begins TLS and says no more.
+        "ssl_handshake_timeout": 10,
     }
     for name, value in ours.items():
         # Hypercorn's defaults are attributes of the class; what was chosen is the instance's.

@@ -472,6 +472,7 @@ def test_hypercorn_gets_our_settings_where_the_operator_left_its_defaults() -> N
     assert config.graceful_timeout == 4 + SLACK_SECONDS
     assert config.errorlog is logging.getLogger("hypercorn.error")
     assert config.alpn_protocols == ["http/1.1"]
+    assert config.ssl_handshake_timeout == 10
 
 
 def test_what_the_operator_chose_stays() -> None:

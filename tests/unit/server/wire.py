@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import hypercorn.protocol
 import hypercorn.protocol.h2
 import hypercorn.protocol.h11
 import hypercorn.protocol.ws_stream
@@ -46,6 +47,7 @@ def use_stock_hypercorn(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = hypercorn.protocol.ws_stream.WSStream
     monkeypatch.setattr(hypercorn.protocol.h11, "WSStream", stream)
     monkeypatch.setattr(hypercorn.protocol.h2, "WSStream", stream)
+    monkeypatch.setattr(hypercorn.protocol, "H11Protocol", hypercorn.protocol.h11.H11Protocol)
     monkeypatch.setattr(hypercorn.trio.run, "TCPServer", hypercorn.trio.tcp_server.TCPServer)
 
 

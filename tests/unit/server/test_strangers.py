@@ -1,0 +1,321 @@
+"""Peers that are slow, loud or many: what each costs is bounded, and calls go on beside them.
+
+Tests named `the_trap_is_real` run hypercorn without the remedy: when one of them fails, a new
+release has mended it, and the remedy may go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+from wsproto.events import Pong, TextMessage
+
+from bridge.server import crowd
+from bridge.server.crowd import MOST_CONNECTIONS, Crowd, Pace
+from bridge.server.guard import (
+    FRAMES_AT_ONCE,
+    FRAMES_PER_SECOND,
+    PARSED_AT_ONCE,
+    GuardedTCPServer,
+)
+from tests.unit.server.echo import Echo
+from tests.unit.server.malformed import PING, PONG, TEXT
+from tests.unit.server.wire import UPGRADE, Peer, Server, frame, serving, use_stock_hypercorn
+
+Clock = trio.testing.MockClock
+
+# What hypercorn lets a connection be idle, in seconds, its default and ours.
+IDLE = 5.0
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[list[MutableMapping[str, Any]]]:
+    with capture_logs() as entries:
+        yield entries
+
+
+@pytest.fixture
+def stock(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_stock_hypercorn(monkeypatch)
+
+
+@pytest.fixture
+def room_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Crowd]:
+    def make(limit: int) -> Crowd:
+        ours = Crowd(limit)
+        monkeypatch.setattr(GuardedTCPServer, "crowd", ours)
+        return ours
+
+    return make
+
+
+# ---- slow ------------------------------------------------------------------------------------
+
+HEADS = {
+    "a request": b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: " + b"a" * 1000,
+    "a handshake": UPGRADE + b"X-Slow: " + b"a" * 1000,
+    "headers without end": b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200,
+    "a preface": PREFACE[:10] + b"x" * 1000,
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+async def test_a_head_that_never_ends_is_given_up(autojump_clock: Clock, head: str) -> None:
+    """One byte a second keeps a connection no longer than none: five seconds."""
+    async with serving(Echo().app) as server:
+        peer = server.connect()
+        for byte in HEADS[head]:
+            await peer.write(bytes([byte]))
+            if server.connections == 0:
+                break
+            await trio.sleep(1)
+        assert trio.current_time() <= IDLE + 1
+
+
+async def test_a_second_request_has_no_more_time_than_the_first(autojump_clock: Clock) -> None:
+    """Nor does a peer get to stay by asking properly once."""
+    async with serving(Echo().app) as server:
+        peer = server.connect()
+        await peer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        began = trio.current_time()
+        for _ in range(20):
+            await peer.write(b"G")
+            if server.connections == 0:
+                break
+            await trio.sleep(1)
+        assert trio.current_time() - began <= IDLE + 1
+
+
+async def test_http_2_without_tls_is_refused(autojump_clock: Clock) -> None:
+    """Said at once, with HTTP's own "version not supported"."""
+    async with serving(Echo().app) as server:
+        peer = server.connect()
+        await peer.write(PREFACE)
+        assert (await peer.stream.receive_some()).startswith(b"HTTP/1.1 505 ")
+        await trio.sleep(IDLE + 1)
+        assert server.connections == 0
+
+
+async def test_the_trap_is_real_http_2_stays_for_ever(autojump_clock: Clock, stock: None) -> None:
+    """Without the remedy one line buys a connection without an end."""
+    async with serving(Echo().app) as server:
+        await server.connect().write(PREFACE)
+        await trio.sleep(1000)
+        assert server.connections == 1
+
+
+async def test_a_wish_for_h2c_is_ignored(autojump_clock: Clock) -> None:
+    """And answered in HTTP/1.1, as RFC 9110, section 7.8 allows."""
+    async with serving(Echo().app) as server:
+        peer = server.connect()
+        upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: \r\n"
+        await peer.write(b"GET / HTTP/1.1\r\nHost: x\r\n" + upgrade + b"\r\n")
+        assert (await peer.stream.receive_some()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_flood_of_headers_is_refused(autojump_clock: Clock) -> None:
+    """16 KiB of head are enough for anybody; what comes after is not read."""
+    async with serving(Echo().app) as server:
+        peer = server.connect()
+        await peer.write(b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X-Header: y\r\n" * 2000)
+        assert (await peer.stream.receive_some()).startswith(b"HTTP/1.1 431 ")
+        await trio.sleep(IDLE + 1)
+        assert server.connections == 0
+
+
+# ---- loud ------------------------------------------------------------------------------------
+
+FLOODS = {
+    "empty messages": frame(TEXT),
+    "fragments of nothing": frame(0, fin=False),
+    "pings": frame(PING),
+    "pongs": frame(PONG),
+}
+BEGIN = {"fragments of nothing": frame(TEXT, fin=False)}
+
+
+async def _flooded(server: Server, flood: str, frames: int) -> Peer:
+    peer = await server.live_call()
+    await peer.write(BEGIN.get(flood, b"") + FLOODS[flood] * frames)
+    return peer
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+async def test_a_flood_of_frames_is_read_at_a_bounded_pace(
+    autojump_clock: Clock, flood: str
+) -> None:
+    """A thousand at once, then 250 a second, whatever they are; the rest waits with TCP."""
+    async with serving(Echo().app) as server:
+        peer = await _flooded(server, flood, 10_000)
+        # Its answers are read, or the flood would be stopped by that.
+        with trio.move_on_after(3600):
+            await peer.write(frame(0) + frame(TEXT, b"last") if flood in BEGIN else b"")
+            await peer.say("last")
+            while await peer.hear() != TextMessage(data="last"):
+                pass
+        expected = (10_000 - FRAMES_AT_ONCE) / FRAMES_PER_SECOND
+        assert expected - 1 <= trio.current_time() <= expected + 20
+
+
+async def test_one_byte_at_a_time_is_paced_too(autojump_clock: Clock) -> None:
+    """Each read costs something, whatever comes with it, so each counts."""
+    reads = 0
+    async with serving(Echo().app) as server:
+        peer = await server.live_call()
+        receive = peer.server_stream.receive_some
+
+        async def counted(max_bytes: int | None = None) -> bytes:
+            nonlocal reads
+            reads += 1
+            return await receive(max_bytes)
+
+        peer.server_stream.receive_some = counted
+        began = trio.current_time()
+        for byte in frame(TEXT, b"x" * 94) * 40:
+            await peer.write(bytes([byte]))
+            await trio.sleep(0.001)
+        seconds = trio.current_time() - began
+    assert 3.9 < seconds < 4.1
+    assert reads <= FRAMES_AT_ONCE + FRAMES_PER_SECOND * seconds
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+async def test_calls_go_on_beside_a_flood(autojump_clock: Clock, flood: str) -> None:
+    """In no virtual time at all, and no pass of the loop parses more than PARSED_AT_ONCE."""
+    async with serving(Echo().app) as server:
+        call = await server.live_call()
+        await _flooded(server, flood, 10_000)
+        began = trio.current_time()
+        await call.say("still there?")
+        assert await call.hear() == TextMessage(data="still there?")
+        assert trio.current_time() == began
+
+
+async def test_a_phone_that_catches_up_is_not_slowed(autojump_clock: Clock) -> None:
+    """Ten seconds of a phone's messages in one go, twice, with ten seconds in between."""
+    async with serving(Echo().app) as server:
+        peer = await server.live_call()
+        for round_ in range(2):
+            began = trio.current_time()
+            await peer.say(*["x" * 260] * 499, f"round {round_}")
+            while await peer.hear() != TextMessage(data=f"round {round_}"):
+                pass
+            assert trio.current_time() == began
+            await trio.sleep(10)
+
+
+async def test_a_pause_is_not_held_against_a_peer_that_asks_to_close(
+    autojump_clock: Clock,
+) -> None:
+    """A flood, then Close: answered when it is read, and the handler is told."""
+    echo = Echo()
+    async with serving(echo.app) as server:
+        peer = await _flooded(server, "pongs", 2000)
+        await peer.hang_up()
+        assert await peer.hear_close() == 1000
+        await echo.somebody_told.wait()
+        assert echo.told[0] <= 2000 / FRAMES_PER_SECOND
+
+
+def test_what_is_parsed_at_once_takes_a_moment() -> None:
+    """A few hundred frames; a read's 64 KiB would be eleven thousand, and 60 ms for every call."""
+    assert PARSED_AT_ONCE // len(frame(TEXT)) < 1000
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.integers(1, 50)), max_size=200))
+def test_no_more_than_the_pace_allows(steps: list[tuple[float, int]]) -> None:
+    """Whoever waits as told does at most `at_once` and `per_second` for each second."""
+    pace, now, done = Pace(10, 100), 0.0, 0
+    for pause, count in steps:
+        now += pause
+        wait = pace.spend(count, now)
+        done += count
+        now += wait
+        assert done - 50 <= 100 + 10 * now + 1e-6
+        assert wait <= count / 10 + 1e-6
+
+
+# ---- many ------------------------------------------------------------------------------------
+
+
+async def test_the_one_that_has_waited_longest_makes_room(
+    autojump_clock: Clock, room_for: Callable[[int], Crowd]
+) -> None:
+    """Connections that ask for nothing keep nobody out, and calls are never sent away."""
+    room_for(10)
+    async with serving(Echo().app) as server:
+        call = await server.live_call()
+        for _ in range(50):
+            server.connect()
+            await trio.testing.wait_all_tasks_blocked()
+        assert server.connections == 10
+        another = await server.live_call()
+        for one in (call, another):
+            await one.say("still there?")
+            assert await one.hear() == TextMessage(data="still there?")
+
+
+async def test_when_all_are_calls_the_next_is_turned_away(
+    autojump_clock: Clock, room_for: Callable[[int], Crowd], logs: list[Any]
+) -> None:
+    """At once, with a line in the log; and when one has gone there is room again."""
+    ours = room_for(3)
+    async with serving(Echo().app) as server:
+        calls = [await server.live_call() for _ in range(3)]
+        assert await server.connect().upgrade() == b""
+        assert [entry["event"] for entry in logs] == ["too many connections, one turned away"]
+        calls[0].reset()
+        await trio.testing.wait_all_tasks_blocked()
+        await server.live_call()
+        assert len(ours) == 3
+        assert ours.turned_away == 1
+
+
+async def test_nobody_is_counted_who_has_left(
+    autojump_clock: Clock, room_for: Callable[[int], Crowd]
+) -> None:
+    """By whatever way."""
+    ours = room_for(20)
+    leave: list[Callable[[Peer], Awaitable[object]]] = [
+        lambda peer: peer.write(b"G"),
+        lambda peer: peer.write(b"junk\r\n\r\n"),
+        lambda peer: peer.upgrade(path=b"/rejected"),
+        lambda peer: peer.upgrade(b"Sec-WebSocket-Protocol: \xff\r\n"),
+        lambda peer: peer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+    ]
+    async with serving(Echo().app) as server:
+        for way in leave * 10:
+            peer = server.connect()
+            await way(peer)
+            peer.reset()
+            await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(IDLE + 1)
+        assert len(ours) == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [(1024, 480), (64, 16), (1_000_000, MOST_CONNECTIONS), (-1, MOST_CONNECTIONS)],
+)
+def test_the_limit_leaves_descriptors_for_the_agents(
+    monkeypatch: pytest.MonkeyPatch, files: int, limit: int
+) -> None:
+    """Each call needs two."""
+    monkeypatch.setattr(crowd.resource, "getrlimit", lambda what: (files, files))
+    assert Crowd().limit == limit
+
+
+def test_pong_is_what_a_pong_is() -> None:
+    """The floods above are what they are called; wsproto reads them as such."""
+    peer = Peer(None, None)
+    peer.websocket.receive_data(b"\x8a\x00")
+    assert isinstance(next(peer.websocket.events()), Pong)
