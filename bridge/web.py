@@ -18,6 +18,7 @@ from bridge.agent.session import OpenStream
 from bridge.config import Secrets
 from bridge.config_file import SettingsSource
 from bridge.control import control_blueprint
+from bridge.instance import HEADER, instance
 from bridge.operating import Operator
 from bridge.outcome import Outcome
 from bridge.pages import pages_blueprint
@@ -121,8 +122,8 @@ def create_app(
         return _twiml(twiml.hang_up())
 
     @app.get("/healthz")
-    async def healthz() -> str:
-        return "ok\n"
+    async def healthz() -> tuple[str, dict[str, str]]:
+        return "ok\n", {HEADER: instance()}
 
     @app.get("/readyz")
     async def readyz() -> tuple[str, int]:
@@ -148,5 +149,8 @@ def _twiml(document: bytes) -> Response:
 
 # Whoever loads the application, hypercorn's own command line included, gets the server's remedies.
 worker.install()
+
+# Named before there are worker processes, which inherit it.
+instance()
 
 app = create_app()

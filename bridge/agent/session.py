@@ -107,6 +107,7 @@ class AgentSession:
         self._given_up = ""
         # What came in one batch with SettingsApplied, and behind it: already the conversation.
         self._early: list[messages.Message | bytes] = []
+        self.warnings: list[messages.Warning] = []  # those that came before SettingsApplied
         self.bad_messages = 0
         self.bytes_sent = 0
         self.frames_sent = 0
@@ -358,6 +359,7 @@ async def _apply_settings(session: AgentSession, settings: str) -> None:
                 case messages.Error():
                     raise AgentFailed(message)
                 case messages.Warning():
+                    session.warnings.append(message)
                     log.warning("agent warning", code=message.code, words=message.description)
                 case _:
                     log.debug("agent message before its time", kind=type(message).__name__)

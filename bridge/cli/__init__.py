@@ -18,6 +18,7 @@ COMMANDS = {
     "phone": "Call a running bridge as Twilio would.",
     "calls": "List calls, or show one: outcome, transcript, timings.",
     "dial": "Place an outbound call.",
+    "check": "Find out what is wrong with configuration and credentials.",
     "number": "Point a Twilio number's voice webhook at this server.",
     "agent": "Run a local agent that speaks the Voice Agent protocol.",
     "load": "Many simulated calls at once against a running bridge.",

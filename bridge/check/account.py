@@ -1,0 +1,109 @@
+"""The Twilio account: whether its credentials hold, and whether a number is answered by us."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from bridge.check.finding import Finding, ok, skipped, warning, wrong
+from bridge.config import Secrets, Settings
+from bridge.twilio.rest import PhoneNumber, TwilioError, TwilioRest, TwilioUnreachable
+
+# Twilio's own number for tests, which no account has: asking for it shows whether we may ask.
+# https://www.twilio.com/docs/iam/test-credentials#test-calls
+NOBODYS_NUMBER = "+15005550006"
+
+OpenRest = Callable[[str, str], TwilioRest]
+
+
+async def check_account(
+    secrets: Secrets, settings: Settings, number: str, open_rest: OpenRest = TwilioRest
+) -> Iterable[Finding]:
+    """Ask Twilio's REST API for `number`, or for one that nobody has."""
+    sid, tokens = secrets.twilio_account_sid, secrets.twilio_auth_tokens
+    if not sid or not tokens:
+        return _without(secrets, number)
+    try:
+        async with open_rest(sid, tokens[0]) as rest:
+            found = await rest.find_number(number or NOBODYS_NUMBER)
+    except ValueError as error:
+        return [wrong("twilio", "the credentials are none", str(error))]
+    except TwilioUnreachable as error:
+        return [
+            wrong(
+                "twilio",
+                "Twilio's REST API cannot be reached",
+                error.message,
+                "see that this machine may open https://api.twilio.com",
+            )
+        ]
+    except TwilioError as error:
+        return [wrong("twilio", "Twilio refuses the credentials", str(error))]
+    good = ok("twilio", "Twilio accepts TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN")
+    if not number:
+        return [good]
+    return [good, judge_number(number, found, settings.server.public_url)]
+
+
+def judge_number(number: str, found: PhoneNumber | None, public_url: str) -> Finding:
+    """Whether calls to a number of the account's come to the server at `public_url`."""
+    if found is None:
+        return wrong(
+            "number",
+            f"the account has no number {number}",
+            remedy="see console.twilio.com for the numbers it has",
+        )
+    address = f"{public_url}/incoming-call" if public_url else ""
+    remedy = f"`bridge number {number}` points it here"
+    if not public_url:
+        remedy += " once server.public_url is set"
+    if found.trunk_sid:
+        return wrong(
+            "number",
+            f"{number} is on SIP trunk {found.trunk_sid}",
+            "Twilio then asks no webhook",
+            "take it off the trunk in Twilio's console",
+        )
+    if found.application_sid:
+        return wrong(
+            "number", f"{number} is answered by application {found.application_sid}", remedy=remedy
+        )
+    if not found.voice_url:
+        return wrong("number", f"{number} is answered by nothing", remedy=remedy)
+    if not address:
+        return warning(
+            "number",
+            f"{number} is answered by {found.voice_url}",
+            "whether that is this server is not known",
+            "set server.public_url",
+        )
+    if found.voice_url != address:
+        return wrong(
+            "number",
+            f"{number} is answered by {found.voice_url}",
+            f"this server's webhook is {address}",
+            remedy,
+        )
+    if found.voice_method.upper() != "POST":
+        return wrong(
+            "number",
+            f"{number} asks {address} by {found.voice_method}",
+            "the webhook takes POST",
+            remedy,
+        )
+    return ok("number", f"{number} is answered by {address}")
+
+
+def _without(secrets: Secrets, number: str) -> list[Finding]:
+    missing = [
+        name
+        for name, value in (
+            ("TWILIO_ACCOUNT_SID", secrets.twilio_account_sid),
+            ("TWILIO_AUTH_TOKEN", secrets.twilio_auth_tokens),
+        )
+        if not value
+    ]
+    what = f"{' and '.join(missing)}: not set"
+    remedy = "copy them from console.twilio.com to check signatures, dial out and transfer"
+    if number:
+        return [wrong("number", f"{number} cannot be looked up", what, remedy)]
+    return [skipped("twilio", what, remedy)]

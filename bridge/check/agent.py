@@ -1,0 +1,191 @@
+"""The agent: whether a session can be had with the key and each configured Settings.
+
+A session is opened as for a call, functions and all. Deepgram answers Settings it cannot carry out
+with an Error, at once or when it first tries the voice; so the greeting is waited for.
+https://developers.deepgram.com/docs/voice-agent-errors-warnings
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+from urllib.parse import urlsplit
+
+import trio
+
+from bridge.agent import messages
+from bridge.agent.session import (
+    AgentClosed,
+    AgentFailed,
+    AgentSession,
+    AgentUnavailable,
+    OpenStream,
+    open_session,
+)
+from bridge.agent.settings import settings_message
+from bridge.answering import choose_agent, fill_in
+from bridge.builtin import built_in
+from bridge.call import Call
+from bridge.check.finding import Finding, ok, warning, wrong
+from bridge.check.trouble import trouble
+from bridge.config import ConfigError, Secrets, Settings, check_startup
+from bridge.functions import FunctionError, Functions
+
+# What the first words may take after the Settings: the voice is made, and perhaps refused.
+GREETING_SECONDS = 6.0
+# Without a greeting there is nothing to hear; an Error comes soon or not at all.
+QUIET_SECONDS = 1.5
+GOODBYE_SECONDS = 2.0
+
+_REMEDIES = {
+    401: "set DEEPGRAM_API_KEY to a key from console.deepgram.com",
+    402: "add credit in the Deepgram console",
+    403: "give the key access to the Voice Agent in the Deepgram console",
+    404: "correct deepgram.url; Deepgram's is wss://agent.deepgram.com/v1/agent/converse",
+    429: "end other sessions of the Deepgram project, or ask Deepgram for more",
+}
+
+
+def check_functions(settings: Settings) -> tuple[Functions, list[Finding]]:
+    """Import the functions' module as the server does: may do anything, so do it in a thread."""
+    module = settings.functions.module
+    # Only their descriptions are wanted: no call of theirs will ever be made.
+    own = built_in(cast("Call", None), settings.functions)
+    if not module:
+        return own, []
+    try:
+        functions = Functions.from_module(module) + own
+    except FunctionError as error:
+        return own, [wrong("functions", "the agent's functions cannot be loaded", str(error))]
+    return functions, [ok("functions", f"{len(functions)} for the agent to call")]
+
+
+async def check_agents(
+    settings: Settings, secrets: Secrets, open_stream: OpenStream | None = None
+) -> Iterable[Finding]:
+    """Open a session for `[agent]` and each `[agents.NAME]`, one after the other: a project may
+    have only so many at once.
+
+    When the first cannot be opened at all, the others are not tried: it would be the same.
+    """
+    functions, findings = await trio.to_thread.run_sync(
+        check_functions, settings, abandon_on_cancel=True
+    )
+    try:
+        check_startup(settings, secrets)
+    except ConfigError as error:
+        return [*findings, wrong("agent", "no session can be opened", str(error))]
+    for name in ("", *settings.agents):
+        found = await _check_one(name, settings, secrets, functions, open_stream)
+        findings.append(found)
+        if found.status == "wrong" and not found.what.startswith(_REFUSES):
+            break
+    return findings
+
+
+_REFUSES = "the agent refuses the Settings"
+
+
+async def _check_one(
+    name: str,
+    settings: Settings,
+    secrets: Secrets,
+    functions: Functions,
+    open_stream: OpenStream | None,
+) -> Finding:
+    check = f"agents.{name}" if name else "agent"
+    _, table = choose_agent(settings, "", name or None)
+    table = fill_in(table, {"caller": "+15550100001", "called": "+15550100002"})
+    message = settings_message(table, functions.schemas())
+    where = urlsplit(settings.deepgram.url).netloc
+    started = trio.current_time()
+    failure: Exception | None = None
+    heard = "nothing"
+    warnings: list[messages.Warning] = []
+    # Raised and kept inside, so that it does not come out in an exception group.
+    async with trio.open_nursery() as nursery:
+        try:
+            async with open_session(
+                nursery,
+                settings.deepgram.url,
+                key=secrets.deepgram_api_key,
+                settings=message,
+                timeout=settings.deepgram.connect_timeout,
+                close_by=lambda: trio.current_time() + GOODBYE_SECONDS,
+                open_stream=open_stream,
+            ) as session:
+                took = trio.current_time() - started
+                warnings += session.warnings
+                heard = await _first_words(session, bool(table.get("greeting")), warnings)
+        except (AgentUnavailable, AgentFailed, AgentClosed) as error:
+            failure = error
+    if failure is not None:
+        return explain(check, failure, where, name)
+    if warnings:
+        codes = ", ".join(f"{one.code} ({one.description})" for one in warnings)
+        return warning(check, "the agent takes the Settings, and warns", codes, _mend(name))
+    return ok(check, f"{where} takes the Settings in {took:.1f} s; heard: {heard}")
+
+
+async def _first_words(
+    session: AgentSession, greets: bool, warnings: list[messages.Warning]
+) -> str:
+    """Listen until the agent's voice is heard, or nothing more is to be expected.
+
+    Raises AgentFailed for an Error, AgentClosed when the session ends.
+    """
+    with trio.move_on_after(GREETING_SECONDS if greets else QUIET_SECONDS):
+        while True:
+            for message in await session.receive():
+                match message:
+                    case bytes() if message:
+                        return "the greeting" if greets else "its voice"
+                    case messages.Error():
+                        raise AgentFailed(message)
+                    case messages.Warning():
+                        warnings.append(message)
+    return f"nothing within {GREETING_SECONDS:g} s" if greets else "nothing, as it has no greeting"
+
+
+def explain(check: str, failure: Exception, where: str, name: str = "") -> Finding:
+    """What a session that could not be had means, and what to do."""
+    if isinstance(failure, AgentFailed):
+        return wrong(check, _REFUSES, str(failure), _mend(name))
+    if isinstance(failure, AgentClosed):
+        return wrong(check, "the agent ended the session at once", str(failure), _mend(name))
+    status = failure.status if isinstance(failure, AgentUnavailable) else None
+    if status is not None:
+        remedy = _REMEDIES.get(status, "try again later; see status.deepgram.com")
+        return wrong(check, f"{where} refuses the session", str(failure), remedy)
+    found = trouble(failure)
+    match found.kind:
+        case "certificate":
+            what = f"the certificate of {where} is not trusted"
+            remedy = (
+                "deepgram.url must use the name in the certificate; for an authority of your own,"
+                " name its file in SSL_CERT_FILE"
+            )
+        case "tls":
+            what = f"{where} does not speak TLS"
+            remedy = "write ws:// in deepgram.url for a local agent, or correct the port"
+        case "name":
+            what = f"the name {where} is not known"
+            remedy = "correct deepgram.url, or this machine's DNS"
+        case "refused":
+            what = f"nothing listens at {where}"
+            remedy = "start the agent (`bridge agent`), or correct deepgram.url"
+        case "other":
+            what = f"{where} gives no session"
+            remedy = "see that deepgram.url is right and that a firewall lets this machine out"
+    return wrong(check, what, found.why, remedy)
+
+
+def _mend(name: str) -> str:
+    table = f"[agents.{name}] or [agent]" if name else "[agent]"
+    return f"correct {table} in the configuration"
+
+
+def hosts(settings: Settings) -> list[str]:
+    """Where the agent's clock can be read: nowhere for one on this machine."""
+    parts = urlsplit(settings.deepgram.url)
+    return [f"https://{parts.netloc}/"] if parts.scheme == "wss" else []

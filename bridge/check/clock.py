@@ -1,0 +1,62 @@
+"""Whether this machine's clock is right, told by the Date header of servers whose clocks are.
+
+Signatures and certificates are judged by the clock, tickets expire by it, and records are dated
+with it. https://www.rfc-editor.org/rfc/rfc9110#field.date
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from email.utils import parsedate_to_datetime
+
+import httpx
+
+from bridge.check.finding import Finding, ok, skipped, wrong
+
+# A Date header counts whole seconds, and a proxy may hand on one that it kept for a moment.
+TOLERANCE_SECONDS = 30.0
+ANSWER_SECONDS = 8.0
+
+
+def skew(date: str, asked_at: float, answered_at: float) -> float | None:
+    """How many seconds our clock is ahead of the one that wrote `date`; None for no date.
+
+    `asked_at` and `answered_at` are our clock's seconds since 1970. The header was written between
+    them; what they leave open counts in favour of our clock.
+    """
+    try:
+        theirs = parsedate_to_datetime(date).timestamp()
+    except (TypeError, ValueError):
+        return None
+    if asked_at > theirs + 1:
+        return asked_at - theirs - 1
+    return min(0.0, answered_at - theirs)
+
+
+async def check_clock(urls: Sequence[str]) -> Iterable[Finding]:
+    """Ask the first of `urls` that answers."""
+    for url in urls:
+        asked_at = time.time()
+        try:
+            async with httpx.AsyncClient(timeout=ANSWER_SECONDS) as client:
+                answer = await client.get(url)
+        except httpx.HTTPError:
+            continue  # that it cannot be reached is another check's to say
+        ahead = skew(answer.headers.get("Date", ""), asked_at, time.time())
+        if ahead is not None:
+            return [judge(ahead, httpx.URL(url).host)]
+    return [skipped("clock", "no server elsewhere to compare this machine's clock with")]
+
+
+def judge(ahead: float, host: str) -> Finding:
+    """What it means to be so many seconds ahead of a host's clock."""
+    if abs(ahead) <= TOLERANCE_SECONDS:
+        return ok("clock", f"agrees with that of {host}")
+    side = "ahead of" if ahead > 0 else "behind"
+    return wrong(
+        "clock",
+        f"this machine's clock is {abs(ahead):.0f} s {side} that of {host}",
+        "certificates, tickets and records go by it",
+        "set it, and keep it right with NTP (`timedatectl set-ntp true`)",
+    )

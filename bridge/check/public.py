@@ -1,0 +1,365 @@
+"""The server as Twilio meets it: the public address, the webhook, the signature, the media socket.
+
+Asked in this order, as each needs the one before. Nothing is left behind but a call in the server's
+log that ended before it began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Final
+from urllib.parse import urlencode, urlsplit
+
+import httpx
+
+from bridge.addresses import is_loopback
+from bridge.check.finding import Finding, ok, skipped, wrong
+from bridge.check.trouble import trouble
+from bridge.check.webhook import judge_twiml
+from bridge.config import Secrets, Settings
+from bridge.instance import HEADER
+from bridge.simulator.media_socket import StreamRefusedError, open_media_socket
+from bridge.simulator.twiml import ConnectStream, TwimlError, dialled_address
+from bridge.simulator.webhook import open_network_stream, sign, voice_form
+
+ANSWER_SECONDS: Final = 8.0
+WEBHOOK: Final = "/incoming-call"
+
+# Under hypercorn's own command line each worker process has a name of its own; so many questions
+# meet the one that answered the public address, nearly always.
+QUESTIONS: Final = 8
+
+# Whoever looks at the log should see what this was.
+_CALL_SID: Final = "CA" + "0" * 24 + "c4ec4000"
+_ACCOUNT_SID: Final = "AC" + "0" * 32
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where Twilio asks: `base` without a path where it is bridge's own, `webhook` in full."""
+
+    base: str
+    webhook: str
+
+    @classmethod
+    def of(cls, url: str) -> Address:
+        """From what somebody wrote: the server's address, or a webhook's."""
+        url = url.rstrip("/")
+        if url.endswith(WEBHOOK):
+            return cls(url.removesuffix(WEBHOOK), url)
+        parts = urlsplit(url)
+        return cls("", url) if parts.path or parts.query else cls(url, url + WEBHOOK)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    body: bytes
+    content_type: str
+    instance: str
+    server: str
+
+
+class _NoAnswer(Exception):
+    """There was none; the finding says why."""
+
+    def __init__(self, finding: Finding) -> None:
+        self.finding = finding
+
+
+async def check_server(settings: Settings, secrets: Secrets, url: str = "") -> list[Finding]:
+    """Everything about the server; `url` stands in for server.public_url."""
+    here = local_address(settings.server.bind)
+    async with httpx.AsyncClient(timeout=ANSWER_SECONDS) as client:
+        findings, instance = await _check_here(client, here)
+        public = url or settings.server.public_url
+        if public:
+            address = Address.of(public)
+            if address.base:
+                there, reached = await _check_there(client, address.base, here, instance)
+                findings += there
+                if not reached:
+                    return findings
+        elif instance:
+            address = Address.of(here)
+            findings.append(
+                skipped(
+                    "public",
+                    "server.public_url is not set: asked on this machine only",
+                    "give the public address with --url to ask there",
+                )
+            )
+        else:
+            return findings
+        findings += await _check_calls(client, address, settings, secrets)
+    return findings
+
+
+def local_address(bind: str) -> str:
+    """Where on this machine a server that binds there is asked."""
+    host, _, port = bind.rpartition(":")
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104
+    return f"http://{host}:{port}"
+
+
+async def _check_here(client: httpx.AsyncClient, here: str) -> tuple[list[Finding], str]:
+    """Whether a bridge runs on this machine, and its name."""
+    remedy = "start it with `bridge serve`"
+    if here.endswith(":0"):
+        return [skipped("server", "server.bind leaves the port open: not asked")], ""
+    try:
+        answer = await _get(client, f"{here}/healthz", "server")
+    except _NoAnswer:
+        return [skipped("server", f"no server runs at {here}", remedy)], ""
+    if not answer.instance:
+        who = f"a server that calls itself {answer.server}" if answer.server else "something else"
+        return [
+            wrong(
+                "server",
+                f"{here} is answered by {who}, not by bridge",
+                "server.bind is taken",
+                "end that program, or choose another port in server.bind",
+            )
+        ], ""
+    return [ok("server", f"bridge runs at {here}")], answer.instance
+
+
+async def _check_there(
+    client: httpx.AsyncClient, base: str, here: str, instance: str
+) -> tuple[list[Finding], bool]:
+    """Whether the public address reaches a bridge, and the one of this machine."""
+    try:
+        answer = await _get(client, f"{base}/healthz", "public")
+    except _NoAnswer as error:
+        return [error.finding], False
+    if answer.status != 200 or not answer.instance:
+        what = f"{base} reaches no bridge"
+        why = f"/healthz answered {answer.status}"
+        if answer.server:
+            why += f" from a server that calls itself {answer.server}"
+        remedy = f"point the tunnel or proxy at {here}"
+        return [wrong("public", what, why, remedy)], False
+    if not instance:
+        return [ok("public", f"{base} reaches a bridge (none runs here to compare with)")], True
+    if answer.instance != instance and not await _is_one_of_ours(client, here, answer.instance):
+        return [
+            wrong(
+                "public",
+                f"{base} reaches another bridge than the one at {here}",
+                f"it is {answer.instance[:16]}, and this one is {instance}",
+                f"point the tunnel or proxy at {here}; with several machines behind one address,"
+                " run `bridge check` on each with --url",
+            )
+        ], True
+    return [ok("public", f"{base} reaches this server")], True
+
+
+async def _is_one_of_ours(client: httpx.AsyncClient, here: str, instance: str) -> bool:
+    for _ in range(QUESTIONS):
+        try:
+            answer = await _get(client, f"{here}/healthz", "server")
+        except _NoAnswer:
+            return False
+        if answer.instance == instance:
+            return True
+    return False
+
+
+# ---- a call as far as its media socket -----------------------------------------------------------
+
+
+async def _check_calls(
+    client: httpx.AsyncClient, address: Address, settings: Settings, secrets: Secrets
+) -> list[Finding]:
+    url = address.webhook
+    token = secrets.twilio_auth_tokens[0] if secrets.twilio_auth_tokens else ""
+    findings: list[Finding] = []
+    try:
+        answer = await _post(client, url, url if token else "", token)
+        if answer.status == 403 and token:
+            return [await _explain_mismatch(client, url, settings, token)]
+        if answer.status == 403:
+            return [
+                skipped(
+                    "signature",
+                    f"{url} wants requests that Twilio has signed",
+                    "set TWILIO_AUTH_TOKEN here, too, to ask it as Twilio does",
+                )
+            ]
+        if token and address.base:
+            findings.append(await _check_unsigned(client, url))
+        elif address.base and not is_loopback(urlsplit(url).netloc):
+            findings.append(_open_to_all(url, "set TWILIO_AUTH_TOKEN for the server"))
+    except _NoAnswer as error:
+        return [*findings, error.finding]
+    if answer.status != 200:
+        return [
+            *findings,
+            wrong(
+                "webhook",
+                f"{url} answers {answer.status} to Twilio",
+                "a voice webhook answers 200 and TwiML",
+                "see the server's log; the path is /incoming-call",
+            ),
+        ]
+    finding, stream = judge_twiml(answer.body, answer.content_type, url)
+    findings.append(finding)
+    if stream is not None and finding.status == "ok" and address.base:
+        findings.append(await _check_socket(stream, address.base, token))
+    return findings
+
+
+async def _check_unsigned(client: httpx.AsyncClient, url: str) -> Finding:
+    """Whether somebody else than Twilio is turned away."""
+    answer = await _post(client, url, "", "")
+    if answer.status == 403:
+        return ok("signature", f"{url} takes what Twilio signs, and nothing else")
+    if is_loopback(urlsplit(url).netloc):
+        return ok("signature", f"{url} takes what Twilio signs (and, on this machine, all else)")
+    return _open_to_all(url, "set twilio.validate_signatures = true, and restart the server")
+
+
+def _open_to_all(url: str, remedy: str) -> Finding:
+    return wrong(
+        "signature",
+        f"{url} takes requests that Twilio has not signed",
+        "whoever finds it can talk to the agent at your expense",
+        remedy,
+    )
+
+
+async def _explain_mismatch(
+    client: httpx.AsyncClient, url: str, settings: Settings, token: str
+) -> Finding:
+    """Find out which address the server takes itself to have, by signing for each likely one."""
+    for computed in likely_addresses(url, settings.server.bind):
+        answer = await _post(client, url, computed, token)
+        if answer.status != 403:
+            base = url.removesuffix(WEBHOOK)
+            return wrong(
+                "signature",
+                f"{url}: the server checks Twilio's signature for {computed}",
+                "a proxy changes the Host header or ends TLS",
+                f'set server.public_url = "{base}" for the server',
+            )
+    return wrong(
+        "signature",
+        f"{url} refuses what is signed with TWILIO_AUTH_TOKEN",
+        "the server has another token, or takes itself to have another address",
+        "set the same TWILIO_AUTH_TOKEN for both; set server.public_url for the server",
+    )
+
+
+def likely_addresses(url: str, bind: str) -> Iterator[str]:
+    """What a server behind a proxy might take `url` to be: its own scheme, host and port."""
+    parts = urlsplit(url)
+    port = bind.rpartition(":")[2]
+    inner = local_address(bind).partition("://")[2]
+    hosts = [parts.netloc, parts.hostname or "", inner, f"localhost:{port}", f"127.0.0.1:{port}"]
+    hosts += [f"{parts.hostname}:{p}" for p in (port, 443, 80)]
+    seen = {url}
+    for host in dict.fromkeys(hosts):
+        for scheme in ("http", "https"):
+            computed = _with_host(url, scheme, host)
+            if computed not in seen:
+                seen.add(computed)
+                yield computed
+
+
+def _with_host(url: str, scheme: str, host: str) -> str:
+    """`url` with another scheme and authority."""
+    return urlsplit(url)._replace(scheme=scheme, netloc=host).geturl()
+
+
+async def _check_socket(stream: ConnectStream, base: str, token: str) -> Finding:
+    headers = [(b"User-Agent", b"Twilio.TmeWs/1.0")]
+    if token:
+        signed = "wss" + stream.url[stream.url.index("://") :]
+        headers.append((b"X-Twilio-Signature", sign(signed, (), token).encode()))
+    try:
+        address, _ = dialled_address(stream.url, base)
+        async with open_media_socket(address, headers, open_network_stream):
+            pass
+    except TwimlError as error:
+        return wrong("socket", f"Twilio would not open {stream.url}", error.detail)
+    except StreamRefusedError as error:
+        remedy = "have the proxy pass on websockets (the Upgrade and Connection headers)"
+        if "answered 403" in error.detail:
+            remedy = "set server.public_url for the server: the socket's signature is for its wss"
+        return wrong("socket", f"{stream.url} does not open", error.detail, remedy)
+    return ok("socket", f"{stream.url} opens")
+
+
+# ---- one request ---------------------------------------------------------------------------------
+
+
+async def _get(client: httpx.AsyncClient, url: str, check: str) -> _Answer:
+    with _reaching(url, check):
+        return _answer(await client.get(url))
+    raise AssertionError("unreachable")
+
+
+async def _post(client: httpx.AsyncClient, url: str, signed: str, token: str) -> _Answer:
+    """Ask a webhook as Twilio does; signed as if it were the address `signed`, if there is one."""
+    form = voice_form(
+        call_sid=_CALL_SID,
+        account_sid=_ACCOUNT_SID,
+        from_number="+15550100001",
+        to_number="+15550100002",
+        caller_name=None,
+        call_status="ringing",
+    )
+    headers = {
+        "Content-Type": "application/x-www-form-urlencoded",
+        "User-Agent": "TwilioProxy/1.1",
+    }
+    if signed:
+        headers["X-Twilio-Signature"] = sign(signed, form, token)
+    with _reaching(url, "webhook"):
+        return _answer(await client.post(url, content=urlencode(form), headers=headers))
+    raise AssertionError("unreachable")
+
+
+def _answer(answer: httpx.Response) -> _Answer:
+    headers = answer.headers
+    return _Answer(
+        answer.status_code,
+        answer.content,
+        headers.get("Content-Type", ""),
+        headers.get(HEADER, ""),
+        headers.get("Server", "")[:80],
+    )
+
+
+@contextmanager
+def _reaching(url: str, check: str) -> Iterator[None]:
+    try:
+        yield
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise _NoAnswer(_explain(error, url, check)) from None
+
+
+def _explain(error: Exception, url: str, check: str) -> Finding:
+    host = urlsplit(url).netloc
+    found = trouble(error)
+    match found.kind:
+        case "certificate":
+            what = f"the certificate of {host} is not trusted"
+            remedy = "Twilio refuses it, too: get one from an authority such as Let's Encrypt"
+        case "tls":
+            what = f"{host} does not speak TLS"
+            remedy = "put a proxy with TLS in front, or use `bridge serve --tunnel`"
+        case "name":
+            what = f"the name {host} is not known"
+            remedy = "correct server.public_url, or the name's DNS record"
+        case "refused":
+            what = f"nothing listens at {host}"
+            remedy = "start the tunnel or proxy, or correct server.public_url"
+        case "other":
+            what = f"{host} does not answer"
+            remedy = "see that it can be reached from the internet, and is this server's"
+            if isinstance(error, httpx.TimeoutException):
+                found = replace(found, why=f"no answer within {ANSWER_SECONDS:g} s")
+    return wrong(check, what, found.why, remedy)

@@ -1,0 +1,86 @@
+"""All checks at once, each with a deadline of its own: none waits for, or falls with, another."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from bridge.agent.session import OpenStream
+from bridge.check.account import OpenRest, check_account
+from bridge.check.agent import check_agents, hosts
+from bridge.check.clock import check_clock
+from bridge.check.finding import Finding, wrong
+from bridge.check.keeping import check_recordings, check_records
+from bridge.check.public import check_server
+from bridge.config import Secrets, Settings
+from bridge.twilio.rest import API_URL, TwilioRest
+
+# For one check with all its questions; each question has a shorter bound.
+CHECK_SECONDS = 30.0
+# For each configured agent: connecting, Settings, the greeting, the goodbye.
+AGENT_SECONDS = 20.0
+
+Check = Callable[[], Awaitable[Iterable[Finding]]]
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What to check. `url` stands in for server.public_url, `number` is one to look up at Twilio.
+
+    `open_rest` and `open_stream` replace the network in tests.
+    """
+
+    settings: Settings
+    secrets: Secrets
+    url: str = ""
+    number: str = ""
+    open_rest: OpenRest = TwilioRest
+    open_stream: OpenStream | None = None
+
+    def all(self) -> dict[str, tuple[Check, float]]:
+        """Each check by its name, with its deadline in seconds, in the order of their findings."""
+        settings, secrets = self.settings, self.secrets
+        clocks = hosts(settings)
+        if secrets.twilio_account_sid:
+            clocks.append(f"{API_URL}/")
+        agents = 1 + len(settings.agents)
+        return {
+            "agent": (
+                partial(check_agents, settings, secrets, self.open_stream),
+                AGENT_SECONDS * agents,
+            ),
+            "server": (partial(check_server, settings, secrets, self.url), 2 * CHECK_SECONDS),
+            "twilio": (
+                partial(check_account, secrets, settings, self.number, self.open_rest),
+                CHECK_SECONDS,
+            ),
+            "records": (partial(check_records, settings.records), CHECK_SECONDS),
+            "recordings": (
+                partial(check_recordings, settings.records.recordings),
+                CHECK_SECONDS,
+            ),
+            "clock": (partial(check_clock, clocks), CHECK_SECONDS),
+        }
+
+
+async def run_checks(checks: dict[str, tuple[Check, float]]) -> list[Finding]:
+    """Run all at once; return their findings in the order of the checks. Raises nothing itself."""
+    found: dict[str, Iterable[Finding]] = dict.fromkeys(checks, ())
+
+    async def run(name: str, check: Check, seconds: float) -> None:
+        with trio.move_on_after(seconds) as patience:
+            try:
+                found[name] = await check()
+            except Exception as error:
+                why = f"{type(error).__name__}: {error}"
+                found[name] = [wrong(name, "the check itself failed", why)]
+        if patience.cancelled_caught:
+            found[name] = [wrong(name, f"not done within {seconds:g} s", remedy="try again")]
+
+    async with trio.open_nursery() as nursery:
+        for name, (check, seconds) in checks.items():
+            nursery.start_soon(run, name, check, seconds)
+    return [finding for findings in found.values() for finding in findings]
