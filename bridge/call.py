@@ -42,7 +42,7 @@ from bridge.report import CallReport
 from bridge.silence import Silence
 from bridge.timekeeper import Timekeeper
 from bridge.twilio import messages as phone_says
-from bridge.twilio.media_stream import MediaStream, PhoneGone
+from bridge.twilio.media_stream import MediaStream, NotAPhone, PhoneGone
 from bridge.uplink import Uplink
 
 log = get_logger(__name__)
@@ -283,6 +283,8 @@ class Call:
             return self._end(Outcome.PROTOCOL_ERROR, waited)
         except PhoneGone:
             return self._end(Outcome.PHONE_LOST, "the phone's socket closed before start")
+        except NotAPhone as error:
+            return self._end(Outcome.PROTOCOL_ERROR, str(error))
         if start.media_format != phone_says.MediaFormat():
             return self._end(Outcome.PROTOCOL_ERROR, f"not µ-law at 8 kHz: {start.media_format}")
         self._introduce(start)
@@ -302,6 +304,8 @@ class Call:
                         return self._end(*(self._leaving.handed_over or hung_up))
         except PhoneGone:
             self._end(Outcome.PHONE_LOST, "the phone's socket closed without stop")
+        except NotAPhone as error:
+            self._end(Outcome.PROTOCOL_ERROR, str(error))
 
     def _introduce(self, start: phone_says.StartDetails) -> None:
         """Tell the agent reader who is calling."""

@@ -44,6 +44,10 @@ MAX_MESSAGE_BYTES: Final = 1024 * 1024
 # dropped; an agent that deaf is lost.
 SEND_TIMEOUT: Final = 5.0
 
+# A message that cannot be used does not end a session. This many, and not one between them that
+# can, are no Voice Agent; another session may be.
+BAD_MESSAGES_ON_END: Final = 100
+
 OpenStream = Callable[[SplitResult], Awaitable[trio.abc.Stream]]
 
 
@@ -109,6 +113,7 @@ class AgentSession:
         self._early: list[messages.Message | bytes] = []
         self.warnings: list[messages.Warning] = []  # those that came before SettingsApplied
         self.bad_messages = 0
+        self._bad_on_end = 0
         self.bytes_sent = 0
         self.frames_sent = 0
 
@@ -134,7 +139,8 @@ class AgentSession:
         """Wait for something from the agent and return all that is there, in order.
 
         Bytes are µ-law at 8 kHz of any length. Unknown messages and bad ones are left out, so the
-        list may be empty. Raises AgentClosed when the session is over and everything was returned.
+        list may be empty. Raises AgentClosed when the session is over and everything was returned,
+        and when nothing but bad messages comes.
         """
         if self._early:
             early, self._early = self._early, []
@@ -150,17 +156,25 @@ class AgentSession:
                 raw.append(waiting.receive_nowait())
             except (trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
                 break
-        return [m for m in map(self._parse, raw) if m is not None]
+        read = [m for m in map(self._parse, raw) if m is not None]
+        if self._bad_on_end >= BAD_MESSAGES_ON_END and not read:
+            raise AgentClosed(
+                f"{self._bad_on_end} messages on end that are none of a Voice Agent's", clean=False
+            )
+        return read
 
     def _parse(self, raw: str | bytes) -> messages.Message | bytes | None:
         if not isinstance(raw, str):
+            self._bad_on_end = 0
             return raw
         try:
             message = messages.parse(raw)
         except messages.BadMessage as error:
             self.bad_messages += 1
-            log.debug("agent message skipped", reason=str(error))
+            self._bad_on_end += 1
+            log.debug("agent message skipped", reason=str(error)[:200])
             return None
+        self._bad_on_end = 0
         if isinstance(message, messages.Unknown):
             log.debug("agent message of an unknown type", type=message.type)
             return None

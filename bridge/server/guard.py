@@ -245,12 +245,12 @@ class GuardedWSStream(WSStream):
                 await self._hang_up()
         elif isinstance(event, Body | Data):
             for start in range(0, len(event.data), PARSED_AT_ONCE):
-                # A frame that comes byte by byte costs a read each.
-                self._frames = 1
+                self._frames = 0
                 await super().handle(
                     replace(event, data=event.data[start : start + PARSED_AT_ONCE])
                 )
-                if wait := self._pace.spend(self._frames, trio.current_time()):
+                # A frame that comes byte by byte costs a read each.
+                if wait := self._pace.spend(self._frames or 1, trio.current_time()):
                     await trio.sleep(wait)
         else:
             await super().handle(event)

@@ -5,12 +5,23 @@ https://www.twilio.com/docs/voice/media-streams
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from bridge.log import get_logger
 from bridge.twilio import messages
 
 log = get_logger(__name__)
+
+# A message that cannot be used does not end a call, however many there are among those that can.
+# This many with none between them, two seconds of a phone's messages, are not a phone.
+BAD_MESSAGES_ON_END: Final = 100
+
+# What is said of a bad message, which quotes from it.
+REASON_SHOWN: Final = 200
+
+
+class NotAPhone(Exception):
+    """Nothing that comes can be used any more. Says what was wrong with the last of it."""
 
 
 class PhoneGone(Exception):
@@ -42,6 +53,7 @@ class MediaStream:
         self._socket = socket
         self._outbound: messages.Outbound | None = None
         self._stream_sid = ""
+        self._bad_on_end = 0
         self.bad_messages = 0
         self.bytes_received = 0
         self.frames_received = 0
@@ -51,7 +63,7 @@ class MediaStream:
     async def start(self) -> messages.StartDetails:
         """Wait for the `start` message and return what it says.
 
-        Raises PhoneGone when the socket closes first.
+        Raises PhoneGone when the socket closes first, NotAPhone when all that comes is nonsense.
         """
         while True:
             match await self._next():
@@ -67,7 +79,8 @@ class MediaStream:
     async def receive(self) -> messages.Message:
         """Wait for the next message of the stream.
 
-        Bad messages are counted and skipped, unknown ones skipped. Raises PhoneGone at the end.
+        Bad messages are counted and skipped, unknown ones skipped. Raises PhoneGone at the end,
+        and NotAPhone after BAD_MESSAGES_ON_END bad ones on end.
         """
         while True:
             message = await self._next()
@@ -76,6 +89,7 @@ class MediaStream:
             elif message.stream_sid not in (self._stream_sid, ""):
                 self._skip(f"{type(message).__name__} of another stream")
             else:
+                self._bad_on_end = 0
                 if isinstance(message, messages.Media):
                     self.bytes_received += len(message.media.payload)
                     self.frames_received += 1
@@ -123,4 +137,10 @@ class MediaStream:
 
     def _skip(self, reason: str) -> None:
         self.bad_messages += 1
-        log.debug("message skipped", reason=reason[:200])
+        self._bad_on_end += 1
+        log.debug("message skipped", reason=reason[:REASON_SHOWN])
+        if self._bad_on_end >= BAD_MESSAGES_ON_END:
+            raise NotAPhone(
+                f"{self._bad_on_end} messages on end that are none of Media Streams', the last: "
+                f"{reason[:REASON_SHOWN]}"
+            )
