@@ -335,6 +335,15 @@ class Call:
         """How long the call has been on."""
         return trio.current_time() - self._began_at
 
+    def say(self, words: str) -> str:
+        """Take `words` for the caller's, as if they had been spoken. Returns at once: "", or why
+        not in one line."""
+        if self.report.outcome is not None:
+            return "the call is ending"
+        if not self.timekeeper.say(words):
+            return "too much has been written that the agent has not been told yet"
+        return ""
+
     # ---- asked to end from outside ---------------------------------------------------------
 
     def end(self, outcome: Outcome, reason: str) -> None:

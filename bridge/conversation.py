@@ -7,6 +7,7 @@ the agent's sessions: after a reconnection it goes on where it was.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
 import msgspec
@@ -35,6 +36,9 @@ MAX_MEDIA_BYTES: Final = SAMPLE_RATE
 # and a call of hours must not grow without end; the oldest go first.
 HISTORY_ITEMS: Final = 300
 
+
+# Words given to the agent as the caller's, whose echo has not come: as many as may wait, and some.
+ECHOES: Final = 32
 
 # Kept for the record; a call of an hour has a few dozen.
 MAX_FUNCTIONS: Final = 1000
@@ -87,6 +91,9 @@ class Conversation:
         self._audio = bytearray()
         # What the agent was given to say: when it says it, that is no word of its own.
         self._given: list[str] = []
+        # What it was given as the caller's words: they are in the transcript already.
+        self._echoes: deque[str] = deque(maxlen=ECHOES)
+        self._cuts = 0
         self.playback = Playback()
         self.transcript = Transcript()
         self.turns = Turns(began_at)
@@ -143,7 +150,10 @@ class Conversation:
                     self._gate.new_turn()
                     self._silence.caller_said(now)
                     self.turns.caller_said(now)
-                    self.transcript.caller(words, now - self._began_at)
+                    if words in self._echoes:
+                        self._echoes.remove(words)
+                    else:
+                        self.transcript.caller(words, now - self._began_at)
                 else:
                     self.transcript.agent(words, now - self._began_at, len(self._audio))
                     if not any(words in given for given in self._given):
@@ -197,6 +207,7 @@ class Conversation:
         `clear` is sent even if the phone should be silent: that costs nothing, and it may not be.
         """
         self._gate.user_started_speaking(signalled_at)
+        self._cuts += 1
         self._audio.clear()
         self._frames.flush()
         await self._phone.clear()
@@ -213,9 +224,12 @@ class Conversation:
 
     async def _play(self) -> None:
         audio, self._audio = bytes(self._audio), bytearray()
+        cuts = self._cuts
         for start in range(0, len(audio), MAX_MEDIA_BYTES):
             piece = audio[start : start + MAX_MEDIA_BYTES]
             await self._phone.play(piece)
+            if cuts != self._cuts:
+                return  # written words cut in meanwhile, and `clear` was right behind this piece
             now = trio.current_time()
             self.playback.sent(len(piece), now)
             self.transcript.audio_sent(len(piece))
@@ -243,6 +257,18 @@ class Conversation:
         self._silence.injected(trio.current_time())
         await agent.send(agent_says.InjectAgentMessage(words, behavior))
 
+    async def give_callers_words(self, agent: AgentSession, words: str, *, cut_in: bool) -> None:
+        """Give the agent words that the caller wrote or keyed in, as if they had been spoken; with
+        `cut_in` they interrupt it, as speech does.
+
+        Raises AgentClosed when the session is over.
+        """
+        if cut_in and self.playback.may_be_playing and not self._greeting_protected:
+            await self._barge_in(trio.current_time())
+        if words not in self._echoes:
+            self._echoes.append(words)
+        await agent.send(agent_says.InjectUserMessage(words))
+
     async def wait_played(self) -> None:
         """Wait until the phone has played what it was sent, as far as the clock can tell."""
         while (queued := self.playback.queued(trio.current_time())) > 0:  # noqa: ASYNC110
@@ -268,3 +294,9 @@ class Conversation:
         now = trio.current_time()
         self._silence.caller_pressed(now)
         self.transcript.caller(digits, now - self._began_at, role="keypad")
+
+    def words_written(self, words: str) -> None:
+        """The caller wrote these words instead of saying them."""
+        now = trio.current_time()
+        self._silence.caller_pressed(now)
+        self.transcript.caller(words, now - self._began_at)

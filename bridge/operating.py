@@ -76,6 +76,9 @@ class _LiveCall:
     def seconds(self) -> float:
         return self._call.seconds_so_far
 
+    def say(self, words: str) -> str:
+        return self._call.say(words)
+
     def hang_up(self, reason: str) -> None:
         self._call.end(Outcome.OPERATOR_HUNG_UP, reason)
 

@@ -1,4 +1,5 @@
 """What time brings in a call: silence, stalls, the pause behind typed digits, the longest call.
+And what is typed, digits or words, which waits here until there is a session to take it.
 
 A task of the call's own, beside its three: it does what nobody says or sends anything for.
 """
@@ -6,11 +7,11 @@ A task of the call's own, beside its three: it does what nobody says or sends an
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
-from bridge.agent.messages import ForceEndTurn, InjectUserMessage
+from bridge.agent.messages import ForceEndTurn
 from bridge.agent.session import AgentClosed, AgentSession
 from bridge.config import CallSettings
 from bridge.conversation import Conversation
@@ -34,6 +35,11 @@ TICK_SECONDS: Final = 0.25
 
 # Typed and not sent yet, because there is no session: enough for a menu, and bounded.
 MAX_TYPED: Final = 16
+
+
+class _Typed(NamedTuple):
+    words: str  # as the agent is told them
+    cut_in: bool
 
 
 class Timekeeper:
@@ -60,7 +66,8 @@ class Timekeeper:
         self._ends_at = began_at + 60 * settings.max_minutes
         self._warn_at = self._ends_at - WARNING_SECONDS
         self._keypad = Keypad()
-        self._typed: list[str] = []
+        self._typed: list[_Typed] = []
+        self._awake = trio.Event()
         self.force_end_turn = False
         """Whether the agent can be told that the caller's turn is over: Flux can."""
 
@@ -68,10 +75,23 @@ class Timekeeper:
         """The caller pressed a key. Never waits: what is typed is sent with the next tick."""
         self._add(self._keypad.press(digit, trio.current_time()))
 
+    def say(self, words: str) -> bool:
+        """The caller wrote this instead of saying it: the agent is told at once, or when there is
+        one. Never waits; False, and nothing done, when MAX_TYPED messages are waiting already.
+        """
+        if len(self._typed) >= MAX_TYPED:
+            return False
+        self._conversation.words_written(words)
+        self._typed.append(_Typed(words, cut_in=True))
+        self._awake.set()
+        return True
+
     async def run(self) -> None:
         """Do what is due, for as long as the call lasts."""
         while True:
-            await trio.sleep(TICK_SECONDS)
+            with trio.move_on_after(TICK_SECONDS):
+                await self._awake.wait()
+            self._awake = trio.Event()
             now = trio.current_time()
             self._add(self._keypad.take(now))
             agent = self._agent()
@@ -109,12 +129,12 @@ class Timekeeper:
             case None:
                 pass
 
-    async def _send_typed(self, agent: AgentSession, digits: str) -> None:
-        await agent.send(InjectUserMessage(keypad_words(digits)))
+    async def _send_typed(self, agent: AgentSession, typed: _Typed) -> None:
+        await self._conversation.give_callers_words(agent, typed.words, cut_in=typed.cut_in)
         if self.force_end_turn:
             await agent.send(ForceEndTurn())
 
     def _add(self, typed: str | None) -> None:
         if typed and len(self._typed) < MAX_TYPED:
             self._conversation.keys_pressed(typed)
-            self._typed.append(typed)
+            self._typed.append(_Typed(keypad_words(typed), cut_in=False))

@@ -1,9 +1,10 @@
 """The routes of the control API, as a Blueprint.
 
-`POST /calls` dials, `GET /calls` lists, `GET /calls/{sid}` shows, `DELETE /calls/{sid}` hangs up;
-who may is `access`'s to say. `POST /call-status` and `POST /call-status/answered-by` are Twilio's:
-they take no token, and whoever registers the blueprint checks Twilio's signature on them
-(`TWILIO_ENDPOINTS`) as on its other webhooks.
+`POST /calls` dials, `GET /calls` lists, `GET /calls/{sid}` shows, `DELETE /calls/{sid}` hangs up,
+`POST /calls/{sid}/say` says something in the caller's place; who may is `access`'s to say.
+`POST /call-status` and `POST /call-status/answered-by` are Twilio's: they take no token, and
+whoever registers the blueprint checks Twilio's signature on them (`TWILIO_ENDPOINTS`) as on its
+other webhooks.
 
 Every answer is JSON. An error is `{"error": one line with the remedy}`, with `"field"` where one
 field of the request is at fault, and `"twilio"` with Twilio's code and words where it refused:
@@ -39,6 +40,7 @@ from bridge.control.dialling import (
     with_twiml,
 )
 from bridge.control.host import ControlHost, DialRefused, LiveCall
+from bridge.control.saying import read_words
 from bridge.control.status import BadStatus, Progress, StatusUpdate, read_status
 from bridge.log import get_logger
 from bridge.twilio import twiml
@@ -180,6 +182,21 @@ def control_blueprint(
             if known is None:
                 raise _NoSuchCall
         return jsonify(call_sid=call_sid, status="completed"), 200
+
+    @control.post("/calls/<call_sid>/say")
+    async def say(call_sid: str) -> Answer:
+        _check_sid(call_sid)
+        words = read_words(await _json_body())
+        live = _live(host, call_sid)
+        if live is None:
+            if progress.get(call_sid) is None and await host.records.get(call_sid) is None:
+                raise _NoSuchCall
+            raise DialRefused("this process does not carry the call, or no longer", status=409)
+        if why := live.say(words):
+            raise DialRefused(why, status=409)
+        # Not the words: what is said in calls is no business of the log's.
+        _audit("wrote to a call", "taken", call_sid=call_sid)
+        return jsonify(call_sid=call_sid), 202
 
     @control.post("/call-status")
     async def call_status() -> Answer | tuple[str, int]:

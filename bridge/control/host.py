@@ -31,6 +31,11 @@ class LiveCall(Protocol):
     @property
     def seconds(self) -> float: ...
 
+    def say(self, words: str) -> str:
+        """Take `words` for the caller's, as if they had been spoken. Returns at once: "", or why
+        not."""
+        ...
+
     def hang_up(self, reason: str) -> None:
         """End it with the outcome `operator_hung_up`. Returns at once, harmless twice."""
         ...

@@ -413,6 +413,65 @@ async def test_nothing_is_kept_by_caches(world: ControlWorld) -> None:
     assert (await world.ask("GET", "/calls")).headers["Cache-Control"] == "no-store"
 
 
+# ---- saying something in the caller's place -----------------------------------------------------
+
+
+async def say(world: ControlWorld, body: Any, sid: str = SID) -> Any:
+    return await world.ask("POST", f"/calls/{sid}/say", json=body)
+
+
+async def test_written_words_go_into_the_call(world: ControlWorld) -> None:
+    live = FakeCall()
+    world.live.append(live)
+    response = await say(world, {"text": "  Do you\n\thave\x00 a table? \u202e"})
+    assert (response.status_code, response.json()) == (202, {"call_sid": SID})
+    assert live.said == ["Do you have a table?"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        ({"text": ""}, 422, "text"),
+        ({"text": " \x00 "}, 422, "text"),
+        ({"text": "x" * 1001}, 422, "text"),
+        ({"text": 5}, 400, None),
+        ({}, 400, None),
+        ([], 400, None),
+        ({"text": "Hello", "behavior": "interrupt"}, 400, None),
+    ],
+)
+async def test_words_that_cannot_be_said(
+    world: ControlWorld, body: Any, status: int, field: str | None
+) -> None:
+    live = FakeCall()
+    world.live.append(live)
+    response = await say(world, body)
+    assert response.status_code == status
+    assert response.json().get("field") == field
+    assert live.said == []
+    assert (await say(world, {"text": "x" * 1000})).status_code == 202
+
+
+async def test_a_call_may_not_take_the_words(world: ControlWorld) -> None:
+    world.live.append(FakeCall(deaf="the call is ending"))
+    response = await say(world, {"text": "Hello?"})
+    assert (response.status_code, response.json()) == (409, {"error": "the call is ending"})
+
+
+async def test_words_for_no_call_and_for_one_elsewhere(world: ControlWorld) -> None:
+    assert (await say(world, {"text": "Hello?"})).status_code == 404
+    world.records.stored[SID] = {"call_sid": SID, "outcome": ""}
+    assert (await say(world, {"text": "Hello?"})).status_code == 409
+
+
+async def test_what_is_said_in_a_call_is_not_logged(world: ControlWorld) -> None:
+    world.live.append(FakeCall())
+    with capture_logs() as logs:
+        await say(world, {"text": "my card is 4111"})
+    assert "4111" not in str(logs)
+    assert any(line["event"] == "operator wrote to a call" for line in logs)
+
+
 # ---- hanging up ---------------------------------------------------------------------------------
 
 

@@ -36,6 +36,13 @@ class FakeCall:
     called: str = OWN_NUMBER
     seconds: float = 12.3456
     reasons: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    deaf: str = ""
+
+    def say(self, words: str) -> str:
+        if not self.deaf:
+            self.said.append(words)
+        return self.deaf
 
     def hang_up(self, reason: str) -> None:
         self.reasons.append(reason)
