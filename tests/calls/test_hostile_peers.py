@@ -114,7 +114,8 @@ async def close_code(socket: WebSocketConnection) -> int:
 async def listening(world: World) -> AgentSession:
     """Wait until the agent has its Settings and hears the caller."""
     agent = await world.agent.wait_for_session()
-    await until(lambda: agent.settings is not None)
+    with trio.fail_after(10):
+        await until(lambda: agent.settings is not None)
     return agent
 
 
@@ -222,21 +223,21 @@ async def test_a_sid_that_is_none_begins_nothing(
 async def test_parameters_are_the_agents_to_read_and_nobody_elses_to_run(
     autojump_clock: Clock, nursery: trio.Nursery
 ) -> None:
-    """Markup, templates and control characters come through as data: the Settings are JSON with
-    the very same text in it, and it is filled in once."""
-    using = settings(
-        agent={"greeting": "Hello {name}!", "think": {"prompt": "You talk to {name}."}}
-    )
+    """Markup and templates come through as text, filled in once; control characters, by which a
+    prompt could be forged, as a space."""
+    think = {**settings().agent["think"], "prompt": "You talk to {name}."}
+    using = settings(agent={"greeting": "Hello {name}!", "think": think})
     name = NASTY + "{caller} {{name}} {0.__class__}"
     async with in_memory(using=using) as world:
         socket = await connect(world, nursery)
         await socket.send_message(
             start(customParameters={"From": NASTY, "name": name, "x" * 500: "y"})
         )
-        agent = await world.agent.wait_for_session()
+        agent = await listening(world)
         await socket.send_message(STOP)
         await world.quiet()
     assert agent.settings is not None
+    name = " ".join("".join(c if c.isprintable() else " " for c in name).split())
     assert agent.settings["agent"]["greeting"] == f"Hello {name}!"
     assert agent.settings["agent"]["think"]["prompt"] == f"You talk to {name}."
     assert world.ending["outcome"] == "caller_hung_up"
