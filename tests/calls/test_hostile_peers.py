@@ -5,6 +5,7 @@ goes on as long as there is anything to go on with, and nothing of it reaches a 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -237,7 +238,7 @@ async def test_parameters_are_the_agents_to_read_and_nobody_elses_to_run(
         await socket.send_message(STOP)
         await world.quiet()
     assert agent.settings is not None
-    name = " ".join("".join(c if c.isprintable() else " " for c in name).split())
+    name = re.sub("[\x00-\x1f\u202e]+", " ", name).strip()
     assert agent.settings["agent"]["greeting"] == f"Hello {name}!"
     assert agent.settings["agent"]["think"]["prompt"] == f"You talk to {name}."
     assert world.ending["outcome"] == "caller_hung_up"
