@@ -256,6 +256,7 @@ class Call:
             # Their answers would be for a session that is over.
             functions.cancel_all()
             silence.session_lost(trio.current_time())
+            self.conversation.changed()
             self.report.to_agent_bytes += agent.bytes_sent
             self.report.to_agent_frames += agent.frames_sent
             self.report.bad_messages += agent.bad_messages
@@ -343,6 +344,11 @@ class Call:
         if not self.timekeeper.say(words):
             return "too much has been written that the agent has not been told yet"
         return ""
+
+    @property
+    def uplink(self) -> Uplink:
+        """The caller's audio on its way to the agent, for whoever wants to look."""
+        return self._uplink
 
     # ---- asked to end from outside ---------------------------------------------------------
 

@@ -8,6 +8,7 @@ the agent's sessions: after a reconnection it goes on where it was.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
 import msgspec
@@ -21,7 +22,7 @@ from bridge.functions.calls import FunctionCalls
 from bridge.log import get_logger
 from bridge.parting import Parting
 from bridge.playback import Playback
-from bridge.silence import Silence
+from bridge.silence import Silence, State
 from bridge.transcript import Transcript
 from bridge.turns import Turns
 from bridge.twilio.media_stream import MediaStream
@@ -102,6 +103,14 @@ class Conversation:
         self.recording: Recording | None = None
         self.parting: Parting | None = None
         self.barge_in_seconds: list[float] = []
+        self.running: FunctionCalls | None = None
+        self.changed: Callable[[], object] = _nobody_watches
+        """Called when there is something new to see. Never waits, never raises."""
+
+    @property
+    def awaited(self) -> State:
+        """Whose word is awaited."""
+        return self._silence.state
 
     # ---- from the agent -------------------------------------------------------------------------
 
@@ -117,12 +126,15 @@ class Conversation:
         self._gate = StaleAudioGate()
         self._frames.flush()
         self._silence.session_opened(trio.current_time())
+        self.running = functions
+        self.changed()
         while True:
             for message in await agent.receive():
                 if isinstance(message, bytes):
                     self._hear_audio(message)
                 else:
                     await self._hear(message, functions, nursery)
+                    self.changed()
             # All that came together goes out together: fewer messages, the same delay.
             await self._play()
 
@@ -231,18 +243,22 @@ class Conversation:
             if cuts != self._cuts:
                 return  # written words cut in meanwhile, and `clear` was right behind this piece
             now = trio.current_time()
+            begins = not self.playback.queued(now)
             self.playback.sent(len(piece), now)
             self.transcript.audio_sent(len(piece))
             self.turns.audio_sent(now)
             self._silence.agent_audio(now)
             if self.recording is not None:
                 self.recording.agent(piece, now - self._began_at)
+            if begins:
+                self.changed()
 
     def function_done(self, name: str, seconds: float, result: str) -> None:
         """A function has been answered, or will not be."""
         if len(self.functions) < MAX_FUNCTIONS:
             at = trio.current_time() - self._began_at - seconds
             self.functions.append(FunctionResult(at, name, seconds, result))
+        self.changed()
 
     # ---- from us --------------------------------------------------------------------------------
 
@@ -288,15 +304,22 @@ class Conversation:
                 self._silence.agent_done_playing(now)
         if self.parting is not None:
             self.parting.mark_returned(name, played=played)
+        self.changed()
 
     def keys_pressed(self, digits: str) -> None:
         """The caller typed these digits on the keypad."""
         now = trio.current_time()
         self._silence.caller_pressed(now)
         self.transcript.caller(digits, now - self._began_at, role="keypad")
+        self.changed()
 
     def words_written(self, words: str) -> None:
         """The caller wrote these words instead of saying them."""
         now = trio.current_time()
         self._silence.caller_pressed(now)
         self.transcript.caller(words, now - self._began_at)
+        self.changed()
+
+
+def _nobody_watches() -> None:
+    pass

@@ -6,10 +6,33 @@ from datetime import UTC, datetime, timedelta
 
 import trio
 
-from bridge.call import Call
+from bridge.call import Call, Keeper
 from bridge.config import Settings
-from bridge.records.record import CallRecord, FunctionLine, Line, Turn, cost_of
+from bridge.functions import CallInfo
+from bridge.records.record import CallRecord, Direction, FunctionLine, Line, Turn, cost_of
 from bridge.records.recorder import NullRecorder, Recorder
+
+
+class Keepers:
+    """Several keepers as one, told in this order."""
+
+    def __init__(self, *keepers: Keeper) -> None:
+        self._keepers = keepers
+
+    def began(self, call: Call) -> None:
+        """The call has been introduced."""
+        for keeper in self._keepers:
+            keeper.began(call)
+
+    def is_ending(self, call: Call) -> None:
+        """The outcome is known."""
+        for keeper in self._keepers:
+            keeper.is_ending(call)
+
+    def ended(self, call: Call) -> None:
+        """The call is over, to the last byte."""
+        for keeper in self._keepers:
+            keeper.ended(call)
 
 
 class RecordKeeper:
@@ -32,7 +55,7 @@ class RecordKeeper:
             stream_sid=info.stream_sid,
             caller=info.caller,
             called=info.called,
-            direction="outbound-api" if info.parameters.get("direction") else "inbound",
+            direction=direction_of(info),
             words_kept=self._settings.records.transcripts,
         )
         self._recorder.begin(self._record)
@@ -93,3 +116,9 @@ class RecordKeeper:
             FunctionLine(at=one.at, name=one.name, seconds=one.seconds, result=one.result)
             for one in conversation.functions
         ]
+
+
+def direction_of(info: CallInfo) -> Direction:
+    """Whether the call was placed by us. Twilio's own direction is no parameter of the stream, so
+    only a call whose TwiML we made for dialling has one."""
+    return "outbound-api" if info.parameters.get("direction") else "inbound"

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from bridge.call import Call
-from bridge.control import DialPolicy, NoRecords, Records, SettingsPolicy, StatusUpdate
+from bridge.control import (
+    NO_CREDENTIALS,
+    DialPolicy,
+    NoRecords,
+    Records,
+    SettingsPolicy,
+    StatusUpdate,
+)
 from bridge.outcome import Outcome
 from bridge.records.store import StoreUnavailable
 from bridge.service import Bridge
@@ -22,6 +30,7 @@ class Operator:
         self._bridge = bridge
         self.policy: DialPolicy = SettingsPolicy(bridge.settings, self._refusal)
         self.records: Records = _KeptCalls(bridge)
+        bridge.live.server = self.facts
 
     @property
     def api_token(self) -> str:
@@ -37,6 +46,32 @@ class Operator:
     def live(self) -> Iterable[_LiveCall]:
         """The calls this process carries that have been introduced."""
         return [_LiveCall(call) for call in self._bridge.calls if call.report.info is not None]
+
+    def facts(self) -> dict[str, Any]:
+        """The state of this server process, JSON-able; see `bridge.live`. Never waits."""
+        bridge = self._bridge
+        settings, stalls = bridge.settings_now(), bridge.stalls
+        records = bridge.recorder.statistics()
+        return {
+            "live": len(bridge.calls),
+            "max_calls": settings.server.max_calls,
+            "draining": bridge.draining,
+            "workers": settings.server.workers,
+            "pid": os.getpid(),
+            "started_at": bridge.started_at.isoformat(),
+            "stalls": stalls.times,
+            "stall_seconds": round(stalls.seconds, 3),
+            "last_stall_at": stalls.last.isoformat() if stalls.last else None,
+            "records": bridge.recorder.keeps_records,
+            "database_trouble": records.trouble,
+            "records_waiting": records.waiting,
+            "records_lost": records.lost,
+            "viewers": len(bridge.live),
+            "agents": {
+                name: list(table.get("numbers", ())) for name, table in settings.agents.items()
+            },
+            "cannot_dial": "" if bridge.twilio is not None else NO_CREDENTIALS,
+        }
 
     async def call_status(self, update: StatusUpdate) -> None:
         """Fold a report of Twilio's into the call's record."""

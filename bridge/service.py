@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import trio
@@ -25,7 +26,8 @@ from bridge.config import ConfigError, Secrets, Settings, check_startup, warning
 from bridge.config_file import ConfigFile, SettingsSource, config_path
 from bridge.context_hook import fetch_context
 from bridge.functions import CallInfo, FunctionError, Functions
-from bridge.keeping import RecordKeeper
+from bridge.keeping import Keepers, RecordKeeper
+from bridge.live import Live
 from bridge.metrics import Metrics
 from bridge.outcome import Outcome
 from bridge.records.recorder import NullRecorder, Recorder, recorder_for
@@ -39,6 +41,14 @@ log = logs.get_logger(__name__)
 
 # What a caller waits in silence for an answer about who they are, at most.
 CONTEXT_SECONDS: Final = 2.0
+
+
+class Stalls(NamedTuple):
+    """How often and how long the event loop did not run, and when it last did not."""
+
+    times: int = 0
+    seconds: float = 0.0
+    last: datetime | None = None
 
 
 class Bridge:
@@ -63,8 +73,11 @@ class Bridge:
         self._functions = Functions(())
         self._functions_module = ""
         self.calls = Registry()
+        self.live = Live(self.calls)
+        self.stalls = Stalls()
         self.metrics = Metrics()
         self.draining = False
+        self.started_at = datetime.now(UTC)
         self.recorder: Recorder | NullRecorder = NullRecorder()
         self.twilio: TwilioRest | None = None
         self.tunnel = ""
@@ -95,6 +108,7 @@ class Bridge:
                     self.twilio = TwilioRest(sid, tokens[0])
                 except ValueError as error:
                     raise ConfigError(str(error)) from error
+            self.started_at = datetime.now(UTC)
             self._prepared = True
         return settings
 
@@ -157,6 +171,12 @@ class Bridge:
             return await trio.to_thread.run_sync(self.metrics.expose, accept)
         return self.metrics.expose(accept)
 
+    def loop_stalled(self, seconds: float) -> None:
+        """The event loop runs again, after it did not for `seconds`."""
+        self.metrics.loop_stalled(seconds)
+        times, so_far, _ = self.stalls
+        self.stalls = Stalls(times + 1, so_far + seconds, datetime.now(UTC))
+
     def begin_drain(self) -> None:
         """Take no new calls from now on; live ones go on."""
         self.draining = True
@@ -210,7 +230,7 @@ class Bridge:
             functions,
             settings.call,
             max_reconnects=settings.deepgram.max_reconnects,
-            keeper=RecordKeeper(self.recorder, settings),
+            keeper=Keepers(RecordKeeper(self.recorder, settings), self.live),
             record=partial(_record_to, settings.records.recordings),
             transfer=self._transfer if self.twilio is not None else None,
         )

@@ -12,7 +12,7 @@ from typing import Final
 
 import trio
 
-from bridge.audio import BYTES_PER_MS, Framer, silence
+from bridge.audio import BYTES_PER_MS, Framer, seconds, silence
 
 # Long enough for an agent to connect while the caller already says hello; short enough that the
 # agent, once there, does not answer the past.
@@ -61,6 +61,12 @@ class Uplink:
         if rest := self._framer.flush():
             self._put(rest)
         self._send.close()
+
+    @property
+    def queued_seconds(self) -> float:
+        """About how much of the caller's audio waits to be taken."""
+        frames = self._receive.statistics().current_buffer_used
+        return frames * self._frame_seconds + seconds(self._framer.pending)
 
     async def take(self) -> bytes:
         """Return the next piece to send to the agent: at most a frame.

@@ -80,7 +80,7 @@ def create_app(
     app.config["BODY_TIMEOUT"] = FORM_SECONDS
     bridge = Bridge(config, secrets, open_stream)
     app.extensions["bridge"] = bridge
-    app.register_blueprint(control_blueprint(Operator(bridge)))
+    app.register_blueprint(control_blueprint(Operator(bridge), live=bridge.live))
     app.register_blueprint(pages_blueprint(lambda: bridge.api_token))
 
     @app.before_serving

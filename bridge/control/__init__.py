@@ -15,6 +15,7 @@ from bridge.control.dialling import (
     with_webhook,
 )
 from bridge.control.host import (
+    NO_CREDENTIALS,
     ControlHost,
     DialPolicy,
     DialRefused,
@@ -26,6 +27,7 @@ from bridge.control.host import (
 from bridge.control.status import Progress, StatusUpdate, fold
 
 __all__ = [
+    "NO_CREDENTIALS",
     "TWILIO_ENDPOINTS",
     "AnswerWith",
     "BadRequest",

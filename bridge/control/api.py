@@ -1,7 +1,9 @@
 """The routes of the control API, as a Blueprint.
 
 `POST /calls` dials, `GET /calls` lists, `GET /calls/{sid}` shows, `DELETE /calls/{sid}` hangs up,
-`POST /calls/{sid}/say` says something in the caller's place; who may is `access`'s to say.
+`POST /calls/{sid}/say` says something in the caller's place; who may is `access`'s to say. `live`
+is true of the calls that this process carries; `elsewhere` of those that, by the records, another
+one carries, or carried when it died. `events` tells what goes on in them as it happens.
 `POST /call-status` and `POST /call-status/answered-by` are Twilio's: they take no token, and
 whoever registers the blueprint checks Twilio's signature on them (`TWILIO_ENDPOINTS`) as on its
 other webhooks.
@@ -39,9 +41,11 @@ from bridge.control.dialling import (
     read_request,
     with_twiml,
 )
-from bridge.control.host import ControlHost, DialRefused, LiveCall
+from bridge.control.events import add_event_routes, carried_elsewhere
+from bridge.control.host import NO_CREDENTIALS, ControlHost, DialRefused, LiveCall
 from bridge.control.saying import read_words
 from bridge.control.status import BadStatus, Progress, StatusUpdate, read_status
+from bridge.live import Live
 from bridge.log import get_logger
 from bridge.twilio import twiml
 from bridge.twilio.rest import PlacedCall, TwilioError, TwilioRest, TwilioUnreachable, is_call_sid
@@ -67,12 +71,13 @@ def control_blueprint(
     answer: AnswerWith = with_twiml,
     reserved: Iterable[str] = (),
     gate: Gate | None = None,
+    live: Live | None = None,
 ) -> Blueprint:
     """The control API of `host`.
 
     `answer` decides what a placed call does when somebody answers: `with_twiml` or `with_webhook`.
     `reserved` are further parameter names that no variable may take. `gate` is shared with other
-    pages that the same token protects.
+    pages that the same token protects. With `live`, there are event streams of it.
     """
     control = Blueprint("control", __name__)
     door = gate or Gate(trio.current_time)
@@ -97,6 +102,9 @@ def control_blueprint(
         response.headers["Cache-Control"] = "no-store"
         return response
 
+    if live is not None:
+        add_event_routes(control, host, live)
+
     @control.post("/calls")
     async def dial() -> Answer:
         asked = read_request(await _json_body())
@@ -104,7 +112,7 @@ def control_blueprint(
         call = check_request(asked, await policy.agents(), names)
         rest = host.twilio
         if rest is None:
-            raise DialRefused("no Twilio credentials; set TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN")
+            raise DialRefused(NO_CREDENTIALS)
         address = _reachable(await policy.public_url())
         await policy.admit(call)
         ring, talk = await policy.limits()
@@ -321,6 +329,8 @@ def _shown(
         shown |= {"status": "in-progress", "seconds": round(live.seconds, 3)}
         shown |= {"caller": live.caller, "called": live.called}
     if record is not None:
+        if live is None and carried_elsewhere(record):
+            shown["elsewhere"] = True
         status = shown["status"]
         shown |= record
         if status and not shown.get("status"):

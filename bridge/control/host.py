@@ -19,6 +19,9 @@ TWILIO_TIME_LIMIT: Final = 14_400
 TIME_LIMIT_SLACK: Final = 60
 
 
+NO_CREDENTIALS: Final = "no Twilio credentials; set TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN"
+
+
 class LiveCall(Protocol):
     """A call that this process carries. `seconds` since it began; "" for what is not known yet."""
 

@@ -60,8 +60,10 @@ class _InFlight:
     """A call of a function that is running, or whose answer is on its way."""
 
     call: FunctionCall
+    began: float = field(default_factory=trio.current_time)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     unwanted: bool = False
+    told: bool = False
     ended: Literal["ok", "error", "timeout", "cancelled"] = "cancelled"
 
 
@@ -97,6 +99,11 @@ class FunctionCalls:
     def __len__(self) -> int:
         """How many are in flight."""
         return len(self._in_flight)
+
+    @property
+    def running(self) -> list[tuple[str, float]]:
+        """Those whose result is not known yet: name, and when it began on Trio's clock."""
+        return [(one.call.name, one.began) for one in self._in_flight.values() if not one.told]
 
     def start(self, nursery: trio.Nursery, request: FunctionCallRequest) -> None:
         """Run what the agent asks of us in `nursery`, a task each. Never blocks.
@@ -172,6 +179,7 @@ class FunctionCalls:
                 more = {"threads_busy": self._threads.busy}
             seconds = trio.current_time() - began
             result = "cancelled" if entry.unwanted else entry.ended
+            entry.told = True
             self._on_result(call.name, seconds, result)
             log.info(
                 "function call",

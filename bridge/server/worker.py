@@ -109,9 +109,15 @@ async def serve_until(
     if bridge is None:
         await _worker_serve(app, config, shutdown_trigger=trigger, **options)
         return
+
+    async def calls_are_over() -> None:
+        await trigger()
+        # Whoever watches is not waited for.
+        bridge.live.close()
+
     async with bridge.running():
-        with watching(on_stall=bridge.metrics.loop_stalled):
-            await _worker_serve(app, config, shutdown_trigger=trigger, **options)
+        with watching(on_stall=bridge.loop_stalled):
+            await _worker_serve(app, config, shutdown_trigger=calls_are_over, **options)
 
 
 def bridge_of(app: Any) -> Any:
