@@ -533,6 +533,8 @@ def _url(url: str, schemes: tuple[str, ...], example: str) -> SplitResult:
             raise ValueError
         parts = urlsplit(url)
         usable = parts.scheme in schemes and parts.hostname and parts.port != 0
+        # What DNS takes for no name (a label of more than 63 characters) would fail in each call.
+        (parts.hostname or "").encode("idna")
     except ValueError:
         usable = False
     if not usable:

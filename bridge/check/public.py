@@ -257,8 +257,10 @@ def likely_addresses(url: str, bind: str) -> Iterator[str]:
     parts = urlsplit(url)
     port = bind.rpartition(":")[2]
     inner = local_address(bind).partition("://")[2]
-    hosts = [parts.netloc, parts.hostname or "", inner, f"localhost:{port}", f"127.0.0.1:{port}"]
+    hosts = [parts.netloc, inner, f"localhost:{port}", f"127.0.0.1:{port}"]
+    # Without a port last: a server may well take both for one, and the other says more.
     hosts += [f"{parts.hostname}:{p}" for p in (port, 443, 80)]
+    hosts += [parts.hostname or "", "localhost", "127.0.0.1"]
     seen = {url}
     for host in dict.fromkeys(hosts):
         for scheme in ("http", "https"):

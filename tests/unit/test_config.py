@@ -129,6 +129,7 @@ class TestValues:
             "server.drain_seconds = -1",
             'deepgram.url = "https://agent.deepgram.com"',
             'deepgram.url = "wss://"',
+            'deepgram.url = "wss://' + "a" * 64 + '.example"',
             'deepgram.url = ""',
             'deepgram.url = "wss://agent.deepgram.com/#x"',
             "deepgram.connect_timeout = 0",

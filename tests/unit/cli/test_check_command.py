@@ -1,0 +1,126 @@
+"""`bridge check`: its lines, its JSON, its exit codes; and checks that hang or fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from bridge import log as logs
+from bridge.check import Finding, ok, run_checks, wrong
+from bridge.cli import main
+
+KEY = "dg-key-5EC237-0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A working directory and an environment of its own, and logging as it was."""
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.startswith(("BRIDGE_", "DEEPGRAM_", "TWILIO_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("BRIDGE_CONFIG", "")
+    monkeypatch.setattr(logs, "configure", lambda *_, **__: None)
+    # Nothing listens there: bound by no server, and asked by none of the checks.
+    Path("config.toml").write_text(
+        '[server]\nbind = "127.0.0.1:0"\n[deepgram]\nurl = "ws://127.0.0.1:9/"\n'
+    )
+
+
+def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["bridge", "check", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    output = capsys.readouterr()
+    assert isinstance(exit_.value.code, int)
+    assert KEY not in output.out + output.err
+    return exit_.value.code, output.out, output.err
+
+
+def test_one_line_for_each_finding(monkeypatch, capsys):
+    monkeypatch.setenv("DEEPGRAM_API_KEY", KEY)
+    code, out, err = run(monkeypatch, capsys)
+    assert code == 1
+    lines = out.splitlines()
+    assert lines[0].startswith("WRONG  agent    nothing listens at 127.0.0.1:9:")
+    assert lines[0].endswith("start the agent (`bridge agent`), or correct deepgram.url")
+    assert [line.split()[1] for line in lines] == ["agent", "server", "twilio", "records", "clock"]
+    (line,) = err.splitlines()
+    assert line.startswith("bridge: 1 thing wrong; nothing listens at 127.0.0.1:9")
+
+
+def test_as_json(monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "--json")
+    assert code == 1
+    result = json.loads(out)
+    assert result["ok"] is False
+    [agent] = [one for one in result["findings"] if one["check"] == "agent"]
+    assert agent.keys() == {"check", "status", "what", "why", "remedy"}
+    assert agent["status"] == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "why"),
+    [
+        ([], "[server]\nbnd = 1\n", "server.bnd: unknown key"),
+        (["--config", "nothere.toml"], "", "no such file"),
+        (["--url", "voice.example.com"], "", "--url: expected an address"),
+        (["--number", "5551234567"], "", "--number: expected a phone number"),
+    ],
+)
+def test_what_cannot_be_used(monkeypatch, capsys, arguments, text, why):
+    Path("config.toml").write_text(text)
+    code, out, err = run(monkeypatch, capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert why in err
+
+
+def test_an_unusable_configuration_is_json_too(monkeypatch, capsys):
+    Path("config.toml").write_text("[server]\nbnd = 1\n")
+    code, out, _ = run(monkeypatch, capsys, "--json")
+    assert code == 2
+    assert "server.bnd" in json.loads(out)["error"]
+
+
+def test_a_key_with_a_line_break(monkeypatch, capsys):
+    monkeypatch.setenv("DEEPGRAM_API_KEY", "abc\ndef")
+    code, _, err = run(monkeypatch, capsys)
+    assert code == 2
+    assert "DEEPGRAM_API_KEY" in err
+    assert "abc" not in err
+
+
+async def test_a_check_that_hangs_and_one_that_fails_cost_the_others_nothing(autojump_clock):
+    async def hangs() -> list[Finding]:
+        await trio.sleep_forever()
+        return []
+
+    async def fails() -> list[Finding]:
+        raise RuntimeError("a bug")
+
+    async def works() -> list[Finding]:
+        return [ok("works", "as it should"), wrong("works", "and more")]
+
+    checks = {"hangs": (hangs, 5.0), "fails": (fails, 5.0), "works": (works, 5.0)}
+    found = await run_checks(checks)
+    assert trio.current_time() <= 5.1
+    assert [(one.check, one.status) for one in found] == [
+        ("hangs", "wrong"),
+        ("fails", "wrong"),
+        ("works", "ok"),
+        ("works", "wrong"),
+    ]
+    assert found[0].what == "not done within 5 s"
+    assert found[1].why == "RuntimeError: a bug"
+
+
+def test_what_a_server_says_cannot_break_the_line():
+    finding = wrong("agent", "it said", "first\nsecond\x1b[31m", "x" * 5000)
+    assert "\n" not in finding.line
+    assert "\x1b" not in finding.line
+    assert len(finding.line) < 1000
