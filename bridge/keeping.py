@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-import trio
-
 from bridge.call import Call, Keeper
 from bridge.config import Settings
 from bridge.functions import CallInfo
@@ -42,16 +40,18 @@ class RecordKeeper:
         self._recorder = recorder
         self._settings = settings
         self._record: CallRecord | None = None
-        self._began_at = 0.0
+        self._introduced = 0.0
 
     def began(self, call: Call) -> None:
         """The call has been introduced: from now on there is a record."""
         info = call.report.info
         assert info is not None
-        self._began_at = trio.current_time()
+        # The socket opened a moment ago, and that is where the call's own times count from.
+        self._introduced = call.seconds_so_far
+        started_at = datetime.now(UTC) - timedelta(seconds=self._introduced)
         self._record = CallRecord(
             call_sid=info.call_sid,
-            started_at=datetime.now(UTC),
+            started_at=started_at,
             stream_sid=info.stream_sid,
             caller=info.caller,
             called=info.called,
@@ -76,10 +76,16 @@ class RecordKeeper:
             )
             self._recorder.finish(self._record)
 
+    def _agent_seconds(self, seconds: float, setup_seconds: float | None) -> float:
+        """How long there was an agent, which is what it costs."""
+        if setup_seconds is None:
+            return 0.0
+        return max(0.0, seconds - self._introduced - setup_seconds)
+
     def _fill_in(self, call: Call) -> None:
         record, report, conversation = self._record, call.report, call.conversation
         assert record is not None
-        seconds = trio.current_time() - self._began_at
+        seconds = call.seconds_so_far
         record.agent = report.agent
         record.seconds = round(seconds, 3)
         record.setup_seconds = report.setup_seconds
@@ -87,7 +93,7 @@ class RecordKeeper:
         record.outcome = str(report.outcome or "")
         record.reason = report.reason
         record.transfer_to = report.transfer_to
-        record.agent_seconds = round(max(0.0, seconds - (report.setup_seconds or seconds)), 3)
+        record.agent_seconds = round(self._agent_seconds(seconds, report.setup_seconds), 3)
         record.cost = cost_of(record.seconds, record.agent_seconds, self._settings.costs)
         record.dropped_bytes = report.dropped_bytes
         record.reconnects = report.reconnects

@@ -453,6 +453,10 @@ class TwilioStandIn:
 class Lost:
     """The request is carried out, and its answer lost."""
 
+    def __repr__(self) -> str:
+        # Without its address, which would give a test another name in every process.
+        return "Lost()"
+
 
 async def _post(client: httpx.AsyncClient, url: str, form: Form) -> httpx.Response:
     signature = RequestValidator(AUTH_TOKEN).compute_signature(url, dict(form))
