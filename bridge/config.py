@@ -91,6 +91,7 @@ class LimitSettings(Struct, frozen=True, kw_only=True):
 
     calls_per_number: Count = 0
     calls_per_minute: Count = 0
+    account_calls: Count = 0
 
 
 class FunctionSettings(Struct, frozen=True, kw_only=True):

@@ -298,6 +298,28 @@ class Store:
     # ---- connections ------------------------------------------------------------------------
 
     @contextmanager
+    def exclusive(self, lock: int) -> Iterator[Connection]:
+        """A transaction that none with the same number runs beside, on any machine, and that sees
+        what those before it wrote. It survives a crash of the server's, though not always one of
+        the database's: nobody waits for a disk in it. Waits LOCK_SECONDS at most.
+        """
+        with _translated(self.name), self._connect().connect() as connection:
+            if connection.dialect.name == "sqlite":
+                # There is one writer in any case; the driver would become it too late.
+                connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                yield connection
+                connection.exec_driver_sql("COMMIT")
+                return
+            # In any other level, what is seen is from before the lock was waited for.
+            connection = connection.execution_options(isolation_level="READ COMMITTED")
+            with connection.begin():
+                self._limit(connection)
+                connection.execute(sa.select(sa.func.set_config("synchronous_commit", "off", True)))
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
+                yield connection
+
+    @contextmanager
     def _reading(self) -> Iterator[Connection]:
         if self.file is not None and not self.file.exists():
             # Connecting would make an empty one.
@@ -309,11 +331,15 @@ class Store:
     def _transaction(self) -> Iterator[Connection]:
         with _translated(self.name), self._connect().begin() as connection:
             if connection.dialect.name == "postgresql":
-                # LOCAL, so that it is right behind a pooler such as pgbouncer as well.
-                for setting, seconds in _POSTGRES_LIMITS.items():
-                    text = str(round(1000 * seconds))
-                    connection.execute(sa.select(sa.func.set_config(setting, text, True)))
+                self._limit(connection)
             yield connection
+
+    @staticmethod
+    def _limit(connection: Connection) -> None:
+        # LOCAL, so that it is right behind a pooler such as pgbouncer as well.
+        for setting, seconds in _POSTGRES_LIMITS.items():
+            text = str(round(1000 * seconds))
+            connection.execute(sa.select(sa.func.set_config(setting, text, True)))
 
     def _connect(self) -> Engine:
         # Two threads may both make one: the loser's has opened nothing.
