@@ -44,8 +44,9 @@ def choose_agent(
     the one that is `wanted` by name: whoever is dialled does not choose who speaks.
 
     The name is that of `[agents.NAME]`, or "" for `[agent]`, which is for every other case.
-    Tables are merged key by key; lists and single values are replaced. `numbers` is ours and not
-    in the result, which shares nothing with the settings.
+    Tables are merged key by key; lists and single values are replaced, and so is a provider by one
+    of another `type`. `numbers` is ours and not in the result, which shares nothing with the
+    settings.
     """
     for name, changes in settings.agents.items():
         if called in changes.get("numbers", ()) if wanted is None else name == wanted:
@@ -112,8 +113,14 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     result = copy.deepcopy(dict(base))
     for key, value in changes.items():
         below = result.get(key)
-        if isinstance(value, dict) and isinstance(below, dict):
+        if isinstance(value, dict) and isinstance(below, dict) and not _another_kind(below, value):
             result[key] = _merged(below, value)
         else:
             result[key] = copy.deepcopy(value)
     return result
+
+
+def _another_kind(below: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:
+    """Whether the changes name a provider of another type, which has keys of its own: Deepgram
+    refuses a voice's model under a provider that does not know it."""
+    return "type" in changes and changes["type"] != below.get("type")

@@ -85,6 +85,13 @@ def test_an_agent_that_differs_in_nothing_is_agent_itself() -> None:
         ({"a": {"b": {"c": 1, "d": 2}}}, {"a": {"b": {"c": 3}}}, {"a": {"b": {"c": 3, "d": 2}}}),
         ({"a": {"numbers": 1}}, {"a": {"numbers": 2}}, {"a": {"numbers": 2}}),
         ({"a": {"b": 1}}, {"a": {}}, {"a": {"b": 1}}),
+        # A provider of another type knows nothing of the keys of the one before.
+        ({"a": {"type": "x", "b": 1}}, {"a": {"type": "y"}}, {"a": {"type": "y"}}),
+        (
+            {"a": {"type": "x", "b": 1}},
+            {"a": {"type": "x", "c": 2}},
+            {"a": {"type": "x", "b": 1, "c": 2}},
+        ),
     ],
 )
 def test_tables_are_merged_and_all_else_is_replaced(
