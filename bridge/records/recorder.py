@@ -27,34 +27,35 @@ put anywhere when it was killed, which is what came within the last milliseconds
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import msgspec
 import trio
 
 from bridge.config import RecordSettings
 from bridge.log import get_logger
-from bridge.records import wav
+from bridge.records import batches, wav
+from bridge.records.null_recorder import (
+    ENDING_SECONDS,
+    Endings,
+    NullRecorder,
+    RecorderStatistics,
+)
 from bridge.records.record import (
     CallRecord,
     Direction,
     Ending,
     Snapshot,
-    decode,
-    encode,
     merge,
     snapshot,
     tidy,
 )
-from bridge.records.spool import Spool, SpoolLine
-from bridge.records.store import PURGE_ROWS, Rejected, Store, StoreError, StoreUnavailable
+from bridge.records.spool import Spool
+from bridge.records.store import PURGE_ROWS, Store, StoreError, StoreUnavailable
 
 log = get_logger(__name__)
 
@@ -89,115 +90,12 @@ DISK_SHARE: Final = 0.4
 DAY: Final = 86_400.0
 PURGE_AGAIN: Final = 3_600.0  # after one that failed
 
-# The webhook that asks how a call ended comes within a second or so of the end.
-ENDINGS: Final = 10_000
-ENDING_SECONDS: Final = 1.0
 _ENDING_LOOKS: Final = (0.02, 0.05, 0.1, 0.2)  # seconds between looks; the last one repeats
 
 # Reading threads; more would only queue at the database.
 READERS: Final = 4
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class RecorderStatistics:
-    """Where records are: waiting in memory, in the spool (bytes); how many were written since the
-    start, and how many were lost; why the database cannot be used, "" if it can.
-    """
-
-    waiting: int
-    spooled_bytes: int
-    written: int
-    lost: int
-    trouble: str
-
-
-class _Endings:
-    """How the last calls of this process ended, for the webhook that reaches it."""
-
-    def __init__(self) -> None:
-        self._endings: OrderedDict[str, Ending] = OrderedDict()
-
-    def remember(self, record: CallRecord) -> None:
-        if record.call_sid and record.outcome:
-            self._endings[record.call_sid] = Ending(record.outcome, record.transfer_to)
-            while len(self._endings) > ENDINGS:
-                self._endings.popitem(last=False)
-
-    def get(self, call_sid: str) -> Ending | None:
-        return self._endings.get(call_sid)
-
-
-class NullRecorder:
-    """Keeps no records (`records.url = ""`); knows how the last calls ended, all the same. What the
-    methods do is said in `Recorder`. No threads, so it suits a virtual clock.
-    """
-
-    keeps_records = False
-
-    def __init__(self) -> None:
-        self._endings = _Endings()
-
-    def begin(self, record: CallRecord) -> None:
-        """Nothing."""
-
-    def update(self, record: CallRecord) -> None:
-        """Remember the ending, if there is one."""
-        self._endings.remember(record)
-
-    finish = update
-
-    def note_status(
-        self,
-        call_sid: str,
-        status: str,
-        sequence: int,
-        *,
-        answered_by: str = "",
-        caller: str = "",
-        called: str = "",
-        direction: Direction = "outbound-api",
-    ) -> None:
-        """Nothing."""
-
-    async def ending_of(self, call_sid: str, within: float = ENDING_SECONDS) -> Ending | None:
-        """How a call that was carried in this process ended."""
-        await trio.lowlevel.checkpoint()
-        return self._endings.get(call_sid)
-
-    async def list_calls(
-        self, limit: int = 20, before: datetime | None = None, outcome: str | None = None
-    ) -> list[CallRecord]:
-        """Nothing: []."""
-        await trio.lowlevel.checkpoint()
-        return []
-
-    async def get(self, call_sid: str) -> CallRecord | None:
-        """Nothing: None."""
-        await trio.lowlevel.checkpoint()
-        return None
-
-    def statistics(self) -> RecorderStatistics:
-        """All zero."""
-        return RecorderStatistics(0, 0, 0, 0, "")
-
-    async def open(self) -> None:
-        """Nothing."""
-        await trio.lowlevel.checkpoint()
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Start, and end at once."""
-        await trio.lowlevel.checkpoint()
-        task_status.started()
-
-    async def settle(self) -> None:
-        """Nothing."""
-        await trio.lowlevel.checkpoint()
-
-    async def aclose(self) -> None:
-        """Nothing."""
-        await trio.lowlevel.checkpoint()
 
 
 class Recorder:
@@ -230,7 +128,7 @@ class Recorder:
         self._spool = spool
         self._retention = timedelta(days=retention_days)
         self._recordings = recordings
-        self._endings = _Endings()
+        self._endings = Endings()
         # By call SID, in the order in which the calls came to wait.
         self._waiting: dict[str, Snapshot] = {}
         self._wake = trio.Event()
@@ -338,7 +236,7 @@ class Recorder:
             self._lose([late["call_sid"]], "the disk hangs")
             return
         try:
-            lines, _ = _lines([late])
+            lines, _ = batches.lines_of([late])
             if self._spool.append(lines):
                 self._lose([late["call_sid"]], "the spool is full")
             self._spool.close()
@@ -519,7 +417,7 @@ class Recorder:
 
     async def _store_batch(self) -> bool:
         batch = self._oldest()
-        if not await self._in_database(partial(_write, self._store, batch)):
+        if not await self._in_database(partial(batches.write, self._store, batch)):
             return False
         self._no_longer_wait(batch)
         return True
@@ -527,7 +425,7 @@ class Recorder:
     async def _replay_batch(self) -> None:
         try:
             lines = await self._on_disk(partial(self._spool.peek, BATCH))
-            if lines and await self._in_database(partial(_rewrite, self._store, lines)):
+            if lines and await self._in_database(partial(batches.rewrite, self._store, lines)):
                 await self._on_disk(self._spool.advance)
         except OSError as error:
             self._failed(f"the spool cannot be read: {error}")
@@ -535,7 +433,7 @@ class Recorder:
     async def _spool_batch(self) -> bool:
         batch = self._oldest()
         try:
-            lost = await self._on_disk(partial(_spool, self._spool, batch))
+            lost = await self._on_disk(partial(batches.to_spool, self._spool, batch))
         except OSError as error:
             if not self._disk_trouble:
                 log.error(
@@ -559,7 +457,7 @@ class Recorder:
             if self._waiting.get(one["call_sid"]) is one:
                 del self._waiting[one["call_sid"]]
 
-    async def _in_database(self, work: Callable[[], _Written]) -> bool:
+    async def _in_database(self, work: Callable[[], batches.Written]) -> bool:
         """Do something in the database's thread. False, and a later retry, if it did not work."""
         # Abandoned when it takes too long, or when too many wait meanwhile: see the top.
         with trio.CancelScope() as self._attempt:
@@ -594,7 +492,7 @@ class Recorder:
             log.error("records wait in the spool; calls go on", error=trouble)
         self._trouble = trouble
 
-    def _worked(self, written: _Written) -> None:
+    def _worked(self, written: batches.Written) -> None:
         self._written += written.count
         for sid, reason in written.refused:
             self._lose([sid], reason)
@@ -614,7 +512,7 @@ class Recorder:
         limit = datetime.now(UTC) - self._retention
         total = 0
         while True:
-            removed = _Removed()
+            removed = batches.Removed()
             if not await self._in_database(partial(removed.purge, self._store, limit)):
                 return
             total += removed.count
@@ -713,76 +611,6 @@ async def open_recorder(
         finally:
             with trio.CancelScope(shield=True):
                 await recorder.aclose()
-
-
-# ---- what runs in threads -------------------------------------------------------------------
-
-
-@dataclass
-class _Written:
-    count: int = 0
-    refused: Sequence[tuple[str, str]] = ()
-
-
-class _Removed:
-    """How many rows a purge deleted: the result of a thread that `_in_database` runs."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def purge(self, store: Store, older_than: datetime) -> _Written:
-        self.count = store.purge(older_than)
-        return _Written()
-
-
-def _write(store: Store, batch: Sequence[Snapshot]) -> _Written:
-    records, refused = _tidied(batch)
-    return _result(records, refused, store.write(records))
-
-
-def _rewrite(store: Store, lines: Sequence[bytes]) -> _Written:
-    records: list[CallRecord] = []
-    refused: list[tuple[str, str]] = []
-    for line in lines:
-        try:
-            records.append(decode(line))
-        except msgspec.MsgspecError as error:
-            refused.append(("", f"a line of the spool cannot be read: {error}"))
-    return _result(records, refused, store.write(records))
-
-
-def _result(
-    records: Sequence[CallRecord], refused: list[tuple[str, str]], rejected: Sequence[Rejected]
-) -> _Written:
-    refused += [(one.record.call_sid, one.reason) for one in rejected]
-    return _Written(len(records) - len(rejected), refused)
-
-
-def _spool(spool: Spool, batch: Sequence[Snapshot]) -> list[str]:
-    """Spool them. Returns the SIDs of those that were lost; a call that is on is not."""
-    lines, refused = _lines(batch)
-    lost = [sid for sid, _ in refused]
-    kept = [one for one in batch if one["call_sid"] not in lost]
-    for place in spool.append(lines):
-        if lines[place].finished:
-            lost.append(kept[place]["call_sid"])
-    return lost
-
-
-def _lines(batch: Sequence[Snapshot]) -> tuple[list[SpoolLine], list[tuple[str, str]]]:
-    records, refused = _tidied(batch)
-    return [SpoolLine(encode(record), bool(record.outcome)) for record in records], refused
-
-
-def _tidied(batch: Sequence[Snapshot]) -> tuple[list[CallRecord], list[tuple[str, str]]]:
-    records: list[CallRecord] = []
-    refused: list[tuple[str, str]] = []
-    for raw in batch:
-        try:
-            records.append(tidy(raw))
-        except msgspec.ValidationError as error:  # a mistake of ours, and no reason to stop
-            refused.append((str(raw.get("call_sid")), f"not a record: {error}"))
-    return records, refused
 
 
 __all__: Final[Any] = [
