@@ -25,7 +25,7 @@ from urllib.parse import SplitResult, urlsplit
 import trio
 import trio_websocket
 
-from bridge.agent import messages
+from bridge.agent import breaches, messages
 from bridge.log import get_logger
 
 log = get_logger(__name__)
@@ -230,6 +230,8 @@ class _Reader:
         self.error: Exception | None = None
 
     def start_soon(self, function: Callable[..., Awaitable[Any]], *args: Any) -> None:
+        # A method of the connection, which is nobody else's yet.
+        breaches.attend(function.__self__)  # type: ignore[attr-defined]
         self._nursery.start_soon(self._run, function, args, name="agent websocket reader")
 
     async def _run(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:

@@ -15,7 +15,7 @@ and when a remedy has become needless.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final, cast
 
@@ -30,16 +30,11 @@ from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Body, Data, Request, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
+from hypercorn.protocol.ws_stream import ASGIWebsocketState, FrameTooLargeError, WSStream
 from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.typing import (
-    AppWrapper,
-    ASGIReceiveCallable,
-    ASGIReceiveEvent,
-    WebsocketAcceptEvent,
-)
-from wsproto.events import CloseConnection
-from wsproto.events import Event as WebsocketEvent
+from hypercorn.typing import AppWrapper, ASGIReceiveCallable, ASGIReceiveEvent
+from wsproto.connection import ConnectionState
+from wsproto.events import CloseConnection, Message, Ping
 from wsproto.frame_protocol import CloseReason
 
 from bridge.log import get_logger
@@ -255,22 +250,38 @@ class GuardedWSStream(WSStream):
         else:
             await super().handle(event)
 
-    async def _accept(self, message: WebsocketAcceptEvent) -> None:
-        await super()._accept(message)
-        events = self.connection.events
-        self.connection.events = lambda: self._counted(events())  # type: ignore[method-assign]
+    async def _handle_events(self) -> None:
+        """As hypercorn's; but it counts, and fails a connection as RFC 6455, section 7.1.7 wants.
 
-    def _counted(self, events: Iterator[WebsocketEvent]) -> Generator[WebsocketEvent, None, None]:
-        for event in events:
+        hypercorn says nothing to a peer that has broken the protocol. And of a message too big it
+        would go on collecting, however long it gets, and tell the application when the peer has
+        closed the connection.
+        """
+        for event in self.connection.events():
             self._frames += 1
-            yield event
+            if isinstance(event, Message):
+                try:
+                    self.buffer.extend(event)
+                except FrameTooLargeError:
+                    return await self._fail(CloseReason.MESSAGE_TOO_BIG)
+                if event.message_finished:
+                    assert self.app_put is not None
+                    await self.app_put(self.buffer.to_message())
+                    self.buffer.clear()
+            elif isinstance(event, Ping):
+                await self._send_wsproto_event(event.response())
+            elif isinstance(event, CloseConnection):
+                if self.connection.state is ConnectionState.REMOTE_CLOSING:
+                    await self._send_wsproto_event(event.response())
+                    await self._hang_up()
+                else:
+                    # The answer to ours; or what wsproto makes of frames that cannot be read.
+                    await self._fail(event.code, event.reason)
+        return None
 
-    async def _send_wsproto_event(self, event: WebsocketEvent) -> None:
-        await super()._send_wsproto_event(event)
-        if isinstance(event, CloseConnection) and event.code == CloseReason.MESSAGE_TOO_BIG:
-            # hypercorn would go on collecting the message in memory, however long it gets, and
-            # tell the application when the peer has closed the connection.
-            await self._hang_up()
+    async def _fail(self, code: int, reason: str | None = None) -> None:
+        await self._send_wsproto_event(CloseConnection(code=code, reason=reason))
+        await self._hang_up()
 
     async def _hang_up(self) -> None:
         await self.send(StreamClosed(stream_id=self.stream_id))

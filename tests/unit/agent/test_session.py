@@ -7,6 +7,7 @@ what they do on the wire is exact.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import SplitResult
 
@@ -285,6 +286,25 @@ async def test_a_rejected_handshake_says_what_to_do(
     assert error.status == status
     assert words in str(error)
     assert "secret" not in str(error)
+
+
+async def test_a_refusal_without_end_is_not_collected(autojump_clock: Clock) -> None:
+    """64 KiB say why well enough; the rest is not read."""
+    sent = 0
+
+    async def behaviour(peer: Peer) -> None:
+        nonlocal sent
+        await peer.read()
+        await peer.send(RejectConnection(status_code=503, has_body=True))
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            while sent < 10_000_000:
+                await peer.send(RejectData(data=bytes(10_000), body_finished=False))
+                sent += 10_000
+
+    error = await failing(behaviour)
+    assert isinstance(error, AgentUnavailable)
+    assert "a refusal of more than 65536 bytes" in str(error)
+    assert sent < 200_000
 
 
 async def test_an_error_in_answer_to_the_settings(autojump_clock: Clock) -> None:
