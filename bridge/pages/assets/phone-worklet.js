@@ -1,0 +1,18 @@
+// The engine on the audio thread, where no script of the page can make it late.
+
+import { Engine } from "./engine.js";
+
+class PhoneProcessor extends AudioWorkletProcessor {
+  constructor() {
+    super();
+    this.engine = new Engine(sampleRate, (message) => this.port.postMessage(message));
+    this.port.onmessage = (event) => this.engine.receive(event.data);
+  }
+
+  process([microphone], [speaker]) {
+    this.engine.process(microphone[0] ?? null, speaker[0]);
+    return true;
+  }
+}
+
+registerProcessor("phone", PhoneProcessor);
