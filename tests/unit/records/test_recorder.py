@@ -24,7 +24,7 @@ from bridge.config import RecordSettings
 from bridge.records import recorder as recorders
 from bridge.records import spool as spools
 from bridge.records import store as stores
-from bridge.records.record import CallRecord, Ending, Line
+from bridge.records.record import CallRecord, Ending, Line, decode, encode
 from bridge.records.recorder import NullRecorder, Recorder, open_recorder, recorder_for
 from bridge.records.spool import Spool
 from bridge.records.store import Store, StoreError, StoreUnavailable
@@ -104,7 +104,7 @@ def spooled(folder: Path) -> list[str]:
     spool.adopt()
     sids = []
     while lines := spool.peek(10_000):
-        sids += [recorders.decode(line).call_sid for line in lines]
+        sids += [decode(line).call_sid for line in lines]
         spool.advance()
     spool.close()
     return sids
@@ -403,7 +403,7 @@ async def test_a_disk_that_is_full_for_the_spool_too_loses_nothing(database, fol
 
 async def test_a_line_that_cannot_be_read_does_not_stop_the_others(database, folder):
     spool = Spool(folder)
-    good = recorders.encode(record(outcome="idle", revision=1))
+    good = encode(record(outcome="idle", revision=1))
     spool.append([(b"garbage\n", True), (b'{"call_sid":7}\n', True), (good, True)])
     spool.close()
     async with running(database, folder) as recorder:
