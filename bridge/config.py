@@ -171,6 +171,7 @@ NOT_YET = (
     "deepgram.prewarm",
     "limits.calls_per_number",
     "limits.calls_per_minute",
+    "limits.account_calls",
 )
 
 

@@ -300,8 +300,7 @@ class Store:
     @contextmanager
     def exclusive(self, lock: int) -> Iterator[Connection]:
         """A transaction that none with the same number runs beside, on any machine, and that sees
-        what those before it wrote. It survives a crash of the server's, though not always one of
-        the database's: nobody waits for a disk in it. Waits LOCK_SECONDS at most.
+        what those before it wrote. Waits LOCK_SECONDS at most.
         """
         with _translated(self.name), self._connect().connect() as connection:
             if connection.dialect.name == "sqlite":
@@ -315,7 +314,6 @@ class Store:
             connection = connection.execution_options(isolation_level="READ COMMITTED")
             with connection.begin():
                 self._limit(connection)
-                connection.execute(sa.select(sa.func.set_config("synchronous_commit", "off", True)))
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
                 yield connection
 

@@ -188,7 +188,7 @@ class TestMessages:
         assert problem("[server]\nretention_day = 60").endswith("records.retention_days?")
 
     def test_a_key_of_no_table(self) -> None:
-        assert problem("[limits]\nzzz = 1").endswith("it has calls_per_number, calls_per_minute")
+        assert problem("[limits]\nzzz = 1").endswith("calls_per_minute, account_calls")
 
     def test_a_key_without_its_table(self) -> None:
         assert problem("frame_ms = 60").endswith("did you mean call.frame_ms?")
