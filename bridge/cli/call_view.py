@@ -1,24 +1,34 @@
 """A call as seen from the caller's side, while it goes on: who speaks, and what happens.
 
-A phone has no transcript: the conversation is who speaks when, told by loudness. How long a reply
-took is told as the caller experiences it: from the end of the caller's speech to the first of the
-agent's audio that can be heard.
+A phone has no transcript: the conversation is who speaks when, told by loudness. Where the bridge
+tells its own transcript (`live_call`), that is shown, too. How long a reply took is told as the
+caller experiences it: from the end of the caller's speech to the first of the agent's audio that
+can be heard.
 """
 
 from __future__ import annotations
 
+import audioop
+import math
+import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from bridge.cli.live_call import LiveCall
+from bridge.config import printable
 from bridge.simulator.activity import Turn, VoiceDetector, reply_seconds
 from bridge.simulator.phone import Event, SimulatedPhone
-from bridge.simulator.speech import RATE
+from bridge.simulator.speech import RATE, ulaw_to_pcm
+
+_SHOWN_LINES = 6  # of the transcript, below which the terminal's own scrolling is better
+_LEVEL_CELLS = 12
+_QUIETEST_DB, _LOUDEST_DB = -48.0, -6.0  # of 16-bit full scale, as root mean square
 
 _INTERRUPTION_SECONDS = 0.1  # less than that unheard is the tail of a sentence
 
@@ -49,6 +59,10 @@ class CallView:
         self._heard_bytes = 0
         self._sent_until = 0
         self._unannounced: float | None = None
+        self._connected_at = 0.0  # when the media stream began, in the phone's seconds
+        self._levels = {"caller": 0.0, "agent": 0.0}
+        self._told: list[tuple[str, str]] = []
+        self.live: LiveCall | None = None
 
     @property
     def reply_seconds(self) -> list[float]:
@@ -75,6 +89,7 @@ class CallView:
     def event(self, event: Event) -> None:
         """Show an event of the phone; audio is shown by `look`."""
         if event.kind == "started":
+            self._connected_at = event.at
             turns = self.caller.turns
             self.caller = VoiceDetector(event.at)
             self.caller.turns = turns
@@ -95,10 +110,30 @@ class CallView:
         heard = phone.heard_since(self._heard_bytes / RATE)
         self._heard_bytes += len(heard)
         sent = phone.sent_audio
-        self.hear(heard, sent[self._sent_until :], last)
+        said = sent[self._sent_until :]
+        self._levels = {"caller": level(said), "agent": level(heard)}
+        self.hear(heard, said, last)
         self._sent_until = len(sent)
         if self._live is not None:
             self._live.update(self._panel(phone, now), refresh=True)
+
+    def news(self) -> None:
+        """Show what the bridge's own transcript has that was not shown yet."""
+        if self.live is None:
+            return
+        for index, line in enumerate(self.live.transcript):
+            who, words = str(line.get("role", "")), printable(str(line.get("words", "")))
+            if index < len(self._told) and self._told[index] == (who, words):
+                continue
+            self._told[index:] = [(who, words)]
+            at = line.get("at")
+            since = float(at) if isinstance(at, int | float) else 0.0
+            shown = f"{who} pressed {words}" if who == "keypad" else f"{who}: “{words}”"
+            self._line(self._connected_at + since, shown)
+
+    def note(self, words: str) -> None:
+        """Show a line of our own."""
+        click.echo(words, err=True) if self._live is None else self._live.console.print(Text(words))
 
     def hear(self, heard: bytes, sent: bytes, last: bool = False) -> None:
         """Show who spoke in the next µ-law bytes the caller heard and those the caller sent."""
@@ -152,19 +187,50 @@ class CallView:
             self._live.console.print(Text(line))
 
     def _panel(self, phone: SimulatedPhone, now: float) -> Group:
+        parts: list[RenderableType] = [Text()]
+        for who, words in self._told[-_SHOWN_LINES:]:
+            parts.append(Text(f"{who:>7}  {words}", style="" if who == "agent" else "cyan"))
         table = Table.grid(padding=(0, 3))
-        speaking = [
-            Text(name, style="bold green" if side.speaking_since is not None else "dim")
+        sides = [
+            Text.assemble(
+                (f"{name} ", "bold green" if side.speaking_since is not None else "dim"),
+                (bar(self._levels[name]), "green"),
+            )
             for name, side in (("caller", self.caller), ("agent", self.agent))
         ]
         faults = len(phone.faults)
         table.add_row(
             Text(_clock(now), style="bold"),
-            *speaking,
-            Text(f"queue {phone.queued:4.1f} s"),
+            *sides,
+            Text(self._replies()),
+            Text(f"queue {phone.queued:4.1f} s", style="dim"),
             Text(f"faults {faults}", style="bold red" if faults else "dim"),
         )
-        return Group(Text(), table)
+        return Group(*parts, table)
+
+    def _replies(self) -> str:
+        """The latest reply's latency and the median: the bridge's own figures where it tells them,
+        else as heard.
+        """
+        replies = (self.live.latencies if self.live else []) or self.reply_seconds
+        if not replies:
+            return "reply   -"
+        return f"reply {replies[-1]:.2f} s (median {statistics.median(replies):.2f})"
+
+
+def level(ulaw: bytes) -> float:
+    """How loud this µ-law is, from 0 for a quiet line to 1 for a loud voice."""
+    loudness = audioop.rms(ulaw_to_pcm(ulaw), 2) if ulaw else 0
+    if not loudness:
+        return 0.0
+    decibels = 20 * math.log10(loudness / 32768)
+    return max(0.0, min(1.0, (decibels - _QUIETEST_DB) / (_LOUDEST_DB - _QUIETEST_DB)))
+
+
+def bar(share: float) -> str:
+    """A level as a bar of fixed width."""
+    cells = round(share * _LEVEL_CELLS)
+    return "█" * cells + "·" * (_LEVEL_CELLS - cells)
 
 
 def _clock(seconds: float) -> str:

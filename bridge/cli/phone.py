@@ -1,26 +1,33 @@
 """`bridge phone`: call a running bridge as Twilio would, and watch the call from the caller's side.
 
-A phone has no transcript: the conversation is who speaks when, and what the two sides do to each
-other (interruptions, marks, keys, and what Twilio does once the stream has ended); `call_view`
+The caller is a recording, a text that this machine speaks, or whoever sits at the microphone. The
+conversation is who speaks when, what the two sides do to each other (interruptions, marks, keys,
+what Twilio does once the stream has ended), and what is said where the bridge tells it; `call_view`
 shows it.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import statistics
-import sys
+import signal
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 import trio
 from rich.console import Console
 
-from bridge.cli import Failure, Misconfigured
+from bridge.addresses import is_loopback
+from bridge.cli import Failure, Misconfigured, reason
+from bridge.cli.call_result import as_json as call_as_json
+from bridge.cli.call_result import summary
 from bridge.cli.call_view import CallView
-from bridge.simulator.activity import Turn
+from bridge.cli.handset import Handset, SoundCardError, typed_keys
+from bridge.cli.live_call import LiveCall, follow
+from bridge.cli.sound_card import SystemSoundCard
+from bridge.local.synthesis import SynthesisError, synthesise_all
 from bridge.simulator.media_stream import KEYS
 from bridge.simulator.phone import (
     CallEndedError,
@@ -31,28 +38,49 @@ from bridge.simulator.phone import (
 )
 from bridge.simulator.speech import SpeechFileError, load_clip, read_wav, write_wav
 
+__all__ = ["Plan", "call", "phone", "speech", "summary"]
+
 TICK_SECONDS = 0.1
+MOST_CHARACTERS = 1000  # of one --say
 QUIET_SECONDS = 2.0  # the agent is taken to have finished when silent for so long
 REPLY_SECONDS = 5.0  # how long the agent may think before its reply to the last words
 LINGER_SECONDS = 20.0  # the longest wait for the agent to finish
+LAST_NEWS_SECONDS = 1.0  # after the call, for the rest of the bridge's transcript
+TURN_GAP_SECONDS = 1.0  # of quiet after a reply, before the caller's next words
 GREETING_GAP_SECONDS = 0.7  # of quiet after the greeting, before the caller speaks
 GREETING_SECONDS = 15.0  # the longest greeting the caller listens to
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the caller is going to do."""
+    """What the caller is going to do. `audio` is said first, and each of `then` after a reply.
+
+    With a `handset` the caller is a person: nothing of this is said, and the call lasts until
+    either side hangs up. `transcript`: whether the bridge is asked for what is said.
+    """
 
     audio: bytes
     keys: str = ""
     wait: float = 4.0
     linger: float | None = None
     seconds: float | None = None
+    then: tuple[bytes, ...] = ()
+    handset: Handset | None = None
+    transcript: bool = True
 
 
 @click.command(context_settings={"show_default": True})
 @click.argument("audio", metavar="[AUDIO.wav]", required=False, type=click.Path(path_type=Path))
 @click.option("--url", default="http://127.0.0.1:5000", help="The bridge to call.")
+@click.option(
+    "--say",
+    "texts",
+    multiple=True,
+    metavar="TEXT",
+    help="Say this, in a voice of this machine; again and again for a conversation: the next is"
+    " said when the agent has replied.",
+)
+@click.option("--mic", is_flag=True, help="Talk yourself: microphone, loudspeaker, keys as typed.")
 @click.option("--save", type=click.Path(path_type=Path), help="Write what the caller heard (WAV).")
 @click.option("--from", "from_number", default="+15550100001", help="The caller's number.")
 @click.option("--to", "to_number", default="+15550100002", help="The number called.")
@@ -73,6 +101,8 @@ class Plan:
 def phone(
     audio: Path | None,
     url: str,
+    texts: tuple[str, ...],
+    mic: bool,
     save: Path | None,
     from_number: str,
     to_number: str,
@@ -81,49 +111,96 @@ def phone(
     linger: float | None,
     seconds: float | None,
     as_json: bool,
-) -> None:
+) -> int:
     """Call a running bridge as Twilio would: webhook, then media socket.
 
-    Plays AUDIO.wav (PCM, any rate; without it, a caller with three short questions), shows who
-    speaks when, and reports everything Twilio would complain about. TWILIO_AUTH_TOKEN in the
-    environment signs the requests.
+    Plays AUDIO.wav (PCM, any rate), says --say, or lets you talk with --mic; without any of them,
+    a caller with three short questions. Shows who speaks when, what is said where the bridge tells
+    it (BRIDGE_API_TOKEN, or on this machine without one), and everything Twilio would complain
+    about. TWILIO_AUTH_TOKEN in the environment signs the requests.
+
+    Ctrl-C hangs up; with --mic that is how to end a call, and Ctrl-D does the same.
     """
+    if sum((audio is not None, bool(texts), mic)) > 1:
+        raise Misconfigured("AUDIO.wav, --say and --mic: choose one of them")
     if save is not None and not save.parent.is_dir():
         raise Misconfigured(f"--save {save}: there is no folder {save.parent}")
     if strange := set(keys) - set(KEYS):
         raise Misconfigured(f"--press: a keypad has no {''.join(sorted(strange))}; it has {KEYS}")
     if not url.startswith(("http://", "https://")):
         raise Misconfigured(f"--url {url}: must begin with http:// or https://")
-    plan = Plan(speech(audio), keys, wait, linger, seconds)
+    words = [b""] if mic else speak(texts) if texts else [speech(audio)]
+    plan = Plan(
+        words[0], keys, wait, linger, seconds, tuple(words[1:]), _handset() if mic else None
+    )
     token = os.environ.get("TWILIO_AUTH_TOKEN", "").partition(",")[0].strip() or None
     view = CallView(Console(stderr=True))
     caller = SimulatedPhone(
         from_number=from_number, to_number=to_number, auth_token=token, on_event=view.event
     )
+    interrupted = _carry(caller, url, plan, view, save)
+    click.echo(call_as_json(caller, view) if as_json else summary(caller, view, save))
+    if caller.faults:
+        count = len(caller.faults)
+        first = caller.faults[0]
+        raise Failure(f"Twilio would report {count} fault{'s' * (count > 1)}; the first: {first}")
+    return 130 if interrupted and not mic else 0
+
+
+def _carry(caller: SimulatedPhone, url: str, plan: Plan, view: CallView, save: Path | None) -> bool:
+    """Carry the call to its end, and keep what was heard; whether Ctrl-C ended it."""
     try:
         try:
-            trio.run(call, caller, url, plan, view)
+            return trio.run(_until_interrupted, caller, url, plan, view)
         finally:
             # Also after an interruption: what was heard until then is there to be listened to.
             if save is not None and view.watching:
                 write_wav(save, caller.heard)
     except BaseExceptionGroup as group:
         # Trio's nurseries hand on Ctrl-C in a group; whatever else is in it fell with it.
-        if group.subgroup(KeyboardInterrupt) is None:
-            raise
-        raise click.Abort from None
-    except UnreachableError as error:
-        why = error.detail.rpartition(": ")[2]
-        raise Failure(f"cannot reach {url} ({why}): is `bridge serve` running?") from error
-    except (WebhookError, TwimlError) as error:
-        raise Failure(f"Twilio would refuse the call, error {error}") from error
-    except OSError as error:
-        raise Failure(f"cannot write {save}: {error.strerror}") from error
-    click.echo(_json(caller, view) if as_json else summary(caller, view, save))
-    if caller.faults:
-        count = len(caller.faults)
-        first = caller.faults[0]
-        raise Failure(f"Twilio would report {count} fault{'s' * (count > 1)}; the first: {first}")
+        if group.subgroup(KeyboardInterrupt) is not None:
+            raise click.Abort from None
+        raise _failure(reason(group), url, save) from group
+    except (WebhookError, TwimlError, SoundCardError, OSError) as error:
+        raise _failure(error, url, save) from error
+
+
+def _failure(error: BaseException, url: str, save: Path | None) -> BaseException:
+    """What to tell of an error in one line; the error itself if it is one of ours."""
+    match error:
+        case UnreachableError():
+            why = error.detail.rpartition(": ")[2]
+            return Failure(f"cannot reach {url} ({why}): is `bridge serve` running?")
+        case WebhookError() if "HTTP status 403" in error.detail:
+            return Failure(
+                f"{url} refuses the call as not signed by Twilio: set TWILIO_AUTH_TOKEN to the"
+                " server's, or server.public_url for the server"
+            )
+        case WebhookError() | TwimlError():
+            return Failure(f"Twilio would refuse the call, error {error}")
+        case SoundCardError():
+            return Failure(str(error))
+        case OSError():
+            return Failure(f"cannot write {save}: {error.strerror}")
+    return error
+
+
+async def _until_interrupted(caller: SimulatedPhone, url: str, plan: Plan, view: CallView) -> bool:
+    """`call`, which a first Ctrl-C makes hang up, and a second one breaks off."""
+    hang_up = trio.Event()
+    with trio.open_signal_receiver(signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def listen() -> None:
+                async for _ in signals:
+                    if hang_up.is_set() or not view.watching:
+                        raise KeyboardInterrupt
+                    hang_up.set()
+
+            await call(caller, url, plan, view, hang_up)
+            nursery.cancel_scope.cancel("the call is over")
+    return hang_up.is_set()
 
 
 def speech(audio: Path | None) -> bytes:
@@ -138,17 +215,97 @@ def speech(audio: Path | None) -> bytes:
         raise Misconfigured(f"cannot read {audio}: {error.strerror}") from error
 
 
-async def call(caller: SimulatedPhone, url: str, plan: Plan, view: CallView) -> None:
-    """Place the call, do what the plan says, hang up; `view` shows it meanwhile."""
+def speak(texts: tuple[str, ...]) -> list[bytes]:
+    """The texts as µ-law at 8 kHz, in the best voice of this machine."""
+    for text in texts:
+        if not text.strip() or len(text) > MOST_CHARACTERS:
+            raise Misconfigured(f"--say: expected 1 to {MOST_CHARACTERS} characters of text")
+    try:
+        return trio.run(synthesise_all, list(texts))
+    except SynthesisError as error:
+        raise Misconfigured(f"--say: {error}") from None
+
+
+def _handset() -> Handset:
+    try:
+        return Handset(SystemSoundCard())
+    except SoundCardError as error:
+        raise Misconfigured(str(error)) from None
+
+
+async def call(
+    caller: SimulatedPhone,
+    url: str,
+    plan: Plan,
+    view: CallView,
+    hang_up: trio.Event | None = None,
+) -> None:
+    """Place the call, do what the plan says, hang up; `view` shows it meanwhile.
+
+    Setting `hang_up` ends it early. Raises what placing a call raises, and SoundCardError.
+    """
+    # Kept, so that the caller hangs up first and it comes out in no exception group.
+    failure: Exception | None = None
     with view.showing():
-        async with caller.place_call(url):
-            view.watching = True
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_watch, caller, view)
-                with trio.move_on_after(float("inf") if plan.seconds is None else plan.seconds):
-                    await _converse(caller, plan, view)
-                nursery.cancel_scope.cancel("the caller has finished")
-        view.look(caller, last=True)
+        async with trio.open_nursery() as around:
+            try:
+                async with caller.place_call(url):
+                    view.watching = True
+                    followed = trio.Event()
+                    if plan.transcript:
+                        around.start_soon(_follow, caller, url, view, followed)
+                    else:
+                        followed.set()
+                    await _talk(caller, plan, view, hang_up)
+                with trio.move_on_after(LAST_NEWS_SECONDS):
+                    await followed.wait()
+            except Exception as error:
+                failure = error
+            around.cancel_scope.cancel("the call is over")
+        if view.watching:
+            view.look(caller, last=True)
+    if failure is not None:
+        raise failure
+
+
+async def _talk(
+    caller: SimulatedPhone, plan: Plan, view: CallView, hang_up: trio.Event | None
+) -> None:
+    failure: SoundCardError | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_watch, caller, view)
+        if hang_up is not None:
+            nursery.start_soon(_cancel_when, hang_up, nursery.cancel_scope)
+        with trio.move_on_after(float("inf") if plan.seconds is None else plan.seconds):
+            try:
+                await _converse(caller, plan, view)
+            except SoundCardError as error:
+                failure = error
+        nursery.cancel_scope.cancel("the caller has finished")
+    if failure is not None:
+        raise failure
+
+
+async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel("the caller hangs up")
+
+
+async def _follow(caller: SimulatedPhone, url: str, view: CallView, followed: trio.Event) -> None:
+    """Show the bridge's transcript, where it may be had; `followed` is set when it is whole."""
+    token = os.environ.get("BRIDGE_API_TOKEN", "").strip()
+    if not token and not is_loopback(urlsplit(url).netloc):
+        followed.set()
+        return
+    live = LiveCall()
+
+    def news() -> None:
+        view.live = live
+        view.news()
+
+    if why := await follow(url, caller.call_sid, token, live, news):
+        view.note(why)
+    followed.set()
 
 
 async def _watch(caller: SimulatedPhone, view: CallView) -> None:
@@ -159,12 +316,20 @@ async def _watch(caller: SimulatedPhone, view: CallView) -> None:
 
 async def _converse(caller: SimulatedPhone, plan: Plan, view: CallView) -> None:
     """The caller's side of the call; returns when it is time to hang up."""
+    if plan.handset is not None:
+        view.note("speak when you like; keys 0-9 * # are pressed as you type; Ctrl-C hangs up")
+        async with aclosing(typed_keys()) as keys:
+            await plan.handset.talk(caller, keys)
+        return
     try:
         if plan.wait > 0:
             await _silence_of_agent(
                 caller, view, plan.wait, GREETING_GAP_SECONDS, max(plan.wait, GREETING_SECONDS)
             )
         await caller.say(plan.audio)
+        for words in plan.then:
+            await _silence_of_agent(caller, view, REPLY_SECONDS, TURN_GAP_SECONDS, LINGER_SECONDS)
+            await caller.say(words)
         await caller.press(plan.keys)
     except CallEndedError:
         pass  # the server ended it; what Twilio does then is still to be seen
@@ -190,46 +355,3 @@ async def _silence_of_agent(
         if view.agent.speaking_since is None and now - quiet_since >= needed:
             return
         await trio.sleep(TICK_SECONDS)
-
-
-def summary(caller: SimulatedPhone, view: CallView, save: Path | None) -> str:
-    """What came of the call, in a few lines for people."""
-    spoken = sum((turn.end or turn.start) - turn.start for turn in view.caller.turns)
-    lines = [
-        f"call      {caller.call_sid}: {caller.elapsed:.1f} s, {caller.ending}",
-        f"caller    spoke {spoken:.1f} s",
-        f"agent     heard {caller.heard_seconds:.1f} s in {len(view.agent.turns)} turns,"
-        f" interruptions {view.interruptions}",
-    ]
-    if replies := view.reply_seconds:
-        middle, longest = statistics.median(replies), max(replies)
-        lines.append(f"replies   median {middle:.1f} s, longest {longest:.1f} s")
-    lines.append(f"faults    {len(caller.faults) or 'none'}")
-    lines += [f"          {fault}" for fault in caller.faults]
-    if save is not None:
-        lines.append(f"saved     {save}")
-    return "\n".join(lines)
-
-
-def _json(caller: SimulatedPhone, view: CallView) -> str:
-    turns: list[tuple[Turn, str]] = [(turn, "caller") for turn in view.caller.turns]
-    turns += [(turn, "agent") for turn in view.agent.turns]
-    turns.sort(key=lambda entry: entry[0].start)
-    result = {
-        "call_sid": caller.call_sid,
-        "stream_sid": caller.stream_sid,
-        "ending": caller.ending,
-        "seconds": round(caller.elapsed, 3),
-        "sent_bytes": len(caller.sent_audio),
-        "received_bytes": len(caller.received_audio),
-        "heard_seconds": round(caller.heard_seconds, 3),
-        "interruptions": view.interruptions,
-        "reply_seconds": [round(seconds, 3) for seconds in view.reply_seconds],
-        "turns": [
-            {"who": who, "start": round(turn.start, 3), "end": round(turn.end or turn.start, 3)}
-            for turn, who in turns
-        ],
-        "after": [event.text for event in caller.events if event.kind == "twiml"],
-        "faults": [{"code": f.code, "detail": f.detail, "at": f.at} for f in caller.faults],
-    }
-    return json.dumps(result, indent=2 if sys.stdout.isatty() else None)

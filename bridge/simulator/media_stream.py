@@ -15,6 +15,7 @@ import base64
 import json
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -90,6 +91,7 @@ class MediaStream:
         # As long as the callers of `say` are many: each waits for its own.
         self._speech: deque[_Utterance] = deque()
         self._speech_came = trio.Event()
+        self._live: Callable[[int], bytes] | None = None
         # As long as the server sends marks: they are names only, and Twilio sets no limit.
         self._cleared_marks: deque[str] = deque()
         self._line = trio.CancelScope()
@@ -129,6 +131,13 @@ class MediaStream:
         finally:
             if utterance in self._speech:
                 self._speech.remove(utterance)
+
+    def speak_live(self, source: Callable[[int], bytes]) -> None:
+        """From now on the caller's frames are those of `source`, which is asked for each when it is
+        due, for so many bytes of µ-law, and must not block.
+        """
+        self._live = source
+        self._speech_came.set()
 
     async def press(self, digits: str) -> None:
         """Press keys of the keypad, one after the other. Raises `CallEndedError`."""
@@ -177,7 +186,7 @@ class MediaStream:
         began = trio.current_time()
         slot = 0
         while True:
-            if not self._speech and not self._facts.silence_frames:
+            if not self._speech and not self._facts.silence_frames and self._live is None:
                 self._speech_came = trio.Event()
                 await self._speech_came.wait()
                 passed = (trio.current_time() - began) / FRAME_SECONDS
@@ -188,7 +197,9 @@ class MediaStream:
 
     async def _send_frame(self, slot: int) -> None:
         utterance = self._speech[0] if self._speech else None
-        if utterance is None:
+        if utterance is None and self._live is not None:
+            frame = self._live(FRAME_BYTES)
+        elif utterance is None:
             if not self._facts.silence_frames:
                 return  # what was to be said has been taken back
             frame = _SILENT_FRAME

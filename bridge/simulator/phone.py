@@ -164,6 +164,14 @@ class SimulatedPhone:
         """
         await self._open_media_stream().say(ulaw)
 
+    def speak_live(self, source: Callable[[int], bytes]) -> None:
+        """Speak what `source` gives, from now to the end of the media stream: it is asked for each
+        frame when that is due, for so many bytes of µ-law, and must not block.
+
+        Raises `CallEndedError` when there is no media stream.
+        """
+        self._open_media_stream().speak_live(source)
+
     async def press(self, digits: str) -> None:
         """Press keys (0-9, *, #, A-D), 0.2 s apart. Raises `CallEndedError` as `say` does."""
         await self._open_media_stream().press(digits)

@@ -16,8 +16,9 @@ import trio
 from rich.console import Console
 
 from bridge.cli import main
+from bridge.cli.call_result import as_json, summary
 from bridge.cli.call_view import CallView
-from bridge.cli.phone import Plan, _json, call, summary
+from bridge.cli.phone import Plan, call
 from bridge.simulator.agent import AgentSession
 from bridge.simulator.speech import pcm_to_ulaw
 from tests.world import QUIET, in_memory
@@ -140,7 +141,7 @@ async def test_the_replies_of_a_call(autojump_clock, capsys):
     async with in_memory(greets_and_replies, hearing) as world:
         view = CallView(Console(stderr=True))
         caller = world.phone(on_event=view.event)
-        await call(caller, world.base_url, Plan(tone(1.0)), view)
+        await call(caller, world.base_url, Plan(tone(1.0), transcript=False), view)
         await world.quiet()
     # Half a second until the agent takes it for the end, and 0.3 s of thinking; frames are 20 to
     # 60 ms.
@@ -154,14 +155,16 @@ async def test_the_replies_of_a_call(autojump_clock, capsys):
     assert f"\nreplies   median {seconds:.1f} s, longest {seconds:.1f} s\n" in summary(
         caller, view, None
     )
-    assert json.loads(_json(caller, view))["reply_seconds"] == [round(seconds, 3)]
+    assert json.loads(as_json(caller, view))["reply_seconds"] == [round(seconds, 3)]
 
 
 async def test_a_call_without_a_reply_says_nothing_of_replies(autojump_clock):
     async with in_memory() as world:
         view = CallView(Console(stderr=True))
         caller = world.phone(on_event=view.event)
-        await call(caller, world.base_url, Plan(tone(0.5), wait=0.0, linger=1.0), view)
+        await call(
+            caller, world.base_url, Plan(tone(0.5), wait=0.0, linger=1.0, transcript=False), view
+        )
         await world.quiet()
     assert "replies" not in summary(caller, view, None)
-    assert json.loads(_json(caller, view))["reply_seconds"] == []
+    assert json.loads(as_json(caller, view))["reply_seconds"] == []
