@@ -55,6 +55,9 @@ GOODBYE_SHARE: Final = 0.85
 # What the agent is asked to say when the server stops.
 FAREWELL: Final = "I'm sorry, this call has to end now, please call again, goodbye."
 
+# The stream's parameter by which a call proves that it was announced; see `bridge.ticket`.
+TICKET: Final = "ticket"
+
 GoodbyeBy = Callable[[], float]
 
 
@@ -86,7 +89,9 @@ class Call:
 
     `open_agent` opens a session with the agent, `functions` are those it may ask for, `keeper` is
     told what is to be kept. `record` makes the recording of a call SID, `transfer` has Twilio
-    connect a call SID to a number; both are None where there is no such thing.
+    connect a call SID to a number; both are None where there is no such thing. `admit` is asked
+    when the phone has introduced itself: "", or why it is not let in, which ends the call before
+    anybody else hears of it.
     """
 
     def __init__(
@@ -100,6 +105,7 @@ class Call:
         keeper: Keeper | None = None,
         record: Callable[[str], Recording | None] = lambda call_sid: None,
         transfer: Transfer | None = None,
+        admit: Callable[[phone_says.StartDetails], str] = lambda start: "",
     ) -> None:
         self.report = CallReport()
         self._phone = phone
@@ -109,6 +115,7 @@ class Call:
         self._max_reconnects = max_reconnects
         self._keeper = keeper
         self._record = record
+        self._admit = admit
         self._recording: Recording | None = None
         self._uplink = Uplink(settings.frame_ms)
         # One slot each: they carry one thing at a time, and whoever puts it must never wait.
@@ -288,6 +295,8 @@ class Call:
             return self._end(Outcome.PROTOCOL_ERROR, str(error))
         if start.media_format != phone_says.MediaFormat():
             return self._end(Outcome.PROTOCOL_ERROR, f"not µ-law at 8 kHz: {start.media_format}")
+        if why := self._admit(start):
+            return self._end(Outcome.PROTOCOL_ERROR, why)
         self._introduce(start)
         try:
             while True:
@@ -310,7 +319,9 @@ class Call:
 
     def _introduce(self, start: phone_says.StartDetails) -> None:
         """Tell the agent reader who is calling."""
-        parameters = start.custom_parameters
+        parameters = dict(start.custom_parameters)
+        # It has served its purpose, and is nothing for prompts, functions and hooks.
+        parameters.pop(TICKET, None)
         info = CallInfo(
             call_sid=start.call_sid,
             stream_sid=start.stream_sid,

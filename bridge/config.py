@@ -24,6 +24,8 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
+from bridge.ticket import ticket_keys
+
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 AtLeastOne = Annotated[int, Meta(ge=1, le=1_000_000)]
@@ -164,25 +166,40 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 # Keys of the contract that are read and checked but change nothing yet. Whoever makes one work
 # takes its line out, and puts the key into the shipped config.toml.
-NOT_YET = (
-    "server.trusted_proxies",
-    "twilio.validate_signatures",
-    "twilio.require_ticket",
-    "deepgram.prewarm",
-    "limits.calls_per_number",
-    "limits.calls_per_minute",
-    "limits.account_calls",
-)
+NOT_YET = ("deepgram.prewarm", "limits.account_calls")
 
 
 def warnings_for(settings: Settings) -> list[str]:
-    """One line for each key that was set and that this version does not act on (`NOT_YET`)."""
+    """One line for each protection that is switched off, and for each key that was set and that
+    this version does not act on (`NOT_YET`)."""
     default = Settings()
-    return [
+    lines = [
         f"{key} is accepted but has no effect in this version"
         for key in NOT_YET
         if _lookup(settings, key) != _lookup(default, key)
     ]
+    if not settings.twilio.validate_signatures:
+        lines.append(
+            "twilio.validate_signatures is false: whoever finds this server can pass for Twilio, "
+            "and talk to the agent at your expense"
+        )
+    if not settings.twilio.require_ticket:
+        lines.append(
+            "twilio.require_ticket is false: a media socket need not belong to a call that the "
+            "webhook was told of"
+        )
+    agent = urlsplit(settings.deepgram.url)
+    if agent.scheme == "ws" and not _is_loopback(agent.hostname or ""):
+        lines.append(
+            f"deepgram.url is ws://: the key and every word go unencrypted to {agent.hostname}; "
+            "write wss://"
+        )
+    if any(ipaddress.ip_network(proxy).prefixlen == 0 for proxy in settings.server.trusted_proxies):
+        lines.append(
+            "server.trusted_proxies trusts every address: X-Forwarded-* headers are then anybody's "
+            "to choose"
+        )
+    return lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -196,11 +213,13 @@ class Secrets:
     twilio_account_sid: str = ""
     twilio_auth_tokens: tuple[str, ...] = ()
     api_token: str = ""
+    ticket_key: str = ""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Secrets:
         """Read `DEEPGRAM_API_KEY`, `TWILIO_ACCOUNT_SID`, `TWILIO_AUTH_TOKEN` (a comma-separated
-        list while tokens are being rotated) and `BRIDGE_API_TOKEN`.
+        list while tokens are being rotated) and `BRIDGE_API_TOKEN`; and `BRIDGE_TICKET_KEY`, which
+        a server with neither of the last two gives to its own worker processes.
 
         Raises `ConfigError`, which names the variable and never its value, for a character that
         no key or token has: it would end in a header, where a line break is an injection.
@@ -221,11 +240,20 @@ class Secrets:
             twilio_account_sid=value("TWILIO_ACCOUNT_SID"),
             twilio_auth_tokens=tuple(token for token in tokens if token),
             api_token=value("BRIDGE_API_TOKEN"),
+            ticket_key=value("BRIDGE_TICKET_KEY"),
         )
+
+    def ticket_keys(self) -> tuple[bytes, ...]:
+        """The keys of the calls' tickets: from the first secret there is, so that every process
+        and machine with the same environment has the same; random without any."""
+        return ticket_keys(self.twilio_auth_tokens, (self.api_token,), (self.ticket_key,))
 
     def values(self) -> tuple[str, ...]:
         """Every value that is set, for those who must keep them out of sight."""
-        single = (self.deepgram_api_key, self.twilio_account_sid, self.api_token)
+        single = (
+            *(self.deepgram_api_key, self.twilio_account_sid),
+            *(self.api_token, self.ticket_key),
+        )
         return tuple(value for value in (*single, *self.twilio_auth_tokens) if value)
 
     def __repr__(self) -> str:
@@ -241,15 +269,22 @@ class Secrets:
 
 
 def check_startup(settings: Settings, secrets: Secrets) -> None:
-    """Raise `ConfigError` for what would fail every call: no key for an agent that needs one.
+    """Raise `ConfigError` for what would fail every call, no key for an agent that needs one, and
+    for what would let everybody in: no token to check Twilio's signatures with.
 
-    An agent on this machine (`bridge agent`) is taken to need none.
+    An agent on this machine (`bridge agent`) is taken to need no key.
     """
     host = urlsplit(settings.deepgram.url).hostname or ""
     if not _is_loopback(host) and not secrets.deepgram_api_key:
         raise ConfigError(
             f"DEEPGRAM_API_KEY: not set, and the agent at {host} needs it; set it, or point "
             "deepgram.url at a local agent (`bridge agent`)"
+        )
+    if settings.twilio.validate_signatures and not secrets.twilio_auth_tokens:
+        raise ConfigError(
+            "TWILIO_AUTH_TOKEN: not set, and without it nobody can tell Twilio's requests from a "
+            "stranger's; set it to the auth token in the Twilio console, or, to try the server "
+            "without Twilio, set twilio.validate_signatures = false"
         )
 
 

@@ -5,6 +5,7 @@ The web application asks it; each `Call` is built here and knows nothing of the 
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -16,12 +17,13 @@ import msgspec
 import trio
 
 from bridge import log as logs
+from bridge.admission import Admission, Entry, Limits
 from bridge.agent.connecting import open_within
 from bridge.agent.session import AgentSession, OpenStream, open_session
 from bridge.agent.settings import settings_message
 from bridge.answering import choose_agent, fill_in, variables_of
 from bridge.builtin import built_in
-from bridge.call import Call, GoodbyeBy
+from bridge.call import TICKET, Call, GoodbyeBy
 from bridge.config import ConfigError, Secrets, Settings, check_startup, warnings_for
 from bridge.config_file import ConfigFile, SettingsSource, config_path
 from bridge.context_hook import fetch_context
@@ -33,14 +35,20 @@ from bridge.outcome import Outcome
 from bridge.records.recorder import NullRecorder, Recorder, recorder_for
 from bridge.records.wav import CallRecording
 from bridge.registry import Registry
+from bridge.ticket import EpochClock, Purpose, Ticket, Tickets, ticket_keys
 from bridge.twilio import twiml
 from bridge.twilio.media_stream import MediaStream
+from bridge.twilio.messages import StartDetails
 from bridge.twilio.rest import TwilioError, TwilioRest
 
 log = logs.get_logger(__name__)
 
 # What a caller waits in silence for an answer about who they are, at most.
 CONTEXT_SECONDS: Final = 2.0
+
+# From the webhook's answer to the socket's `start`: longer than a slot is kept, since who comes
+# late may still find one.
+TICKET_SECONDS: Final = 60.0
 
 
 class Stalls(NamedTuple):
@@ -75,6 +83,11 @@ class Bridge:
         self.calls = Registry()
         self.live = Live(self.calls)
         self.stalls = Stalls()
+        self.admission = Admission()
+        self.tickets = Tickets(ticket_keys())
+        self.epoch = EpochClock(time.time, trio.current_time, patience=TICKET_SECONDS)
+        # What the agent is known to understand, for the softphone's page; filled by who knows.
+        self.phrases: tuple[str, ...] = ()
         self.metrics = Metrics()
         self.draining = False
         self.started_at = datetime.now(UTC)
@@ -94,6 +107,7 @@ class Bridge:
         settings = self._settings = self._config.load()
         if not self._prepared:
             check_startup(settings, self._secrets)
+            self.tickets = Tickets(self._secrets.ticket_keys())
             logs.configure(settings.logging, secrets=self._secrets)
             for warning in warnings_for(settings):
                 log.warning(warning)
@@ -135,6 +149,11 @@ class Bridge:
         """BRIDGE_API_TOKEN, "" without one."""
         return self._secrets.api_token if self._secrets is not None else ""
 
+    @property
+    def auth_tokens(self) -> tuple[str, ...]:
+        """TWILIO_AUTH_TOKEN: any of them may have signed what Twilio sends."""
+        return self._secrets.twilio_auth_tokens if self._secrets is not None else ()
+
     async def settings(self) -> Settings:
         """The settings for a call that begins now."""
         assert self._config is not None
@@ -162,8 +181,36 @@ class Bridge:
 
     @property
     def full(self) -> bool:
-        """Whether there are as many calls as there may be."""
-        return len(self.calls) >= self._settings.server.max_calls
+        """Whether there are as many calls as there may be, announced ones included."""
+        return self.admission.is_full(Limits.of(self._settings))
+
+    async def reserve(self, settings: Settings, call_sid: str, caller: str) -> str:
+        """Take a slot for a call that is about to begin; "", or why there is none."""
+        if self.draining:
+            return "the server is stopping"
+        return await self.admission.reserve(call_sid, caller, Limits.of(settings))
+
+    def ticket(self, call_sid: str, purpose: Purpose = "phone") -> str:
+        """A ticket for a call that has a slot."""
+        return self.tickets.issue(call_sid, self.epoch(), lifetime=TICKET_SECONDS, purpose=purpose)
+
+    def read_ticket(self, ticket: str, purpose: Purpose = "softphone") -> Ticket:
+        """What a ticket says, without using it. Raises BadTicket."""
+        return self.tickets.read(ticket, self.epoch(), purpose=purpose)
+
+    def _admit(
+        self, settings: Settings, entry: Entry, purpose: Purpose, start: StartDetails
+    ) -> str:
+        """Bind the slot of a socket that says `start`; "", or why it is not let in."""
+        parameters, call_sid = start.custom_parameters, start.call_sid
+        announced = settings.twilio.require_ticket or purpose == "softphone"
+        if announced:
+            ticket = parameters.get(TICKET, "")
+            if why := self.tickets.check(ticket, call_sid, self.epoch(), purpose=purpose):
+                return why
+        # Who has a ticket was let in, perhaps by a worker process that is not this one.
+        promised = announced and settings.server.workers > 1
+        return entry.bind(call_sid, parameters.get("From", ""), promised=promised)
 
     async def exposed_metrics(self, accept: str | None) -> tuple[bytes, str]:
         """`Metrics.expose`, in a thread where other processes' files are read for it."""
@@ -191,8 +238,15 @@ class Bridge:
         for call in self.calls:
             call.end(Outcome.SERVER_SHUTDOWN, "the server is stopping")
 
-    async def run_call(self, phone: MediaStream, settings: Settings) -> None:
-        """Carry one call from its socket's first message to its last."""
+    async def run_call(
+        self,
+        phone: MediaStream,
+        settings: Settings,
+        entry: Entry,
+        purpose: Purpose = "phone",
+    ) -> None:
+        """Carry one call from its socket's first message to its last. `entry` is the socket's;
+        `purpose` is what its ticket has to be for."""
         secrets, functions = self._secrets, self._functions
         assert secrets is not None
 
@@ -233,6 +287,7 @@ class Bridge:
             keeper=Keepers(RecordKeeper(self.recorder, settings), self.live),
             record=partial(_record_to, settings.records.recordings),
             transfer=self._transfer if self.twilio is not None else None,
+            admit=partial(self._admit, settings, entry, purpose),
         )
         call.functions += built_in(call, settings.functions)
         self.metrics.call_began()
@@ -255,8 +310,8 @@ class Bridge:
         context: dict[str, str] = {}
         if settings.call.context_url:
             context = await fetch_context(settings.call.context_url, info, CONTEXT_SECONDS)
-        outbound = info.parameters.get("direction") == "outbound-api"
-        wanted = info.parameters.get("agent", "") if outbound else None
+        chosen_by_name = info.parameters.get("direction") in ("outbound-api", "softphone")
+        wanted = info.parameters.get("agent", "") if chosen_by_name else None
         call.report.agent, table = choose_agent(settings, info.called, wanted)
         call.timekeeper.force_end_turn = _is_flux(table)
         return fill_in(table, variables_of(info, context))

@@ -16,9 +16,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import math
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 from typing import Final, Literal, NamedTuple, get_args
 
@@ -36,6 +37,9 @@ _CALL_SID: Final = re.compile(r"[A-Za-z0-9]{1,64}")
 # Used tickets that are still remembered, until they expire: a hundred a second for ten minutes.
 # Nobody gets so many but Twilio, for so many calls; beyond, tickets are refused.
 MAX_USED: Final = 60_000
+
+# Less is how clocks that are kept right are kept right.
+STEP_SECONDS: Final = 2.0
 
 
 class Ticket(NamedTuple):
@@ -61,6 +65,35 @@ def ticket_keys(*sources: Iterable[str]) -> tuple[bytes, ...]:
                 hmac.new(secret.encode(), _LABEL, hashlib.sha256).digest() for secret in chosen
             )
     return (secrets.token_bytes(32),)
+
+
+class EpochClock:
+    """Seconds of the Unix epoch, for tickets. A clock that is set back is followed at once; one
+    that is set forward only after `patience` seconds, so that no ticket expires before its time.
+
+    `wall` and `steady` are the machine's two clocks: the one that people set, and the other.
+    """
+
+    def __init__(
+        self, wall: Callable[[], float], steady: Callable[[], float], *, patience: float
+    ) -> None:
+        self._wall = wall
+        self._steady = steady
+        self._patience = patience
+        self._ahead = math.inf
+        self._set_forward_at: float | None = None
+
+    def __call__(self) -> float:
+        """Now."""
+        steady = self._steady()
+        ahead = self._wall() - steady
+        if ahead <= self._ahead + STEP_SECONDS:
+            self._ahead, self._set_forward_at = ahead, None
+        elif self._set_forward_at is None:
+            self._set_forward_at = steady
+        elif steady - self._set_forward_at >= self._patience:
+            self._ahead, self._set_forward_at = ahead, None
+        return steady + self._ahead
 
 
 class Tickets:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final, NoReturn, cast
 
+import trio
 from quart import Response, request, websocket
 from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio import QuartTrio
@@ -14,23 +15,41 @@ from werkzeug.exceptions import BadRequest
 from werkzeug.routing import MapAdapter
 
 from bridge.addresses import BadHost, public_address
+from bridge.admission import Limits
 from bridge.agent.session import OpenStream
+from bridge.call import TICKET
 from bridge.config import Secrets
 from bridge.config_file import SettingsSource
-from bridge.control import control_blueprint
+from bridge.control import (
+    TWILIO_ENDPOINTS,
+    Gate,
+    control_blueprint,
+    outbound_parameters,
+    with_webhook,
+)
+from bridge.control.dialling import DIRECTION
 from bridge.instance import HEADER, instance
+from bridge.log import get_logger
 from bridge.operating import Operator
 from bridge.outcome import Outcome
 from bridge.pages import pages_blueprint
 from bridge.server import worker
 from bridge.server.media_socket import DirectWebsocketConnection, QuartMediaSocket
 from bridge.service import Bridge
+from bridge.signed import Doors, Refused, asked_for
+from bridge.softphone import softphone_blueprint
 from bridge.twilio import twiml
 from bridge.twilio.media_stream import MediaStream
+from bridge.twilio.rest import is_call_sid
+
+log = get_logger(__name__)
 
 # Twilio's form is a few kilobytes, sent at once.
 MAX_FORM_BYTES: Final = 64 * 1024
 FORM_SECONDS: Final = 5
+
+# The routes that Twilio asks, by endpoint: none of them answers anybody else.
+SIGNED: Final = TWILIO_ENDPOINTS | {"incoming_call", "call_ended"}
 
 BUSY: Final = "All our lines are busy. Please call again in a few minutes."
 
@@ -80,34 +99,62 @@ def create_app(
     app.config["BODY_TIMEOUT"] = FORM_SECONDS
     bridge = Bridge(config, secrets, open_stream)
     app.extensions["bridge"] = bridge
-    app.register_blueprint(control_blueprint(Operator(bridge), live=bridge.live))
+    doors = Doors()
+    gate = Gate(trio.current_time)
+    app.register_blueprint(
+        control_blueprint(Operator(bridge), answer=with_webhook, gate=gate, live=bridge.live)
+    )
+    app.register_blueprint(softphone_blueprint(bridge, gate))
     app.register_blueprint(pages_blueprint(lambda: bridge.api_token))
 
     @app.before_serving
     async def prepare() -> None:
         bridge.prepare()
 
+    @app.before_request
+    async def only_twilio() -> None:
+        if request.endpoint in SIGNED:
+            await doors.check_webhook(request, await bridge.settings(), bridge.auth_tokens)
+
     @app.post("/incoming-call")
-    async def incoming_call() -> Response:
+    async def incoming_call() -> Response | tuple[str, int]:
         settings = await bridge.settings()
         form = await request.form
-        if bridge.draining or bridge.full:
+        call_sid, caller = form.get("CallSid", ""), form.get("From", "")
+        if not is_call_sid(call_sid):
+            return "CallSid: expected CA and 32 hexadecimal digits\n", 400
+        # It travelled with the address that Twilio was told to ask, which its signature covers.
+        outbound = form.get("Direction") == DIRECTION
+        if why := await bridge.reserve(settings, call_sid, "" if outbound else caller):
+            log.info("caller refused", reason=why, call_sid=call_sid, caller=caller)
             overflow = settings.server.overflow_url
             return _twiml(twiml.redirect(overflow) if overflow else twiml.hang_up(BUSY))
-        address = public_address(settings.server.public_url, request.headers.get("Host", ""))
+        here = asked_for(request, settings)
+        address = public_address(settings.server.public_url, here.host)
+        parameters = {name: form.get(name, "") for name in ("From", "To", "CallSid")}
+        if outbound:
+            parameters = {**outbound_parameters(request.args), **parameters}
+            parameters["direction"] = DIRECTION
         document = twiml.connect_stream(
             f"{address.socket}/media-stream",
             action=f"{address.web}/call-ended",
-            parameters={name: form.get(name, "") for name in ("From", "To", "CallSid")},
+            parameters={**parameters, TICKET: bridge.ticket(call_sid)},
         )
         return _twiml(document)
 
     @app.websocket("/media-stream")
-    async def media_stream() -> None:
-        await websocket.accept()
+    async def media_stream() -> tuple[str, int] | None:
+        settings = await bridge.settings()
         # The proxy looks the websocket up in the context at every use; a call uses it a lot.
-        socket = QuartMediaSocket(cast("Any", websocket)._get_current_object())
-        await bridge.run_call(MediaStream(socket), await bridge.settings())
+        socket = cast("Any", websocket)._get_current_object()
+        purpose = doors.check_socket(socket, settings, bridge.auth_tokens, bridge.read_ticket)
+        with bridge.admission.socket(Limits.of(settings)) as entry:
+            if entry is None:
+                return "too many sockets are waiting to start\n", 503
+            await websocket.accept()
+            phone = MediaStream(QuartMediaSocket(socket))
+            await bridge.run_call(phone, settings, entry, purpose)
+        return None
 
     @app.post("/call-ended")
     async def call_ended() -> Response:
@@ -135,6 +182,10 @@ def create_app(
     async def metrics() -> Response:
         body, content_type = await bridge.exposed_metrics(request.headers.get("Accept"))
         return Response(body, content_type=content_type)
+
+    @app.errorhandler(Refused)
+    async def refused(error: Refused) -> tuple[str, int]:
+        return "", 403
 
     @app.errorhandler(BadHost)
     async def bad_host(error: BadHost) -> tuple[str, int]:

@@ -7,6 +7,7 @@ on real sockets.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -22,6 +23,7 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 from quart_trio import QuartTrio
 from structlog.testing import capture_logs
+from trio_websocket import wrap_client_stream
 
 from bridge.config import Secrets, Settings
 from bridge.config_file import FixedConfig
@@ -29,9 +31,12 @@ from bridge.server.guard import GuardedTCPServer
 from bridge.server.serve import hypercorn_config, serve
 from bridge.simulator.agent import Behaviour, Script, SimulatedAgent, silent
 from bridge.simulator.phone import SimulatedPhone
+from bridge.simulator.webhook import sign
 from bridge.web import create_app
 
-SECRETS = Secrets(deepgram_api_key="dg-test-key-0123456789")
+# What Twilio and the server have in common: phones sign with it, and everything is checked.
+AUTH_TOKEN = "twilio-auth-token-0123456789"
+SECRETS = Secrets(deepgram_api_key="dg-test-key-0123456789", twilio_auth_tokens=(AUTH_TOKEN,))
 AGENT_URL = "ws://127.0.0.1:9000/v1/agent/converse"
 
 # An agent that neither greets nor hears anything by itself: the test's script decides.
@@ -58,6 +63,36 @@ def settings(**tables: dict[str, Any]) -> Settings:
     )
 
 
+def signed(host: str, path: str = "/media-stream") -> list[tuple[bytes, bytes]]:
+    """The headers of an upgrade that comes from Twilio."""
+    signature = sign(f"wss://{host}{path}", (), AUTH_TOKEN)
+    return [(b"X-Twilio-Signature", signature.encode())]
+
+
+async def open_media_socket(
+    nursery: trio.Nursery, stream: Any, host: str = "127.0.0.1:5000", **options: Any
+) -> Any:
+    """Open a media socket as Twilio does, without a phone: what is said on it is up to the test."""
+    return await wrap_client_stream(
+        nursery, stream, host, "/media-stream", extra_headers=signed(host), **options
+    )
+
+
+def start_message(app: QuartTrio, call_sid: str = "CA1", **parameters: str) -> str:
+    """The `start` of a call that the webhook was told of: with a ticket, used up by one socket."""
+    ticket = app.extensions["bridge"].ticket(call_sid)
+    facts = {
+        "accountSid": "AC1",
+        "streamSid": "MZ1",
+        "callSid": call_sid,
+        "tracks": ["inbound"],
+        "mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1},
+        "customParameters": {**parameters, "ticket": ticket},
+    }
+    message = {"event": "start", "sequenceNumber": "1", "start": facts, "streamSid": "MZ1"}
+    return json.dumps(message)
+
+
 class World:
     """What a test sees. `base_url` is where phones call; `agent` has the sessions."""
 
@@ -65,7 +100,7 @@ class World:
         self.app = app
         self.agent = agent
         self.base_url = base_url
-        self.phone_options: dict[str, Any] = {}
+        self.phone_options: dict[str, Any] = {"auth_token": AUTH_TOKEN}
         self.logs: Sequence[Mapping[str, Any]] = []
 
     @property

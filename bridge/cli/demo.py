@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import signal
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -38,7 +39,7 @@ phone    calls the server as Twilio would, over real sockets
 
 STAYING = """\
 The server and the agent stay up until Ctrl-C. Call them yourself, from another terminal:
-    bridge phone speech.wav --url {server} --save heard.wav
+    TWILIO_AUTH_TOKEN={token} bridge phone speech.wav --url {server} --save heard.wav
 """
 
 
@@ -95,12 +96,14 @@ async def _demo(words: bytes, *, save: Path | None, stay: bool, port: int) -> No
             logging=LoggingSettings(level="warning"),
             records=RecordSettings(url=""),
         )
-        app = create_app(FixedConfig(settings), Secrets())
+        # Protected like any other: the phone signs as Twilio does, with a token of its own.
+        token = secrets.token_hex(16)
+        app = create_app(FixedConfig(settings), Secrets(twilio_auth_tokens=(token,)))
         run_server = partial(serve, app, hypercorn_config(settings), shutdown=trio.Event())
         server = (await nursery.start(run_server))[0]
         click.echo(BANNER.format(server=server, agent=agent), err=True)
         view = CallView(Console(stderr=True))
-        caller = SimulatedPhone(on_event=view.event)
+        caller = SimulatedPhone(on_event=view.event, auth_token=token)
         try:
             await call(caller, server, Plan(words), view)
         finally:
@@ -109,6 +112,6 @@ async def _demo(words: bytes, *, save: Path | None, stay: bool, port: int) -> No
                 write_wav(save, caller.heard)
         click.echo(summary(caller, view, save))
         if stay:
-            click.echo(STAYING.format(server=server), err=True)
+            click.echo(STAYING.format(server=server, token=token), err=True)
             await trio.sleep_forever()
         nursery.cancel_scope.cancel(reason="the demo is over")

@@ -46,7 +46,7 @@ from bridge.simulator.phone import (
     WebhookError,
 )
 from bridge.simulator.voice import speech_for
-from tests.benchmarks.server import ServerError, running
+from tests.benchmarks.server import AUTH_TOKEN, ServerError, running
 
 FRAME_MS: Final = 60
 """`call.frame_ms` of the server: of the caller's audio, so of no weight here."""
@@ -127,7 +127,7 @@ async def _call(agent: SimulatedAgent, address: str, times: int) -> list[float]:
         if event.kind == "clear":
             cleared.append(time.perf_counter_ns())
 
-    phone = SimulatedPhone(strict=True, on_event=notice)
+    phone = SimulatedPhone(strict=True, on_event=notice, auth_token=AUTH_TOKEN)
     delays: list[float] = []
     try:
         async with phone.place_call(address):

@@ -31,14 +31,13 @@ from typing import Any, Final
 
 import msgspec
 import trio
-from trio_websocket import WebSocketConnection, wrap_client_stream
 
 from bridge.load import machine
 from bridge.simulator.agent import AgentSession, Behaviour, SimulatedAgent
 from bridge.simulator.phone import SimulatedPhone, TwimlError, WebhookError
 from tests.benchmarks.server import ServerError, stop
 from tests.endtoend.scene import Line
-from tests.world import QUIET
+from tests.world import AUTH_TOKEN, QUIET, open_media_socket
 
 START_SECONDS: Final = 30.0
 SETTLE_SECONDS: Final = 30.0
@@ -139,7 +138,9 @@ async def random_call(address: str, dice: random.Random) -> str:
     if way == "early":
         await _leave_early(await open_line(*_host_and_port(address)), dice)
         return way
-    phone = SimulatedPhone(open_stream=open_line, silence_frames=dice.random() < 0.8)
+    phone = SimulatedPhone(
+        open_stream=open_line, silence_frames=dice.random() < 0.8, auth_token=AUTH_TOKEN
+    )
     try:
         async with phone.place_call(address):
             with trio.move_on_after(stay):
@@ -184,12 +185,7 @@ async def _leave_early(line: Line, dice: random.Random) -> None:
     try:
         async with trio.open_nursery() as nursery:
             with trio.move_on_after(dice.choice([0.0, 0.002, 1.0])):
-                socket: WebSocketConnection = await wrap_client_stream(
-                    nursery,
-                    line,  # type: ignore[arg-type]
-                    "bridge",
-                    "/media-stream",
-                )
+                socket = await open_media_socket(nursery, line, "bridge")
                 await socket.send_message('{"event":"connected"}')
             if dice.random() < 0.5:
                 line.reset()
@@ -311,6 +307,7 @@ async def running(agent_url: str) -> AsyncIterator[Server]:
         )
         environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         environment |= {"BRIDGE_CONFIG": str(config), "DEEPGRAM_API_KEY": "benchmark"}
+        environment["TWILIO_AUTH_TOKEN"] = AUTH_TOKEN
         with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as errors:
             process = await trio.lowlevel.open_process(
                 _COMMAND,

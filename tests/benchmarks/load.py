@@ -20,6 +20,7 @@ import msgspec
 from bridge.load.ends import Target
 from bridge.load.generator import SET_UP_EACH, SETTLE, TEAR_DOWN, WARM_UP, Load, Plan, exact_loop
 from bridge.load.wire import WireError
+from tests.benchmarks.server import AUTH_TOKEN
 
 __all__ = ["SETTLE", "SET_UP_EACH", "TEAR_DOWN", "WARM_UP"]
 
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--agent-fd", type=int, required=True)
     options = parser.parse_args()
     plan = Plan(
-        Target(f"http://{options.server}"),
+        Target(f"http://{options.server}", AUTH_TOKEN),
         calls=options.calls,
         seconds=options.seconds,
         frame_ms=options.frame_ms,

@@ -20,7 +20,7 @@ import msgspec
 import pytest
 import trio
 import trio.testing
-from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
+from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from bridge.agent.session import SEND_TIMEOUT
 from bridge.agent.session import AgentSession as OurAgentSession
@@ -34,7 +34,15 @@ from bridge.simulator.phone import CallEndedError, SimulatedPhone
 from bridge.simulator.twiml import ConnectStream, Hangup, Say
 from bridge.twilio.media_stream import MediaStream
 from bridge.uplink import Uplink
-from tests.world import QUIET, World, in_memory, serve_connection, settings
+from tests.world import (
+    QUIET,
+    World,
+    in_memory,
+    open_media_socket,
+    serve_connection,
+    settings,
+    start_message,
+)
 
 Clock = trio.testing.MockClock
 
@@ -706,8 +714,14 @@ class RawPhone:
     """A phone's socket without a phone: nothing is sent or answered by itself but pongs."""
 
     def __init__(
-        self, socket: WebSocketConnection, stream: Any, servers_end: Any, nursery: trio.Nursery
+        self,
+        app: Any,
+        socket: WebSocketConnection,
+        stream: Any,
+        servers_end: Any,
+        nursery: trio.Nursery,
     ) -> None:
+        self._app = app
         self.socket = socket
         self.stream = stream
         self._servers_end = servers_end
@@ -716,7 +730,7 @@ class RawPhone:
 
     async def start(self) -> None:
         await self.socket.send_message('{"event":"connected","protocol":"Call","version":"1.0.0"}')
-        await self.socket.send_message(START)
+        await self.socket.send_message(start_message(self._app))
         self._nursery.start_soon(self._listen)
 
     async def stop(self) -> None:
@@ -742,13 +756,6 @@ class RawPhone:
             self.closed_at = trio.current_time()
 
 
-START = (
-    '{"event":"start","sequenceNumber":"1","start":{"accountSid":"AC1","streamSid":"MZ1",'
-    '"callSid":"CA1","tracks":["inbound"],"mediaFormat":{"encoding":"audio/x-mulaw",'
-    '"sampleRate":8000,"channels":1},"customParameters":{}},"streamSid":"MZ1"}'
-)
-
-
 @asynccontextmanager
 async def raw_phone(world: World) -> AsyncIterator[RawPhone]:
     """A media socket to the server of `world`, open."""
@@ -756,7 +763,7 @@ async def raw_phone(world: World) -> AsyncIterator[RawPhone]:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_connection, world.app, hypercorn_config(settings()), theirs)
         async with trio.open_nursery() as reader:
-            socket = await wrap_client_stream(reader, ours, "127.0.0.1:5000", "/media-stream")  # type: ignore[arg-type]
-            yield RawPhone(socket, ours, theirs, reader)
+            socket = await open_media_socket(reader, ours)
+            yield RawPhone(world.app, socket, ours, theirs, reader)
             await trio.aclose_forcefully(ours)
             reader.cancel_scope.cancel(reason="the test has let go of the phone")

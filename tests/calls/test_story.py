@@ -12,7 +12,7 @@ from bridge.audio import silence
 from bridge.simulator.agent import AgentSession, Behaviour
 from bridge.simulator.phone import SimulatedPhone
 from bridge.simulator.speech import load_clip
-from tests.world import QUIET, World, in_memory, settings
+from tests.world import QUIET, World, in_memory, open_media_socket, settings, start_message
 
 Clock = trio.testing.MockClock
 
@@ -220,17 +220,8 @@ class RawPhone:
         self._nursery: trio.Nursery | None = None
 
     async def connect(self, nursery: trio.Nursery) -> Any:
-        from trio_websocket import wrap_client_stream
-
         stream = await self._world.phone_options["open_stream"]("127.0.0.1", 5000, False)
-        return await wrap_client_stream(nursery, stream, "127.0.0.1:5000", "/media-stream")
-
-
-START = (
-    '{"event":"start","sequenceNumber":"1","start":{"accountSid":"AC1","streamSid":"MZ1",'
-    '"callSid":"CA1","tracks":["inbound"],"mediaFormat":{"encoding":"audio/x-mulaw",'
-    '"sampleRate":8000,"channels":1},"customParameters":{}},"streamSid":"MZ1"}'
-)
+        return await open_media_socket(nursery, stream)
 
 
 def media(payload: str = "AAAA", sid: str = "MZ1") -> str:
@@ -246,10 +237,10 @@ async def test_a_bad_message_is_counted_and_the_call_goes_on(
             "no json",
             media(),  # before start
             '{"event":"connected"}',
-            START,
+            start_message(world.app),
             media("not base64"),
             media("BBBB", sid="MZ2"),
-            START,
+            start_message(world.app),
             b"binary",
             '{"event":"something-new"}',
             media("CCCC"),
@@ -285,7 +276,7 @@ async def test_audio_in_another_format_is_refused(
 ) -> None:
     async with in_memory() as world:
         socket = await RawPhone(world).connect(nursery)
-        await socket.send_message(START.replace("8000", "16000"))
+        await socket.send_message(start_message(world.app).replace("8000", "16000"))
         with pytest.raises(Exception, match="1002"):
             await socket.get_message()
         assert world.agent.connections == 0

@@ -30,14 +30,14 @@ import structlog
 import trio
 from hypercorn.config import Config
 from trio.testing import wait_all_tasks_blocked
-from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
+from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from bridge.config_file import FixedConfig
 from bridge.server.serve import hypercorn_config, serve
 from bridge.simulator.agent import Behaviour, Script, SimulatedAgent, silent
 from bridge.simulator.phone import SimulatedPhone
 from bridge.web import create_app
-from tests.world import QUIET, SECRETS, settings
+from tests.world import AUTH_TOKEN, QUIET, SECRETS, open_media_socket, settings
 
 TEARDOWN = 1.0  # what the stage's calls have as call.teardown_seconds
 
@@ -257,7 +257,8 @@ class Stage:
 
     def phone(self, **options: Any) -> SimulatedPhone:
         """A phone on lines of ours. It is strict: what Twilio would warn about fails the test."""
-        return SimulatedPhone(**{"strict": True, "open_stream": self.open_line, **options})
+        ours = {"strict": True, "open_stream": self.open_line, "auth_token": AUTH_TOKEN}
+        return SimulatedPhone(**{**ours, **options})
 
     def call(self, **options: Any) -> AbstractAsyncContextManager[SimulatedPhone]:
         """Place a call. When this is left, the caller hangs up."""
@@ -283,10 +284,7 @@ class Stage:
         try:
             async with trio.open_nursery() as nursery:
                 address = f"127.0.0.1:{self.port}"
-                yield (
-                    await wrap_client_stream(nursery, line, address, "/media-stream"),  # type: ignore[arg-type]
-                    line,
-                )
+                yield await open_media_socket(nursery, line, address), line
                 nursery.cancel_scope.cancel(reason="the test has let go of the socket")
         finally:
             await trio.aclose_forcefully(line)

@@ -180,7 +180,8 @@ async def listening(port: int, running: Running) -> None:
 def commands(tmp_path: Path) -> Commands:
     ours = ("BRIDGE_", "DEEPGRAM_", "TWILIO_", "PYTEST_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return Commands(tmp_path, env)
+    # Servers check what comes from Twilio, and phones sign it.
+    return Commands(tmp_path, {**env, "TWILIO_AUTH_TOKEN": TOKEN})
 
 
 def configuration(agent_port: int, more: str = "", greeting: str = "") -> str:
@@ -372,7 +373,7 @@ async def test_an_address_that_is_taken_is_said_in_one_line(commands: Commands) 
 async def call(url: str, agent: SimulatedAgent, number: int) -> AgentSession:
     """Make a call, the agent's so-and-so-many-th: say a little, hang up; the agent's side of it."""
     with trio.fail_after(CALL_SECONDS):
-        async with SimulatedPhone(strict=True).place_call(url) as phone:
+        async with SimulatedPhone(strict=True, auth_token=TOKEN).place_call(url) as phone:
             session = await agent.wait_for_session(number)
             await session.applied.wait()
             await phone.say(bytes(range(200)) * 20)
@@ -468,7 +469,7 @@ async def test_a_live_call_goes_on_while_the_server_drains(
     commands.write("config.toml", configuration(port))
     async with commands.serve(server, DEEPGRAM_API_KEY=KEY) as (running, url):
         with trio.fail_after(CALL_SECONDS):
-            async with SimulatedPhone(strict=True).place_call(url) as phone:
+            async with SimulatedPhone(strict=True, auth_token=TOKEN).place_call(url) as phone:
                 session = await agent.wait_for_session()
                 await session.applied.wait()
                 running.process.terminate()
@@ -490,7 +491,7 @@ async def test_an_interrupted_server_ends_its_call_at_once(
     commands.write("config.toml", configuration(port))
     async with commands.serve("bridge serve", DEEPGRAM_API_KEY=KEY) as (running, url):
         with trio.fail_after(CALL_SECONDS):
-            async with SimulatedPhone(strict=True).place_call(url) as phone:
+            async with SimulatedPhone(strict=True, auth_token=TOKEN).place_call(url) as phone:
                 session = await agent.wait_for_session()
                 await session.applied.wait()
                 running.process.send_signal(signal.SIGINT)

@@ -37,7 +37,7 @@ from tests.endtoend.scene import (
     until,
     until_closed,
 )
-from tests.world import QUIET, settings
+from tests.world import AUTH_TOKEN, QUIET, settings, start_message
 
 # A long story, and one word of it. No byte of either is silence.
 STORY = bytes(n % 251 for n in range(251)) * 4000  # two minutes
@@ -226,7 +226,7 @@ async def test_the_last_words_are_heard_by_an_agent_that_never_says_goodbye() ->
 async def test_a_stopped_phone_need_not_close() -> None:
     """After `stop` it is the server that closes the socket and TCP, whatever the phone does."""
     async with scene() as stage, stage.media_socket() as (socket, line):
-        await start(socket)
+        await start(stage, socket)
         await stage.agent.wait_for_session()
         began = trio.current_time()
         await socket.send_message('{"event":"stop","streamSid":"MZ1"}')
@@ -242,7 +242,7 @@ async def test_stop_and_close_in_one_breath() -> None:
     async with scene(using=PATIENT, calls=20) as stage:
         for number in range(1, 21):
             async with stage.media_socket() as (socket, line):
-                await start(socket)
+                await start(stage, socket)
                 session = await stage.agent.wait_for_session(number)
                 await until(lambda session=session: session.received_bytes)
                 wire = Connection(ConnectionType.CLIENT)
@@ -261,7 +261,7 @@ async def test_stop_and_close_in_one_breath() -> None:
 async def test_a_phone_that_says_fin_and_goes_on_listening() -> None:
     """The receiver notices the FIN, `phone_lost`: half a phone is none. The other half is told."""
     async with scene() as stage, stage.media_socket() as (socket, line):
-        await start(socket)
+        await start(stage, socket)
         session = await stage.agent.wait_for_session()
         await until(lambda: session.received_bytes)
         began = trio.current_time()
@@ -353,7 +353,7 @@ async def test_a_phone_that_stops_reading_and_leaves(how: str) -> None:
     the write is given up within the teardown."""
     async with scene(tell_a_story, quiet(speed=0.0), small_buffers=True) as stage:
         async with stage.media_socket() as (socket, line):
-            await start(socket)
+            await start(stage, socket)
             session = await stage.agent.wait_for_session()
             line.stop_reading()
             # As long as more of the story goes out, nothing is stuck yet.
@@ -378,7 +378,7 @@ async def test_an_agent_that_stops_reading_while_the_caller_talks() -> None:
     full = trio.Event()
     stages = scene(speak_deafly, quiet(speed=0.0), small_buffers=True, failing_agent_lines=True)
     async with stages as stage, stage.media_socket() as (socket, _):
-        await start(socket)
+        await start(stage, socket)
         session = await stage.agent.wait_for_session()
         await until(lambda: session.received_bytes)
         agent_line = stage.agent_lines[0]
@@ -403,7 +403,7 @@ async def test_an_agent_that_never_reads_again(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(agent_session, "SEND_TIMEOUT", WRITE_TIMEOUT)
     stages = scene(tell_a_story, small_buffers=True, failing_agent_lines=True)
     async with stages as stage, stage.media_socket() as (socket, _):
-        await start(socket)
+        await start(stage, socket)
         agent = await stage.agent.wait_for_session()
         await until(lambda: agent.received_bytes)
         agent_line = stage.agent_lines[0]
@@ -606,7 +606,9 @@ async def test_the_event_loop_is_blocked_for_a_second() -> None:
         """Call from a thread: the line does not stand still while the server does."""
 
         async def call() -> None:
-            phone = SimulatedPhone(strict=True, from_number=f"+1555000000{number}")
+            phone = SimulatedPhone(
+                strict=True, from_number=f"+1555000000{number}", auth_token=AUTH_TOKEN
+            )
             async with phone.place_call(stage.address):
                 await phone.wait_heard(0.1)
                 token.run_sync_soon(speaking.append, number)
@@ -744,17 +746,12 @@ async def read_answer(line: Line) -> bytes:
 
 # ---- help ---------------------------------------------------------------------------------------
 
-START = (
-    '{"event":"start","sequenceNumber":"1","start":{"accountSid":"AC1","streamSid":"MZ1",'
-    '"callSid":"CA1","tracks":["inbound"],"mediaFormat":{"encoding":"audio/x-mulaw",'
-    '"sampleRate":8000,"channels":1},"customParameters":{}},"streamSid":"MZ1"}'
-)
 MEDIA = '{"event":"media","media":{"payload":"%s"},"streamSid":"MZ1"}' % ("VVVV" * 53 + "VQ==")
 
 
-async def start(socket: WebSocketConnection) -> None:
+async def start(stage: Stage, socket: WebSocketConnection) -> None:
     await socket.send_message('{"event":"connected","protocol":"Call","version":"1.0.0"}')
-    await socket.send_message(START)
+    await socket.send_message(start_message(stage.app))
 
 
 async def wait_until_still(what: Callable[[], object]) -> None:

@@ -17,7 +17,6 @@ import pytest
 import trio
 from quart_trio import QuartTrio
 from trio.testing import wait_all_tasks_blocked
-from trio_websocket import wrap_client_stream
 
 from bridge.config_file import FixedConfig
 from bridge.server.serve import hypercorn_config, serve
@@ -27,7 +26,7 @@ from bridge.simulator.script import ECHO_BEHAVIOUR, echo
 from bridge.simulator.speech import SILENCE, load_clip
 from bridge.simulator.twiml import ConnectStream, Hangup, Say
 from bridge.web import create_app
-from tests.world import QUIET, SECRETS, World, on_loopback, settings
+from tests.world import AUTH_TOKEN, QUIET, SECRETS, World, on_loopback, open_media_socket, settings
 
 # A machine that does something else for a while must not fail a test.
 PATIENCE = 30.0
@@ -332,6 +331,10 @@ async def test_an_agent_that_does_not_take_the_call(behaviour: dict[str, Any]) -
     assert phone.received_audio == b""
 
 
+def caller() -> SimulatedPhone:
+    return SimulatedPhone(strict=True, auth_token=AUTH_TOKEN)
+
+
 async def test_an_agent_that_is_not_there() -> None:
     """Nothing listens at the agent's address."""
     with trio.socket.socket() as taken:
@@ -344,7 +347,9 @@ async def test_an_agent_that_is_not_there() -> None:
                 stop = trio.Event()
                 start = partial(serve, app, hypercorn_config(using), shutdown=stop)
                 (address,) = await nursery.start(start)
-                async with SimulatedPhone(strict=True).place_call(address) as phone:
+                async with SimulatedPhone(strict=True, auth_token=AUTH_TOKEN).place_call(
+                    address
+                ) as phone:
                     await phone.wait_ended()
                 stop.set()
     assert phone.verbs == [phone.verbs[0], Say(using.call.apology), Hangup()]
@@ -359,7 +364,7 @@ async def test_a_stranger_on_the_media_socket_costs_no_agent_time() -> None:
     async with calls(using=using) as world, trio.open_nursery() as nursery:
         port = int(world.base_url.rpartition(":")[2])
         stream = await trio.open_tcp_stream("127.0.0.1", port)
-        socket = await wrap_client_stream(nursery, stream, "127.0.0.1", "/media-stream")
+        socket = await open_media_socket(nursery, stream, "127.0.0.1")
         with pytest.raises(Exception, match="1002"):
             await socket.get_message()
         await socket.aclose()
@@ -378,7 +383,9 @@ async def test_a_server_that_stops_ends_its_calls() -> None:
             app = create_app(FixedConfig(using), SECRETS)
             start = partial(serve, app, hypercorn_config(using), shutdown=stop)
             (address,) = await nursery.start(start)
-            async with SimulatedPhone(strict=True).place_call(address) as phone:
+            async with SimulatedPhone(strict=True, auth_token=AUTH_TOKEN).place_call(
+                address
+            ) as phone:
                 session = await agent.wait_for_session()
                 await session.applied.wait()
                 stop.set()

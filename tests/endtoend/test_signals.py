@@ -27,7 +27,7 @@ from bridge.simulator.agent import AgentSession, SimulatedAgent
 from bridge.simulator.phone import SimulatedPhone
 from bridge.simulator.speech import SILENCE
 from bridge.simulator.twiml import ConnectStream, Hangup, Say
-from tests.world import QUIET
+from tests.world import AUTH_TOKEN, QUIET
 
 # For a machine that does other things at the same time; a test that works needs a few seconds.
 PATIENCE = 60.0
@@ -145,7 +145,7 @@ class Server:
 
     def phone(self, *, strict: bool = True) -> SimulatedPhone:
         """Strict: what Twilio would complain about fails the test."""
-        return SimulatedPhone(strict=strict)
+        return SimulatedPhone(strict=strict, auth_token=AUTH_TOKEN)
 
     @asynccontextmanager
     async def call(
@@ -263,6 +263,7 @@ async def running(mode: Mode, folder: Path, **server: Any) -> AsyncIterator[Serv
     """A server that is ready for calls; whatever happens, nothing of it is left afterwards."""
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     environment["DEEPGRAM_API_KEY"] = "dg-test-key-0123456789"
+    environment["TWILIO_AUTH_TOKEN"] = AUTH_TOKEN
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             agent = SimulatedAgent(behaviour=QUIET)
@@ -565,7 +566,11 @@ async def end_of_serve(folder: Path) -> tuple[int, list[str]]:
         capture_stderr=True,
         check=False,
         cwd=folder,
-        env={"DEEPGRAM_API_KEY": "dg-test-key-0123456789", "PATH": os.environ.get("PATH", "")},
+        env={
+            "DEEPGRAM_API_KEY": "dg-test-key-0123456789",
+            "TWILIO_AUTH_TOKEN": AUTH_TOKEN,
+            "PATH": os.environ.get("PATH", ""),
+        },
     )
     return result.returncode, result.stderr.decode().splitlines()
 

@@ -18,7 +18,7 @@ import structlog
 import trio
 import trio.testing
 from trio._core import _run
-from trio_websocket import ConnectionClosed, HandshakeError, wrap_client_stream
+from trio_websocket import ConnectionClosed, HandshakeError
 
 from bridge.call import Call
 from bridge.config_file import FixedConfig
@@ -26,7 +26,14 @@ from bridge.functions import Functions, function
 from bridge.server.serve import hypercorn_config
 from bridge.simulator.agent import AgentSession, Behaviour, SimulatedAgent
 from bridge.web import create_app
-from tests.world import QUIET, SECRETS, serve_connection, settings
+from tests.world import (
+    QUIET,
+    SECRETS,
+    open_media_socket,
+    serve_connection,
+    settings,
+    start_message,
+)
 
 Fault = Literal["cancel", "raise", "lose phone", "lose agent"]
 
@@ -125,12 +132,10 @@ async def phone(run: Run, stream: trio.abc.Stream, *, polite: bool) -> None:
     """A caller in few messages: speaks, is interrupted... and hangs up when all was heard."""
     async with trio.open_nursery() as nursery:
         try:
-            socket: Any = await wrap_client_stream(
-                nursery, stream, "127.0.0.1:5000", "/media-stream", message_queue_size=64
-            )
+            socket = await open_media_socket(nursery, stream, message_queue_size=64)
             run.answered = True
             await socket.send_message('{"event":"connected","protocol":"Call","version":"1.0.0"}')
-            await socket.send_message(START)
+            await socket.send_message(start_message(app, From="+15550001111"))
             await heard(socket, 320)
             for _ in range(3):
                 await socket.send_message(MEDIA)
@@ -148,12 +153,6 @@ async def phone(run: Run, stream: trio.abc.Stream, *, polite: bool) -> None:
         nursery.cancel_scope.cancel()
 
 
-START = (
-    '{"event":"start","sequenceNumber":"1","start":{"accountSid":"AC1","streamSid":"MZ1",'
-    '"callSid":"CA1","tracks":["inbound"],"mediaFormat":{"encoding":"audio/x-mulaw",'
-    '"sampleRate":8000,"channels":1},"customParameters":{"From":"+15550001111"}},'
-    '"streamSid":"MZ1"}'
-)
 MEDIA = '{"event":"media","media":{"payload":"%s"},"streamSid":"MZ1"}' % ("VVVV" * 53 + "VQ==")
 
 

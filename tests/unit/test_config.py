@@ -318,17 +318,48 @@ class TestSecrets:
         assert "cret" not in str(caught.value)
 
 
+TWILIO = Secrets(twilio_auth_tokens=("token",))
+
+
 class TestStartup:
     def test_a_remote_agent_needs_a_key(self) -> None:
         with pytest.raises(ConfigError, match=r"DEEPGRAM_API_KEY.*bridge agent"):
-            check_startup(Settings(), Secrets())
-        check_startup(Settings(), Secrets(deepgram_api_key="key"))
+            check_startup(Settings(), TWILIO)
+        check_startup(Settings(), Secrets(deepgram_api_key="key", twilio_auth_tokens=("token",)))
 
     @pytest.mark.parametrize("host", ["127.0.0.1:9000", "[::1]:9000", "localhost", "127.8.8.8"])
     def test_a_local_agent_does_not(self, host: str) -> None:
-        check_startup(parse(f'[deepgram]\nurl = "ws://{host}/"'), Secrets())
+        check_startup(parse(f'[deepgram]\nurl = "ws://{host}/"'), TWILIO)
 
     @pytest.mark.parametrize("host", ["10.0.0.1", "localhost.example.com", "0.0.0.0"])
     def test_what_looks_local_and_is_not_does(self, host: str) -> None:
         with pytest.raises(ConfigError):
-            check_startup(parse(f'[deepgram]\nurl = "ws://{host}/"'), Secrets())
+            check_startup(parse(f'[deepgram]\nurl = "ws://{host}/"'), TWILIO)
+
+    def test_without_a_token_signatures_cannot_be_checked_and_nothing_starts(self) -> None:
+        key = Secrets(deepgram_api_key="key")
+        with pytest.raises(ConfigError, match=r"^TWILIO_AUTH_TOKEN: .*validate_signatures = false"):
+            check_startup(Settings(), key)
+        check_startup(parse("[twilio]\nvalidate_signatures = false"), key)
+
+
+class TestWarnings:
+    def test_a_server_that_is_protected_has_none(self) -> None:
+        assert warnings_for(Settings()) == []
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("[twilio]\nvalidate_signatures = false", "twilio.validate_signatures is false"),
+            ("[twilio]\nrequire_ticket = false", "twilio.require_ticket is false"),
+            ('[deepgram]\nurl = "ws://10.0.0.7:9000/"', "unencrypted to 10.0.0.7; write wss://"),
+            ('[server]\ntrusted_proxies = ["10.0.0.7", "::/0"]', "trusts every address"),
+        ],
+    )
+    def test_each_protection_that_is_off_is_announced(self, text: str, words: str) -> None:
+        (line,) = warnings_for(parse(text))
+        assert words in line
+
+    @pytest.mark.parametrize("url", ["ws://127.0.0.1:9000", "ws://localhost", "wss://10.0.0.7"])
+    def test_an_agent_on_this_machine_or_behind_tls_is_none(self, url: str) -> None:
+        assert warnings_for(parse(f'[deepgram]\nurl = "{url}"')) == []

@@ -6,9 +6,13 @@ builder writes. No call is carried here.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import re
+from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Any
+from urllib.parse import parse_qsl
 from xml.etree import ElementTree
 
 import pytest
@@ -22,20 +26,25 @@ from bridge.config_file import FixedConfig
 from bridge.outcome import Outcome
 from bridge.records.record import CallRecord
 from bridge.simulator.twiml import ConnectStream, Dial, Hangup, Redirect, Say, Verb, read_twiml
+from bridge.simulator.webhook import sign
 from bridge.web import BUSY, create_app
-from tests.world import SECRETS, settings
+from tests.world import AUTH_TOKEN, SECRETS, settings
 
 NGROK = "3f2a-198-51-100-7.ngrok-free.app"
 CALL_SID = "CA" + "0123456789abcdef" * 2
 FORM = {"From": "+15551234567", "To": "+15557654321", "CallSid": CALL_SID}
 FORM_TYPE = {"Content-Type": "application/x-www-form-urlencoded"}
 
+TICKET_IN_XML = re.compile(r'value="phone\.[A-Za-z0-9]{34}\.[A-Za-z0-9_.-]{60,80}"')
+
 # Twilio: name and value of a <Parameter> together have fewer than 500 characters.
 LIMIT = 499
 
 
 def application(**tables: dict[str, Any]) -> QuartTrio:
-    return create_app(FixedConfig(settings(**tables)), SECRETS)
+    app = create_app(FixedConfig(settings(**tables)), SECRETS)
+    app.extensions["bridge"].prepare()
+    return app
 
 
 async def ask(
@@ -47,11 +56,20 @@ async def ask(
     method: str = "POST",
     headers: dict[str, str] | None = None,
 ) -> Any:
-    """The response to one request, as it came."""
+    """The response to one request of Twilio's, signed, as it came."""
+    app = app or application()
     # Without cookies, because the client's cookie jar refuses hosts that a server may be sent.
-    client = (app or application()).test_client(use_cookies=False)
+    client = app.test_client(use_cookies=False)
     body = {"data": form} if isinstance(form, bytes) else {"form": form} if form else {}
-    return await client.open(path, method=method, headers={"Host": host, **(headers or {})}, **body)
+    public_url = app.extensions["bridge"].settings_now().server.public_url
+    fields: list[tuple[str, str]] = []
+    if isinstance(form, bytes):
+        fields = parse_qsl(form.decode(errors="replace"), keep_blank_values=True)
+    elif form:
+        fields = list(form.items())
+    signature = sign((public_url or f"https://{host}") + path, fields, AUTH_TOKEN)
+    given = {"Host": host, "X-Twilio-Signature": signature, **(headers or {})}
+    return await client.open(path, method=method, headers=given, **body)
 
 
 async def document(*args: Any, **options: Any) -> bytes:
@@ -70,21 +88,28 @@ async def verbs(*args: Any, **options: Any) -> list[Verb]:
 
 
 async def connecting(*args: Any, **options: Any) -> ConnectStream:
-    """The one verb of a call that is taken."""
+    """The one verb of a call that is taken, with all of its parameters but the ticket."""
     (verb,) = await verbs(*args, **options)
     assert isinstance(verb, ConnectStream)
-    return verb
+    return replace(verb, parameters=without_ticket(verb.parameters))
+
+
+def without_ticket(parameters: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    (ticket,) = [value for name, value in parameters if name == "ticket"]
+    assert TICKET_IN_XML.fullmatch(f'value="{ticket}"')
+    return tuple(one for one in parameters if one[0] != "ticket")
 
 
 def canonical(xml: bytes | str) -> str:
+    """An XML document in the one form that equal ones have, and without a ticket's text."""
     text = xml.decode() if isinstance(xml, bytes) else xml
-    return ElementTree.canonicalize(text, strip_text=True)
+    return ElementTree.canonicalize(TICKET_IN_XML.sub('value="TICKET"', text), strip_text=True)
 
 
 def built_by_twilio(web: str, socket: str, parameters: dict[str, str]) -> str:
     response, connect = VoiceResponse(), Connect(action=f"{web}/call-ended")
     stream = connect.stream(url=f"{socket}/media-stream")
-    for name, value in parameters.items():
+    for name, value in {**parameters, "ticket": "TICKET"}.items():
         stream.parameter(name=name, value=value)
     response.append(connect)
     return canonical(str(response))
@@ -123,7 +148,8 @@ async def test_twilio_is_sent_back_to_the_host_it_asked_for(host: str, secure: s
     web, socket = f"http{secure}://{host}", f"ws{secure}://{host}"
     assert canonical(body) == built_by_twilio(web, socket, FORM)
     (verb,) = read_twiml(body, "text/xml", f"https://{NGROK}/incoming-call")
-    assert verb == ConnectStream(
+    assert isinstance(verb, ConnectStream)
+    assert replace(verb, parameters=without_ticket(verb.parameters)) == ConnectStream(
         url=f"{socket}/media-stream",
         parameters=tuple(FORM.items()),
         action=f"{web}/call-ended",
@@ -204,7 +230,7 @@ async def test_a_query_string_of_the_webhook_does_not_reach_the_stream() -> None
         "a=b&c=d%20+",
     ],
 )
-@pytest.mark.parametrize("field", ["From", "To", "CallSid"])
+@pytest.mark.parametrize("field", ["From", "To"])
 async def test_what_xml_can_say_comes_out_as_sent(caller: str, field: str) -> None:
     form = {**FORM, field: caller}
     verb = await connecting("/incoming-call", form)
@@ -216,10 +242,10 @@ printable = st.text(
 )
 
 
-@given(caller=printable, called=printable, sid=printable)
+@given(caller=printable, called=printable)
 @effort(max_examples=50, deadline=None)
-async def test_parameters_come_out_as_sent(caller: str, called: str, sid: str) -> None:
-    form = {"From": caller, "To": called, "CallSid": sid}
+async def test_parameters_come_out_as_sent(caller: str, called: str) -> None:
+    form = {"From": caller, "To": called, "CallSid": CALL_SID}
     given_ = {name: value for name, value in form.items() if value}
     verb = await connecting("/incoming-call", form)
     assert dict(verb.parameters) == given_
@@ -236,16 +262,25 @@ async def test_what_xml_cannot_say_is_replaced(character: str) -> None:
     "body",
     [
         b"From=%ED%A0%80&To=%FF%FE",  # half a surrogate pair, and no UTF-8 at all
-        b"From=%&To=%G0&CallSid=%1",
-        b"\xff\xfe\x00",
+        b"From=%&To=%G0",
         b"&&&==&=&From",
         b"From[]=1&From[a]=2",
         b"",
     ],
 )
 async def test_a_broken_form_does_not_lose_the_call(body: bytes) -> None:
+    body += f"&CallSid={CALL_SID}".encode()
     verb = await connecting("/incoming-call", body, headers=FORM_TYPE)
     assert verb.url == f"wss://{NGROK}/media-stream"
+
+
+@pytest.mark.parametrize("sid", ["", "CA1", CALL_SID + "0", "CA" + "g" * 32, "<&>\x00", "\n"])
+async def test_a_webhook_without_a_call_is_a_bad_request(sid: str) -> None:
+    """A call's slot and ticket go by its SID."""
+    for form in ({**FORM, "CallSid": sid}, {"From": "+15551234567"}):
+        response = await ask("/incoming-call", form)
+        assert response.status_code == 400
+        assert "CallSid" in await response.get_data(as_text=True)
 
 
 @pytest.mark.parametrize(
@@ -257,12 +292,20 @@ async def test_a_broken_form_does_not_lose_the_call(body: bytes) -> None:
         ("multipart/form-data; boundary=b", b"--b\r\nbroken off"),
     ],
 )
-async def test_a_body_that_is_no_form_has_no_parameters(kind: str, body: bytes) -> None:
-    verb = await connecting("/incoming-call", body, headers={"Content-Type": kind})
-    assert verb.parameters == ()
+async def test_a_body_that_is_no_form_needs_its_hash_and_is_no_call(kind: str, body: bytes) -> None:
+    """Twilio signs the address alone then, and the hash of the body in it."""
+    headers = {"Content-Type": kind}
+    for path, status in (
+        ("/incoming-call", 403),
+        (f"/incoming-call?bodySHA256={sha256(b'').hexdigest()}", 403),
+        (f"/incoming-call?bodySHA256={sha256(body).hexdigest()}", 400),
+    ):
+        signature = sign(f"https://{NGROK}{path}", (), AUTH_TOKEN)
+        response = await ask(path, body, headers={**headers, "X-Twilio-Signature": signature})
+        assert response.status_code == status
 
 
-@pytest.mark.parametrize("missing", ["From", "To", "CallSid"])
+@pytest.mark.parametrize("missing", ["From", "To"])
 async def test_what_is_missing_or_empty_is_left_out(missing: str) -> None:
     rest = {name: value for name, value in FORM.items() if name != missing}
     assert dict((await connecting("/incoming-call", rest)).parameters) == rest
@@ -275,7 +318,7 @@ async def test_only_what_a_call_needs_is_passed_on() -> None:
     assert dict((await connecting("/incoming-call", {**more, **FORM})).parameters) == FORM
 
 
-@pytest.mark.parametrize("field", ["From", "To", "CallSid"])
+@pytest.mark.parametrize("field", ["From", "To"])
 @pytest.mark.parametrize("character", ["x", "é", "🎺", "&", '"'])
 async def test_a_parameter_is_cut_at_twilios_limit_and_not_before(
     field: str, character: str
@@ -302,18 +345,17 @@ async def test_a_call_too_many_hears_busy_and_never_silence(reason: str) -> None
         app = application(server={**tables["server"], **more})
         bridge = app.extensions["bridge"]
         bridge.prepare()
-        with ExitStack() as stack:
-            if reason == "draining":
-                bridge.begin_drain()
-            else:
-                stack.enter_context(bridge.calls.carrying(object()))
-            assert await verbs("/incoming-call", FORM, app=app) == expected
-            response = await ask("/readyz", app=app, method="GET")
-            assert response.status_code == 503
-            assert reason in await response.get_data(as_text=True)
-            # What is on goes on.
-            assert await verbs("/call-ended", FORM, app=app) == [Hangup()]
-            assert (await ask("/healthz", app=app, method="GET")).status_code == 200
+        if reason == "draining":
+            bridge.begin_drain()
+        else:
+            await connecting("/incoming-call", {**FORM, "CallSid": "CA" + "f" * 32}, app=app)
+        assert await verbs("/incoming-call", FORM, app=app) == expected
+        response = await ask("/readyz", app=app, method="GET")
+        assert response.status_code == 503
+        assert reason in await response.get_data(as_text=True)
+        # What is on goes on.
+        assert await verbs("/call-ended", FORM, app=app) == [Hangup()]
+        assert (await ask("/healthz", app=app, method="GET")).status_code == 200
 
 
 async def test_a_server_with_room_is_ready() -> None:
@@ -417,7 +459,7 @@ async def test_nothing_else_is_here(path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/incoming-call", "/call-ended"])
 async def test_a_form_may_have_64_kib_and_not_a_byte_more(path: str) -> None:
-    fits = b"x=".ljust(64 * 1024, b"y")
+    fits = f"CallSid={CALL_SID}&x=".encode().ljust(64 * 1024, b"y")
     assert (await ask(path, fits, headers=FORM_TYPE)).status_code == 200
     assert (await ask(path, fits + b"y", headers=FORM_TYPE)).status_code == 413
 

@@ -25,6 +25,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
         if name.startswith(("BRIDGE_", "DEEPGRAM_", "TWILIO_")):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("TWILIO_AUTH_TOKEN", "tw-token")
     # The command writes it: so that it is taken back.
     monkeypatch.setenv("BRIDGE_CONFIG", "")
     monkeypatch.setattr(bridge.web, "app", bridge.web.create_app())
@@ -102,6 +103,7 @@ def test_a_key_the_version_does_not_act_on_is_mentioned_once(monkeypatch, capsys
         ("", {}, ["DEEPGRAM_API_KEY", "not set", "bridge agent"]),
         ("", {"DEEPGRAM_API_KEY": f"{KEY}\nX-Evil: 1"}, ["DEEPGRAM_API_KEY", "set it again"]),
         ("", {"TWILIO_AUTH_TOKEN": f"{KEY}\x07"}, ["TWILIO_AUTH_TOKEN", "set it again"]),
+        (LOCAL, {"TWILIO_AUTH_TOKEN": ""}, ["TWILIO_AUTH_TOKEN", "validate_signatures = false"]),
         ("[call", {}, ["config.toml: line 1", "not valid TOML"]),
         ("[call]\nframe_mss = 1\n", {}, ["call.frame_mss", "did you mean frame_ms?"]),
         ("[server]\nbind = '5000'\n", {}, ["server.bind", "0.0.0.0:5000"]),

@@ -697,6 +697,7 @@ async def _healthy_after_a_deadly_request(folder: Path, application: str) -> boo
         **os.environ,
         "BRIDGE_CONFIG": str(folder / "config.toml"),
         "DEEPGRAM_API_KEY": "dg-test-key-0123456789",
+        "TWILIO_AUTH_TOKEN": "twilio-auth-token",
         "PYTHONPATH": str(folder),
     }
     listener = socket.create_server(("127.0.0.1", 0))

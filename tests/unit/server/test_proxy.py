@@ -16,7 +16,7 @@ from bridge.config_file import FixedConfig
 from bridge.server.media_socket import DirectWebsocketConnection, QuartMediaSocket
 from bridge.web import create_app
 from tests.unit.server.wire import serving
-from tests.world import SECRETS, settings
+from tests.world import SECRETS, settings, signed
 
 Clock = trio.testing.MockClock
 
@@ -81,7 +81,9 @@ async def test_the_real_application_behind_a_proxy(autojump_clock: Clock) -> Non
     bridge = create_app(FixedConfig(settings()), SECRETS)
     await bridge.startup()
     async with serving(ProxyFixMiddleware(bridge)) as server:
-        head = await server.connect().upgrade(FORWARDED, path=b"/media-stream")
+        ((name, signature),) = signed("voice.example.com")
+        headers = FORWARDED + name + b": " + signature + b"\r\n"
+        head = await server.connect().upgrade(headers, path=b"/media-stream")
         assert b" 101 " in head
 
 

@@ -1,0 +1,109 @@
+"""Whether a request is Twilio's: the `X-Twilio-Signature`. Pure.
+
+Twilio signs the address it requests, with everything in it as it stands, and behind it the form's
+fields, all of them, the empty ones too, sorted. A JSON body is not signed itself; its hash is, as
+`bodySHA256` in the query. The key is the account's auth token.
+
+https://www.twilio.com/docs/usage/webhooks/webhooks-security
+
+Twilio's documentation leaves open which of several spellings of one address is signed (with the
+default port or without, `wss` or `https` for a media socket, a bare host with a slash or without),
+and a server behind a proxy does not see all of it. All spellings of the address that was asked for
+are tried. Each needs the token as much as any other, so that nothing is given away.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+from urllib.parse import parse_qs
+
+Params = Sequence[tuple[str, str]]
+
+_ADDRESS: Final = re.compile(
+    r"(?P<scheme>[a-z]+)://(?P<user>[^/?#]*@)?(?P<host>\[[^]/?#]*\]|[^:/?#]*)"
+    r"(?P<port>:[0-9]*)?(?P<path>[^?]*)(?P<query>.*)",
+    re.DOTALL,
+)
+_DEFAULT_PORTS: Final = {"https": ":443", "wss": ":443", "http": ":80", "ws": ":80"}
+_SCHEMES: Final = {
+    # TLS may end at a proxy that does not say so.
+    "https": ("https", "http"),
+    "http": ("http", "https"),
+    # What is signed for a media socket is not documented; seen is wss.
+    "wss": ("wss", "https"),
+    "ws": ("wss", "https", "ws"),
+}
+
+
+def signature(token: str, url: str, params: Params = ()) -> str:
+    """Return what Twilio sends as `X-Twilio-Signature` for this address and these form fields.
+
+    Each distinct pair of name and value counts once. For GET, for a websocket and for a JSON body
+    there are no fields.
+    """
+    signed = url + "".join(name + value for name, value in sorted(set(params)))
+    digest = hmac.new(token.encode(), signed.encode(errors="surrogatepass"), hashlib.sha1).digest()
+    return base64.b64encode(digest).decode("ascii")
+
+
+def is_signed(
+    tokens: Iterable[str],
+    given: str,
+    url: str,
+    params: Params = (),
+    *,
+    body: bytes | None = None,
+) -> bool:
+    """Tell whether `given`, the header, is the signature of this request by any of the tokens.
+
+    `params` are the form's fields, percent-decoded. `body` is the raw body of a request that is
+    not a form, None for one without a body; its hash must be in the signed address.
+    """
+    if not given:
+        return False
+    if body is not None and not _is_hash_of(body, url):
+        return False
+    # As bytes: compare_digest takes no text outside ASCII.
+    header = given.encode(errors="replace")
+    return any(
+        hmac.compare_digest(signature(token, spelling, params).encode(), header)
+        for spelling in spellings(url)
+        for token in tokens
+    )
+
+
+def spellings(url: str) -> Iterator[str]:
+    """Every spelling of an address that Twilio may have signed, the likeliest first.
+
+    {the schemes it may have had} × {its own port, none, the default one} × {its path, with a slash
+    at its end, without} × {apostrophes in its query as they are, encoded, not encoded}.
+    """
+    address = _ADDRESS.fullmatch(url)
+    if address is None or address["scheme"] not in _SCHEMES:
+        yield url
+        return
+    user, host, port = address["user"] or "", address["host"], address["port"] or ""
+    path, query = address["path"], address["query"]
+    paths = _distinct(path, path + "/" if path[-1:] != "/" else path.removesuffix("/"))
+    # Some versions of Twilio's own libraries encode it and some do not.
+    queries = _distinct(query, query.replace("'", "%27"), query.replace("%27", "'"))
+    for its_query in queries:
+        for its_path in paths:
+            for scheme in _SCHEMES[address["scheme"]]:
+                for its_port in _distinct(port, "", _DEFAULT_PORTS[scheme]):
+                    yield f"{scheme}://{user}{host}{its_port}{its_path}{its_query}"
+
+
+def _is_hash_of(body: bytes, url: str) -> bool:
+    hashes = parse_qs(url.partition("?")[2]).get("bodySHA256", [""])
+    digest = hashlib.sha256(body).hexdigest().encode()
+    return hmac.compare_digest(digest, hashes[0].encode(errors="replace"))
+
+
+def _distinct(*values: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(values))
