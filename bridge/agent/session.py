@@ -27,6 +27,7 @@ import trio_websocket
 
 from bridge.agent import breaches, messages
 from bridge.log import get_logger
+from bridge.vanished import notice_when_vanished
 
 log = get_logger(__name__)
 
@@ -277,6 +278,7 @@ async def open_session(
         try:
             with trio.fail_after(timeout):
                 stream = await (open_stream or open_tcp_stream)(target)
+                notice_when_vanished(stream)
                 session = await _handshake(reader, stream, target, key)
                 await _apply_settings(session, settings)
         except trio.TooSlowError:

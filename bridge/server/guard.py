@@ -39,6 +39,7 @@ from wsproto.frame_protocol import CloseReason
 
 from bridge.log import get_logger
 from bridge.server.crowd import Crowd, Pace
+from bridge.vanished import notice_when_vanished
 
 log = get_logger(__name__)
 
@@ -95,6 +96,7 @@ class GuardedTCPServer(TCPServer):
         if not self.crowd.enter(self, self._make_room):
             log.warning("too many connections, one turned away", limit=self.crowd.limit)
             return await trio.aclose_forcefully(self.stream)
+        notice_when_vanished(self.stream)
         try:
             with self._life:
                 await super().run()

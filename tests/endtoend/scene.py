@@ -14,6 +14,7 @@ agent's sessions, the calls' slots; and there must be one "call ended" line for 
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import socket
@@ -60,6 +61,11 @@ EXCUSED = ("agent lost, reconnecting", "agent not reached, trying again")
 NORMAL = ("caller_hung_up", "agent_ended", "server_shutdown")
 
 
+# Linux's, which Python's socket module does not name.
+_SO_ATTACH_FILTER = 26
+_BPF_RETURN = 6
+
+
 class Line(trio.abc.HalfCloseableStream):
     """One end of a TCP connection, which can fail in each way that TCP connections do.
 
@@ -86,6 +92,16 @@ class Line(trio.abc.HalfCloseableStream):
         """As when a cable is cut: nothing comes and nothing goes, and there is no FIN."""
         self.stop_reading()
         self.stop_writing()
+
+    def cut(self) -> None:
+        """As when a cable is cut, for the kernels too: nothing that is sent here is acknowledged.
+
+        A filter that lets nothing through, https://docs.kernel.org/networking/filter.html
+        """
+        self.vanish()
+        nothing = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RETURN, 0, 0, 0))
+        program = struct.pack("HL", 1, ctypes.addressof(nothing))
+        self.stream.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
     def half_close(self) -> None:
         """Send a FIN, and go on reading."""

@@ -20,6 +20,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
 
+from bridge import vanished
 from bridge.agent import session as agent_session
 from bridge.server import guard
 from bridge.simulator.agent import AgentSession, Behaviour
@@ -65,6 +66,15 @@ async def tell_a_story(agent: AgentSession) -> None:
 async def ask_for_a_function(agent: AgentSession) -> None:
     """Ask for something, and do not care whether it is answered."""
     await agent.call_functions([{"name": "look_it_up", "arguments": {"what": "it"}}])
+
+
+@pytest.fixture
+def soon_noticed(monkeypatch: pytest.MonkeyPatch) -> float:
+    """A peer that has vanished is noticed within the returned seconds, the kernel's rounding
+    included."""
+    for name in ("IDLE_SECONDS", "ASK_SECONDS", "QUESTIONS", "UNHEARD_SECONDS"):
+        monkeypatch.setattr(vanished, name, 1)
+    return 4.0
 
 
 @pytest.fixture
@@ -330,6 +340,51 @@ async def test_an_agent_that_vanished_before_the_caller_hangs_up() -> None:
         await phone.hang_up()
         await stage.ended("caller_hung_up", since=began)
         await trio.aclose_forcefully(line)
+
+
+async def test_a_phone_whose_cable_is_cut_while_nobody_speaks(soon_noticed: float) -> None:
+    """Nothing comes, and nothing is sent. The kernel asks for a sign of life: `phone_lost`."""
+    async with scene() as stage, stage.call(strict=False, silence_frames=False):
+        session = await stage.agent.wait_for_session()
+        await until(lambda: session.received_bytes)
+        line, began = stage.lines[-1], trio.current_time()
+        line.cut()
+        await stage.ended("phone_lost", since=began, within=soon_noticed + TEARDOWN)
+        line.reset()
+
+
+async def test_a_phone_whose_cable_is_cut_while_the_agent_speaks(soon_noticed: float) -> None:
+    """The kernel's buffers take all that is said. It is not acknowledged: `phone_lost`."""
+    cut = trio.Event()
+
+    async def speak(agent: AgentSession) -> None:
+        await cut.wait()
+        await agent.say("A few words.", 10 * WORD)
+
+    async with scene(speak, quiet(speed=20.0)) as stage:
+        async with stage.call(strict=False):
+            session = await stage.agent.wait_for_session()
+            await until(lambda: session.received_bytes)
+            line, began = stage.lines[-1], trio.current_time()
+            line.cut()
+            cut.set()
+            await stage.ended("phone_lost", since=began, within=soon_noticed + TEARDOWN)
+            line.reset()
+
+
+async def test_an_agent_whose_cable_is_cut(soon_noticed: float) -> None:
+    """What the caller says is not acknowledged. The agent reader notices: `agent_failed`."""
+    async with scene(failing_agent_lines=True) as stage, stage.call() as phone:
+        session = await stage.agent.wait_for_session()
+        await until(lambda: session.received_bytes)
+        line, began = stage.agent_lines[0], trio.current_time()
+        assert isinstance(line, Line)
+        line.cut()
+        await stage.ended(
+            "agent_failed", since=began, within=soon_noticed + TEARDOWN, reason="lost"
+        )
+        await phone.wait_ended()
+        line.reset()
 
 
 # ---- nobody reads -------------------------------------------------------------------------------
