@@ -23,14 +23,6 @@ QUESTIONS: Final = 2
 # of a network that a call would outlive anyway.
 UNHEARD_SECONDS: Final = 15
 
-# Not every system has all of them; what it lacks is left to its own defaults.
-_OPTIONS: Final = {
-    "TCP_KEEPIDLE": lambda: IDLE_SECONDS,
-    "TCP_KEEPINTVL": lambda: ASK_SECONDS,
-    "TCP_KEEPCNT": lambda: QUESTIONS,
-    "TCP_USER_TIMEOUT": lambda: 1000 * UNHEARD_SECONDS,
-}
-
 
 def notice_when_vanished(stream: trio.abc.Stream) -> None:
     """Have reads and writes fail, as on a reset, once the peer at the other end of a TCP
@@ -41,8 +33,14 @@ def notice_when_vanished(stream: trio.abc.Stream) -> None:
         return
     try:
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in _OPTIONS.items():
+        for name, value in (
+            ("TCP_KEEPIDLE", IDLE_SECONDS),
+            ("TCP_KEEPINTVL", ASK_SECONDS),
+            ("TCP_KEEPCNT", QUESTIONS),
+            ("TCP_USER_TIMEOUT", 1000 * UNHEARD_SECONDS),
+        ):
+            # Not every system has all of them; what it lacks is left to its own defaults.
             if hasattr(socket, name):
-                stream.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value())
+                stream.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     except OSError:
         pass  # no TCP, or over already, which the next read finds out
