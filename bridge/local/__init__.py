@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from importlib.util import find_spec
+from pathlib import Path
 
 INSTALL = "pip install 'bridge[local]'"
 
@@ -26,3 +27,14 @@ def missing(*, recognition: bool = True) -> str:
     if not lacking:
         return ""
     return f"the local agent needs {' and '.join(lacking)}, not installed here: {INSTALL}"
+
+
+def phrases(path: Path | None = None) -> list[str]:
+    """What the local agent understands, one phrase each, with an example ⟨marked⟩ for each slot.
+
+    `path` is a dialogue's file; without it, the one that comes with bridge. Reads it, blocking, and
+    raises `bridge.local.dialogue.DialogueError` when it cannot be used.
+    """
+    from bridge.local.dialogue import load_dialogue  # the workers have no use for it
+
+    return load_dialogue(path).readable()

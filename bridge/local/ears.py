@@ -1,9 +1,9 @@
 """Hears the caller: when they speak, and which of the known phrases it was. Only the speech workers
 import this: pocketsphinx holds the interpreter's lock while it works.
 
-Two recognisers take in the same speech. One knows the dialogue's phrases and nothing else, so that
-it is good at them and hears one in everything; the other knows English at large and is weak, but
-says what the sounds were like. Where the two agree in sounds, it was the phrase.
+Three recognisers take in the same speech. One knows the dialogue's phrases and nothing else, so
+that it is good at them and hears one in everything. One knows English at large, and one only
+sounds; both are weak, but where they are near to the phrase in sounds, that is what it was.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from bridge.local.sound import PHONE_RATE, Upsampler, ulaw_to_samples
 _VAD_MODE = 3
 _WINDOW_SECONDS = 0.03
 _ONSET_WINDOWS = 3  # 90 ms of voice in a row are speech, less is a click
+# In the recognisers' answers: the number of a pronunciation, silence, noises.
+_MARKS = re.compile(r"\(\d+\)|<[^>]*>|\[[^\]]*\]|\+[A-Z]+\+|\bSIL\b")
 _PREROLL_WINDOWS = 12  # words begin softly, before the detector is sure
 
 
@@ -52,6 +54,17 @@ class Ears:
         self._english = pocketsphinx.Decoder(
             lm=str(model / "en-us.lm.bin"), fwdflat=False, **common
         )
+        self._sounds = pocketsphinx.Decoder(
+            lm=None,
+            dict=None,
+            allphone=str(model / "en-us-phone.lm.bin"),
+            lw=2.0,
+            beam=1e-20,
+            pbeam=1e-20,
+            hmm=common["hmm"],
+            loglevel="FATAL",
+        )
+        self._decoders = (self._phrases, self._english, self._sounds)
         self._vad = pocketsphinx.Vad(_VAD_MODE, PHONE_RATE, _WINDOW_SECONDS)
         self._window = self._vad.frame_bytes // 2  # in samples, and so in bytes of µ-law
         self._hangover = round(setup.hangover * PHONE_RATE / self._window)
@@ -97,7 +110,7 @@ class Ears:
         self._began = self._position - self._run
         self._run = 0
         self._upsampler = Upsampler()
-        for decoder in (self._phrases, self._english):
+        for decoder in self._decoders:
             decoder.start_utt()
         for samples in self._recent:
             self._feed(samples)
@@ -106,17 +119,17 @@ class Ears:
 
     def _feed(self, samples: Any) -> None:
         data = self._upsampler.feed(samples).tobytes()
-        for decoder in (self._phrases, self._english):
+        for decoder in self._decoders:
             decoder.process_raw(data, False, False)
 
     def _end(self) -> Recognised:
         begun = time.perf_counter()
-        for decoder in (self._phrases, self._english):
+        for decoder in self._decoders:
             decoder.end_utt()
         phrase, dictation = _text(self._phrases), _text(self._english)
-        apart = distance(
-            self._pronunciations.of_text(phrase), self._pronunciations.of_text(dictation)
-        )
+        wanted = self._pronunciations.of_text(phrase)
+        heard = (self._pronunciations.of_text(dictation), _text(self._sounds).split())
+        apart = sum(distance(wanted, sounds) for sounds in heard) / len(heard)
         ended = self._position - self._run
         self.speaking = False
         self._run = 0
@@ -136,5 +149,4 @@ class Ears:
 def _text(decoder: Any) -> str:
     """The words of the best hypothesis, without marks of other pronunciations and of noise."""
     found = decoder.hyp()
-    words = re.sub(r"\(\d+\)|<[^>]*>|\[[^\]]*\]", " ", found.hypstr) if found else ""
-    return " ".join(words.split())
+    return " ".join(_MARKS.sub(" ", found.hypstr).split()) if found else ""

@@ -42,7 +42,7 @@ class Recognised(msgspec.Struct, frozen=True, tag="recognised"):
     """The caller's turn is over.
 
     `phrase` is what it was if it was a known one, else ""; `dictation` is the best guess of
-    somebody who knows no phrases; `distance` tells how far the two are apart in sounds, 0 to 1.
+    somebody who knows no phrases; `distance` tells how far the nearest phrase was from it, 0 to 1.
     `started` and `ended` are where the speech lies in the caller's audio, `took` is how long the
     recogniser worked after its end; in seconds.
     """

@@ -60,7 +60,7 @@ class SpeechWorker:
         self._reader = frames.FrameReader()
         self._writing = trio.Lock()
         self._numbers = itertools.count(1)
-        self._spoken: dict[int, bytes] = {}
+        self._spoken: dict[int, bytes | None] = {}  # None: still awaited
         self._changed = trio.Event()
         self._pongs = 0
         self.voice = ""
@@ -106,11 +106,15 @@ class SpeechWorker:
     async def speak(self, text: str) -> bytes:
         """The speech of `text`: µ-law at 8 kHz. Raises WorkerBroken."""
         number = next(self._numbers)
-        with trio.move_on_after(SPEAK_SECONDS):
-            await self._send(frames.SPEAK, frames.numbered(number, text.encode()))
-            while number not in self._spoken:
-                await self._changed.wait()
-            return self._spoken.pop(number)
+        self._spoken[number] = None
+        try:
+            with trio.move_on_after(SPEAK_SECONDS):
+                await self._send(frames.SPEAK, frames.numbered(number, text.encode()))
+                while (speech := self._spoken[number]) is None:
+                    await self._changed.wait()
+                return speech
+        finally:
+            del self._spoken[number]
         raise WorkerBroken(f"the speech worker did not speak within {SPEAK_SECONDS:g} s")
 
     async def _read(self, on_event: Callable[[Event], None]) -> None:
@@ -120,7 +124,8 @@ class SpeechWorker:
                     self._pongs += 1
                 elif kind == frames.SPEECH:
                     number, speech = frames.split_number(content)
-                    self._spoken[number] = speech
+                    if number in self._spoken:  # else nobody waits for it any more
+                        self._spoken[number] = speech
                 elif (event := _event(kind, content)) is not None:
                     on_event(event)
             self._changed.set()

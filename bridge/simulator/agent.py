@@ -21,7 +21,7 @@ from trio_websocket import (
     wrap_server_stream,
 )
 
-from bridge.simulator.agent_session import AgentSession, Script
+from bridge.simulator.agent_session import AgentSession, Script, Senses
 from bridge.simulator.behaviour import Behaviour
 from bridge.simulator.calling import FunctionCall
 from bridge.simulator.hearing import Heard
@@ -36,6 +36,7 @@ __all__ = [
     "FunctionCall",
     "Heard",
     "Script",
+    "Senses",
     "SimulatedAgent",
     "Turn",
     "Utterance",
@@ -64,7 +65,8 @@ class SimulatedAgent:
     """A Voice Agent server.
 
     `behaviour` is the same for each session, or a function of the connection's number (from 1),
-    rejected ones counted. `on_event` is called with a session and one line for people.
+    rejected ones counted. `on_event` is called with a session and one line for people. `senses`
+    makes ears and a voice for each session; without it loudness and recorded clips must do.
 
     `sessions` has the latest `keep_sessions` of those opened, in order; `opened` and `active` count
     them; `connections` counts all, `rejected` lists the status of each one refused; `failures`
@@ -78,7 +80,9 @@ class SimulatedAgent:
         *,
         on_event: Callable[[AgentSession, str], None] | None = None,
         keep_sessions: int = 1000,
+        senses: Callable[[], Senses] | None = None,
     ) -> None:
+        self._senses = senses
         self._script = script
         self._behaviour = behaviour if behaviour is not None else Behaviour()
         self._on_event = on_event
@@ -206,6 +210,7 @@ class SimulatedAgent:
             number=self.opened,
             headers=headers,
             on_event=self._on_event,
+            senses=self._senses and self._senses(),
         )
         self.sessions.append(session)
         del self.sessions[: -self._keep_sessions]

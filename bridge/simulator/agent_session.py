@@ -10,6 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from typing import Protocol
 
 import msgspec
 import trio
@@ -30,6 +31,29 @@ GOING_AWAY = 1001  # RFC 6455: the server goes down
 Script = Callable[["AgentSession"], Awaitable[None]]
 
 
+class Senses(Protocol):
+    """Real ears and a real voice for one session, in place of the detector by loudness and of
+    recorded clips. Nothing here raises for what goes wrong with them: they end the session by an
+    Error, and wait until it has ended.
+    """
+
+    async def run(self, session: AgentSession, *, task_status: trio.TaskStatus[None] = ...) -> None:
+        """Live as long as the session; started before Welcome."""
+        ...
+
+    async def hear(self, audio: bytes) -> None:
+        """Take the caller's µ-law at 8 kHz. What it shows is told to the session in `run`."""
+        ...
+
+    async def speak(self, text: str) -> bytes:
+        """The speech of `text`: µ-law at 8 kHz."""
+        ...
+
+    async def end_turn(self) -> None:
+        """End the caller's turn by force (ForceEndTurn)."""
+        ...
+
+
 class AgentSession(Observations):
     """The server's side of one Voice Agent session: what a script can do; see Observations, too.
 
@@ -48,8 +72,10 @@ class AgentSession(Observations):
         number: int = 1,
         headers: list[tuple[str, str]] | None = None,
         on_event: Callable[[AgentSession, str], None] | None = None,
+        senses: Senses | None = None,
     ) -> None:
         super().__init__(behaviour)
+        self.senses = senses
         self._ws = ws
         self._wire = wire
         self._on_event = on_event
@@ -68,7 +94,8 @@ class AgentSession(Observations):
         self.injecting = 0
         self.receiver = Receiver(self, ws)
         self.calls = FunctionCalls(self.faults)
-        self.mouth = Mouth(behaviour, self.send, self._assistant_text)
+        voice = None if senses is None else senses.speak
+        self.mouth = Mouth(behaviour, self.send, self._assistant_text, voice)
 
     # What a script may do.
 
@@ -211,6 +238,8 @@ class AgentSession(Observations):
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     self.nursery = nursery
+                    if self.senses is not None:
+                        await nursery.start(self.senses.run, self)
                     nursery.start_soon(welcome, self)
                     nursery.start_soon(watch_time, self)
                     await self.receiver.run()

@@ -175,7 +175,7 @@ async def _function_call_response(session: AgentSession, message: Json) -> None:
 
 async def _force_end_turn(session: AgentSession, message: Json) -> None:
     if (session.listen.get("provider") or {}).get("version") == "v2":
-        session.receiver.end_turn()
+        await session.receiver.end_turn()
     else:
         await session.warning("FORCE_END_TURN_UNSUPPORTED", "ForceEndTurn needs a v2 listen model.")
 

@@ -49,8 +49,11 @@ class Receiver:
                 await self._session.error(refused.code, refused.description)
             self._session.wake()
 
-    def end_turn(self) -> None:
+    async def end_turn(self) -> None:
         """End the caller's turn by force (ForceEndTurn)."""
+        if self._session.senses is not None:
+            await self._session.senses.end_turn()
+            return
         heard = self._detector.end_turn()
         if heard is not None:
             self._session.add_turn(Turn(heard=heard))
@@ -65,7 +68,11 @@ class Receiver:
         if not session.applied.is_set():
             keep(session.faults, "audio before SettingsApplied")
         await self._report_latency()
-        if not self.deaf:
+        if self.deaf:
+            return
+        if session.senses is not None:
+            await session.senses.hear(audio)
+        else:
             for found in self._detector.feed(audio):
                 await self._hear(found)
 

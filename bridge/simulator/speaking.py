@@ -19,6 +19,7 @@ from bridge.simulator.behaviour import Behaviour
 from bridge.simulator.voice import SAMPLE_RATE, sentences, speech_for
 
 Send = Callable[[dict[str, Any] | bytes], Awaitable[None]]
+Voice = Callable[[str], Awaitable[bytes]]
 
 
 @dataclass(eq=False)
@@ -41,7 +42,7 @@ class Mouth:
     """Speaks utterances one after another, first come first served.
 
     `send` takes messages and audio; `say_sentence` is called for each sentence that goes out and
-    sends its ConversationText and History.
+    sends its ConversationText and History. `voice` makes the audio of a text: µ-law at 8 kHz.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class Mouth:
         behaviour: Behaviour,
         send: Send,
         say_sentence: Callable[[str, str], Awaitable[None]],
+        voice: Voice | None = None,
     ) -> None:
+        self._voice = voice
         self._behaviour = behaviour
         self._send = send
         self._say_sentence = say_sentence
@@ -71,10 +74,14 @@ class Mouth:
 
         Returns when the last byte has been sent, or after the stale rest of an interrupted one.
         """
-        utterance = Utterance(text, speech_for(text) if audio is None else audio)
+        if audio is None and self._voice is None:
+            audio = speech_for(text)
+        utterance = Utterance(text, audio or b"")
         async with self._turn:
             self.current = utterance
             try:
+                if audio is None and self._voice is not None:
+                    utterance.audio = await self._voice(text)
                 await self._before(utterance)
                 await self._speak(utterance, behavior)
             finally:
