@@ -311,6 +311,8 @@ class Live:
         over, self._over = self._over, []
         for call in dirty:
             self._compare(call, now)
+        if over:
+            self._server_looked_at = float("-inf")  # there is room again: that is news
         for call in over:
             self._seen.pop(call, None)
             self._tell(self._everything, event("ended", **_stamp(call), **view.ending(call)))
@@ -319,6 +321,7 @@ class Live:
         seen = self._seen.get(call)
         if seen is None:
             self._seen[call] = Seen(call, now)
+            self._server_looked_at = float("-inf")
             self._tell(self._everything, event("began", call=view.whole(call, now)))
             return
         stamp, viewers = _stamp(call), self._interested(_sid(call))

@@ -39,6 +39,7 @@ _FLAGS = (
     "--headless=new",
     "--no-sandbox",  # the tests run as root
     "--disable-gpu",
+    "--hide-scrollbars",  # a picture is as wide as the page
     "--disable-dev-shm-usage",
     "--disable-quic",
     "--no-first-run",

@@ -1,0 +1,163 @@
+// One live call on the console: a card that opens, and follows the call to its end.
+
+import { Transcript, functionList } from "./conversation.js";
+import { h, setChildren, setText } from "./dom.js";
+import { queueLine, replyTimes } from "./plots.js";
+import { brief, clock, latencies, median, outcomeWords, ending, state, who } from "./words.js";
+
+const SAMPLES = 61; // of the queues, four a second: the last quarter of a minute
+
+// What a queue's plot reaches to at least, in ms, so that a calm line looks calm.
+const UPLINK_CEILING = 500;
+const PLAYBACK_CEILING = 2000;
+
+export class LiveCall {
+  // `call` is the call as its events have it, and is changed by them; `hangUp` is asked to end it.
+  constructor(call, { open, hangUp }) {
+    this.call = call;
+    this.over = false;
+    this._beganAt = performance.now() - 1000 * call.seconds;
+    this._uplink = [];
+    this._playback = [];
+    this._transcript = new Transcript();
+    this._state = h("span", { class: "badge state" });
+    this._clock = h("span", { class: "numbers clock" });
+    this._last = h("span", { class: "last muted" });
+    this._replies = h("figure", { class: "plot-of" });
+    this._queues = h("div", { class: "queues" });
+    this._functions = h("div", {});
+    this._facts = h("dl", { class: "facts" });
+    this._button = h("button", { class: "button danger", type: "button", onclick: () => hangUp(this) }, "Hang up");
+    this.element = h(
+      "details",
+      { class: "card call", open },
+      h(
+        "summary",
+        {},
+        this._state,
+        h(
+          "span",
+          { class: "people" },
+          h("strong", { class: "numbers" }, who(call.caller)),
+          h("span", { class: "muted numbers to" }, `to ${who(call.called)}`),
+        ),
+        this._last,
+        this._clock,
+      ),
+      h(
+        "div",
+        { class: "body" },
+        h("div", { class: "spoken" }, this._transcript.element),
+        h(
+          "div",
+          { class: "figures" },
+          this._replies,
+          this._queues,
+          this._functions,
+          this._facts,
+          h("div", { class: "foot" }, this._button),
+        ),
+      ),
+    );
+    this.element.dataset.sid = call.call_sid;
+    this.element.addEventListener("toggle", () => this.show());
+    this.show();
+  }
+
+  // Take a snapshot of the same call for what was known.
+  replace(call) {
+    this.call = call;
+    this._beganAt = performance.now() - 1000 * call.seconds;
+    this.show();
+  }
+
+  // The call is over; the card stays a little while and says how it ended.
+  end({ outcome, reason, seconds }) {
+    Object.assign(this.call, { outcome, reason, seconds, state: "ending" });
+    this.over = true;
+    this.element.classList.add("over");
+    this._button.disabled = true;
+    this._button.hidden = true;
+    this.show();
+  }
+
+  show() {
+    const { call } = this;
+    const [words, kind] = this.over ? ending(call) : state(call);
+    setText(this._state, words);
+    this._state.className = `badge state ${kind}`;
+    const last = call.transcript.at(-1);
+    setText(this._last, last ? (last.words ?? "") : "");
+    this.tick();
+    if (!this.element.open) return;
+    this._transcript.show(call.transcript);
+    const times = latencies(call);
+    const caption = times.length
+      ? [fact("median", brief(median(times))), fact("last", brief(times.at(-1)))]
+      : [h("span", { class: "muted small" }, "none yet")];
+    this._replies.replaceChildren(
+      h("figcaption", {}, h("h3", {}, "Reply times"), h("span", { class: "trio" }, caption)),
+      replyTimes(call),
+    );
+    setChildren(
+      this._functions,
+      call.functions.length ? [h("h3", {}, "Functions"), functionList(call.functions)] : [],
+    );
+    this._facts.replaceChildren(...this._listFacts());
+    this._showQueues();
+  }
+
+  // What time changes: the clock.
+  tick() {
+    const seconds = this.over ? this.call.seconds : (performance.now() - this._beganAt) / 1000;
+    setText(this._clock, clock(seconds));
+  }
+
+  // Four times a second: how the queues stand.
+  sample() {
+    if (this.over) return;
+    for (const [samples, ms] of [
+      [this._uplink, this.call.uplink_ms],
+      [this._playback, this.call.playback_ms],
+    ]) {
+      samples.push(ms);
+      if (samples.length > SAMPLES) samples.shift();
+    }
+    if (this.element.open) this._showQueues();
+  }
+
+  _showQueues() {
+    const { uplink_ms: uplink, playback_ms: playback } = this.call;
+    this._queues.replaceChildren(
+      h("h3", {}, "Audio on its way"),
+      queue("to the agent", uplink, this._uplink, UPLINK_CEILING),
+      queue("to the caller’s ear", playback, this._playback, PLAYBACK_CEILING),
+    );
+  }
+
+  _listFacts() {
+    const { call } = this;
+    const facts = [["Ready after", brief(call.setup_seconds)]];
+    if (call.agent) facts.push(["Agent", call.agent]);
+    if (call.direction === "outbound-api") facts.push(["Direction", "dialled from here"]);
+    if (call.barge_ins) facts.push(["Barge-ins", String(call.barge_ins)]);
+    if (call.reconnects) facts.push(["Agent lost", `${call.reconnects}×`]);
+    if (call.dropped_bytes) facts.push(["Audio dropped", brief(call.dropped_bytes / 8000)]);
+    if (this.over) facts.push(["Ended", `${outcomeWords(call.outcome)}: ${call.reason}`]);
+    return facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", { class: "numbers" }, value)]);
+  }
+}
+
+function fact(name, value) {
+  return h("span", { class: "small" }, h("span", { class: "muted" }, `${name} `), h("b", { class: "numbers" }, value));
+}
+
+function queue(name, ms, samples, ceiling) {
+  return h(
+    "div",
+    { class: "queue-of" },
+    h("span", { class: "small muted" }, name),
+    h("b", { class: "small numbers" }, brief((ms ?? 0) / 1000)),
+    queueLine(samples, SAMPLES, ceiling),
+  );
+}
