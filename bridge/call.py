@@ -331,6 +331,7 @@ class Call:
         )
         self.report.info = info
         self._started_at = trio.current_time()
+        self.report.start_after = self._started_at - self._began_at
         bind_contextvars(call_sid=info.call_sid)
         log.info("call started", caller=info.caller, called=info.called)
         self._recording = self.conversation.recording = self._record(info.call_sid)

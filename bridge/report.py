@@ -23,8 +23,9 @@ _FAILURES: Final = {
 class CallReport:
     """How a call went. `cause` is the exception behind the outcome, `crash` what nobody foresaw.
 
-    Times in seconds: the whole call; from `start` to an agent that listens; from the first sign of
-    the end to the last byte of teardown; from each UserStartedSpeaking to its `clear` written.
+    Times in seconds: the whole call; from its beginning to Twilio's `start`; from there to an agent
+    that listens; from the first sign of the end to the last byte of teardown; from each
+    UserStartedSpeaking to its `clear` written.
     `traffic` counts bytes and messages each way.
     """
 
@@ -36,6 +37,7 @@ class CallReport:
     agent: str = ""
     transfer_to: str = ""
     seconds: float = 0.0
+    start_after: float = 0.0
     setup_seconds: float | None = None
     teardown_seconds: float = 0.0
     barge_in_seconds: list[float] = field(default_factory=list)

@@ -36,6 +36,7 @@ from bridge.records.recorder import NullRecorder, Recorder, recorder_for
 from bridge.records.wav import CallRecording
 from bridge.registry import Registry
 from bridge.ticket import EpochClock, Purpose, Ticket, Tickets, ticket_keys
+from bridge.tracing import Tracing, tracing_for
 from bridge.twilio import twiml
 from bridge.twilio.media_stream import MediaStream
 from bridge.twilio.messages import StartDetails
@@ -92,6 +93,7 @@ class Bridge:
         self.draining = False
         self.started_at = datetime.now(UTC)
         self.recorder: Recorder | NullRecorder = NullRecorder()
+        self.tracing: Tracing | None = None
         self.twilio: TwilioRest | None = None
         self.tunnel = ""
 
@@ -122,6 +124,7 @@ class Bridge:
                     self.twilio = TwilioRest(sid, tokens[0])
                 except ValueError as error:
                     raise ConfigError(str(error)) from error
+            self.tracing = tracing_for()
             self.started_at = datetime.now(UTC)
             self._prepared = True
         return settings
@@ -134,11 +137,15 @@ class Bridge:
         await self.recorder.open()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.recorder.run)
+            if self.tracing is not None:
+                nursery.start_soon(self.tracing.run)
             try:
                 yield
             finally:
                 with trio.CancelScope(shield=True):  # bounded by the recorder's own STOP_SECONDS
                     await self.recorder.aclose()
+                if self.tracing is not None:
+                    await self.tracing.aclose()
                 if self.twilio is not None:
                     with trio.move_on_after(1, shield=True):
                         await self.twilio.aclose()
@@ -331,6 +338,8 @@ class Bridge:
         for _ in range(report.reconnects):
             metrics.reconnected()
         metrics.audio_dropped("uplink", report.dropped_bytes)
+        if self.tracing is not None:
+            self.tracing.call_ended(call)
 
 
 def _record_to(folder: str, call_sid: str) -> CallRecording | None:

@@ -1,0 +1,241 @@
+"""Traces of calls, by OpenTelemetry: a span for each call, and within it its parts.
+
+    call
+    ├─ setup ........ from Twilio's `start` to an agent that listens
+    ├─ turn ......... from the caller's last word to the moment the reply was heard, for each turn
+    ├─ function ..... each function the agent asked for
+    └─ teardown ..... from the first sign of the end to the last byte
+
+Nothing is traced while a call is on. When it has ended, what it has kept for its record is made
+into spans with the times at which things happened; a thread hands them to the SDK, whose own thread
+exports them. So a call costs the event loop a list of a few tuples, and one that asks for no traces
+costs nothing.
+
+It is the extra `bridge[otel]`, switched on by OpenTelemetry's own environment variables:
+OTEL_EXPORTER_OTLP_ENDPOINT (or OTEL_TRACES_EXPORTER=otlp, or console), with OTEL_SERVICE_NAME,
+OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER and the rest of them as documented.
+https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
+
+No span holds what anybody said, nor a phone number unmasked.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import trio
+
+from bridge.call import Call
+from bridge.log import get_logger, mask_number
+from bridge.outcome import Outcome
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+log = get_logger(__name__)
+
+# Calls that have ended and whose spans are not made yet. Spans take a fraction of a millisecond
+# each; where this is full the machine is in trouble, and traces are the first to go.
+WAITING_CALLS: Final = 1000
+
+# At the server's end, for what the exporter has not sent yet.
+CLOSE_SECONDS: Final = 2.0
+
+_FAILURES: Final = {
+    Outcome.AGENT_FAILED,
+    Outcome.AGENT_UNREACHABLE,
+    Outcome.INTERNAL_ERROR,
+    Outcome.PHONE_LOST,
+    Outcome.PROTOCOL_ERROR,
+}
+
+Attributes = Mapping[str, str | int | float | bool]
+
+
+class Span(NamedTuple):
+    """A span to be: from `start` to `end`, in seconds since the call began."""
+
+    name: str
+    start: float
+    end: float
+    attributes: Attributes
+    failed: bool = False
+
+
+def spans_of(call: Call) -> list[Span]:
+    """The spans of a call that has ended, its own first."""
+    report, conversation = call.report, call.conversation
+    turns = list(conversation.turns.all)
+    facts: dict[str, str | int | float | bool] = {
+        "call.sid": "",
+        "call.outcome": str(report.outcome),
+        "call.agent": report.agent,
+        "call.turns": len(turns),
+        "call.barge_ins": len(report.barge_in_seconds),
+        "call.functions": len(conversation.functions),
+        "call.reconnects": report.reconnects,
+        "call.dropped_bytes": report.dropped_bytes,
+        "call.teardown_seconds": report.teardown_seconds,
+    }
+    if report.info is not None:
+        facts |= {
+            "call.sid": report.info.call_sid,
+            "call.stream_sid": report.info.stream_sid,
+            "call.caller": mask_number(report.info.caller),
+            "call.called": mask_number(report.info.called),
+        }
+    spans = [Span("call", 0.0, report.seconds, facts, report.outcome in _FAILURES)]
+    if report.setup_seconds is not None:
+        start = report.start_after
+        spans.append(Span("setup", start, start + report.setup_seconds, {}))
+    for number, turn in enumerate(turns):
+        times = (
+            turn.caller_said_at,
+            turn.audio_received_at,
+            turn.audio_sent_at,
+            turn.heard_at,
+        )
+        known = [at for at in times if at is not None]
+        if not known:
+            continue
+        of_turn: dict[str, str | int | float | bool] = {"turn.number": number}
+        # As the agent reports them: its own names, numbers only.
+        of_turn |= {f"turn.agent.{name}": value for name, value in turn.latencies.items()}
+        if turn.latency is not None:
+            of_turn["turn.latency_seconds"] = turn.latency
+        spans.append(Span("turn", min(known), max(known), of_turn))
+    for one in conversation.functions:
+        of_function = {"function.name": one.name[:100], "function.result": one.result}
+        failed = one.result not in ("ok", "cancelled")
+        spans.append(Span("function", one.at, one.at + one.seconds, of_function, failed))
+    ending = report.seconds - report.teardown_seconds
+    spans.append(Span("teardown", ending, report.seconds, {}))
+    return spans
+
+
+class Tracing:
+    """Makes spans of calls that have ended, with the tracers of `provider`."""
+
+    def __init__(self, provider: TracerProvider) -> None:
+        from opentelemetry.trace import Status, StatusCode, set_span_in_context
+
+        self._provider = provider
+        self._tracer = provider.get_tracer("bridge")
+        self._error = Status(StatusCode.ERROR)
+        self._in_context = set_span_in_context
+        self._put, self._ended = trio.open_memory_channel[tuple[float, list[Span]]](WAITING_CALLS)
+        self._thread = trio.CapacityLimiter(1)
+        self.lost = 0
+
+    def call_ended(self, call: Call) -> None:
+        """Trace a call that has just ended. Never waits, never raises."""
+        began = time.time() - call.report.seconds
+        try:
+            self._put.send_nowait((began, spans_of(call)))
+        except (trio.WouldBlock, trio.ClosedResourceError):
+            if not self.lost:
+                log.warning("more calls end than can be traced; some are not")
+            self.lost += 1
+
+    async def run(self) -> None:
+        """Make spans until `aclose`."""
+        async for began, spans in self._ended:
+            # What has been taken is made, also at the end: the SDK only puts it into a queue.
+            with trio.CancelScope(shield=True):
+                await self._in_thread(partial(self._emit, began, spans))
+
+    async def aclose(self) -> None:
+        """No more calls; export what there is, in CLOSE_SECONDS at most."""
+        self._put.close()
+        with trio.move_on_after(CLOSE_SECONDS, shield=True):
+            # What `run` has not come to yet.
+            for began, spans in iter(self._next, None):
+                await self._in_thread(partial(self._emit, began, spans))
+            await self._in_thread(self._provider.shutdown)
+
+    def _next(self) -> Any:
+        try:
+            return self._ended.receive_nowait()
+        except (trio.WouldBlock, trio.EndOfChannel):
+            return None
+
+    async def _in_thread(self, work: Any) -> None:
+        await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._thread)
+
+    def _emit(self, began: float, spans: Sequence[Span]) -> None:
+        def moment(seconds: float) -> int:
+            return round((began + seconds) * 1e9)
+
+        context = None
+        root = None
+        for span in spans:
+            made = self._tracer.start_span(
+                span.name,
+                context=context,
+                start_time=moment(span.start),
+                attributes=dict(span.attributes),
+            )
+            if span.failed:
+                made.set_status(self._error)
+            if root is None:
+                root, context = made, self._in_context(made)
+            else:
+                made.end(moment(span.end))
+        if root is not None:
+            root.end(moment(spans[0].end))
+
+
+def tracing_for(environ: Mapping[str, str] = os.environ) -> Tracing | None:
+    """What the environment asks for: None for no traces, which is also what comes of a wish that
+    cannot be fulfilled, with a line in the log that says why."""
+    exporter = environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
+    endpoint = any(
+        environ.get(name, "").strip()
+        for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    )
+    disabled = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    if disabled or exporter == "none" or not (exporter or endpoint):
+        return None
+    try:
+        return Tracing(_provider(exporter or "otlp"))
+    except ImportError:
+        log.warning("no traces: OTEL_* asks for them; pip install 'bridge[otel]'")
+    except ValueError as error:
+        log.warning("no traces", reason=str(error))
+    return None
+
+
+def _provider(exporter: str) -> TracerProvider:
+    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
+
+    made: SpanExporter
+    if exporter == "console":
+        made = ConsoleSpanExporter()
+    elif exporter == "otlp":
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        made = OTLPSpanExporter()
+    else:
+        raise ValueError("OTEL_TRACES_EXPORTER: otlp, console or none, each by itself")
+    # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, which `create` reads, have the last word.
+    resource = Resource({SERVICE_NAME: "bridge"}).merge(_asked_for(Resource.create()))
+    # Not at the interpreter's exit, where nobody bounds what it waits for: `aclose` ends it.
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(made))
+    return provider
+
+
+def _asked_for(resource: Any) -> Any:
+    """Without the name that the SDK makes up for a service that has none."""
+    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+
+    attributes = dict(resource.attributes)
+    if str(attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
+        del attributes[SERVICE_NAME]
+    return Resource(attributes)
