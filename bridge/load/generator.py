@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
 import math
 import select
 import selectors
@@ -98,26 +99,44 @@ class Schedule:
         self._loop = asyncio.get_running_loop()
         self._window = window
         self._due: list[tuple[int, int, Callable[[], None]]] = []
-        self._timer: asyncio.TimerHandle | None = None
+        self._numbers = itertools.count()
+        self._removed: set[int] = set()
+        self._timer: asyncio.Handle | None = None
+        self._running = False
         self.lateness = array("q")
 
-    def add(self, first: int, send: Callable[[], None]) -> None:
-        """From `first` on, in ns of the monotonic clock."""
-        heapq.heappush(self._due, (first, len(self._due), send))
+    def add(self, first: int, send: Callable[[], None]) -> int:
+        """From `first` on, in ns of the monotonic clock; returns a number to `remove` it by."""
+        number = next(self._numbers)
+        heapq.heappush(self._due, (first, number, send))
+        if self._running and self._timer is None:
+            self._timer = self._loop.call_soon(self.run)
+        return number
+
+    def remove(self, number: int) -> None:
+        """Call that one no more."""
+        self._removed.add(number)
 
     def run(self) -> None:
         """Begin, and go on in the background."""
+        self._running, self._timer = True, None
         due = self._due
-        while (now := time.monotonic_ns()) >= due[0][0]:
-            at, order, send = due[0]
+        while due and (now := time.monotonic_ns()) >= due[0][0]:
+            at, number, send = due[0]
+            if number in self._removed:
+                heapq.heappop(due)
+                self._removed.remove(number)
+                continue
             send()
-            heapq.heapreplace(due, (at + FRAME_NS, order, send))
+            heapq.heapreplace(due, (at + FRAME_NS, number, send))
             if self._window.begins <= at < self._window.ends:
                 self.lateness.append(now - at)
-        self._timer = self._loop.call_at(due[0][0] / 1e9, self.run)
+        if due:
+            self._timer = self._loop.call_at(due[0][0] / 1e9, self.run)
 
     def stop(self) -> None:
         """No frame is sent any more."""
+        self._running = False
         if self._timer is not None:
             self._timer.cancel()
 

@@ -291,7 +291,9 @@ class Server:
 
 
 @asynccontextmanager
-async def running(agent_url: str) -> AsyncIterator[Server]:
+async def running(
+    agent_url: str, connect_timeout: float = CONNECT_TIMEOUT, core: int | None = None
+) -> AsyncIterator[Server]:
     """Start a server whose agent is at `agent_url`. It is stopped on leaving, whatever happens."""
     with tempfile.TemporaryDirectory(prefix="bridge-churn-") as directory:
         folder = Path(directory)
@@ -301,7 +303,8 @@ async def running(agent_url: str) -> AsyncIterator[Server]:
         config = folder / "config.toml"
         config.write_text(
             f'[server]\nbind = "{address}"\nmax_calls = 10000\n'
-            f'[deepgram]\nurl = "{agent_url}"\nconnect_timeout = {CONNECT_TIMEOUT}\n'
+            f'[deepgram]\nurl = "{agent_url}"\nconnect_timeout = {connect_timeout}\n'
+            f'[records]\nurl = "sqlite:///{folder}/calls.db"\n'
             f"[call]\nteardown_seconds = {TEARDOWN_SECONDS}\nstart_timeout = 1\n"
             '[logging]\nlevel = "info"\nformat = "json"\n'
         )
@@ -318,6 +321,7 @@ async def running(agent_url: str) -> AsyncIterator[Server]:
                 env=environment,
             )
         server = Server(process.pid, f"http://{address}", folder)
+        machine.pin(process.pid, core)
         try:
             with trio.fail_after(START_SECONDS):
                 while process.poll() is None:
