@@ -14,7 +14,8 @@ import trio
 
 from bridge.functions import Functions
 from bridge.simulator.agent import AgentSession
-from tests.world import QUIET, World, on_loopback, settings
+from bridge.simulator.webhook import sign
+from tests.world import AUTH_TOKEN, QUIET, World, on_loopback, settings
 
 SECOND = bytes(range(1, 251)) * 32
 
@@ -73,9 +74,10 @@ async def test_what_comes_after_is_known_in_another_worker(tmp_path: Path) -> No
     async with on_loopback(script, QUIET, using) as here, on_loopback(using=using) as elsewhere:
         async with here.call() as phone:
             await phone.wait_ended()
+        url, form = f"{elsewhere.base_url}/call-ended", {"CallSid": phone.call_sid}
+        headers = {"X-Twilio-Signature": sign(url, form.items(), AUTH_TOKEN)}
         async with httpx.AsyncClient() as client:
-            form = {"CallSid": phone.call_sid}
-            answer = await client.post(f"{elsewhere.base_url}/call-ended", data=form)
+            answer = await client.post(url, data=form, headers=headers)
     assert "<Number>+15551112222</Number>" in answer.text
 
 
