@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge import ticket as module
-from bridge.ticket import BadTicket, Tickets, ticket_keys
+from bridge.ticket import BadTicket, EpochClock, Tickets, ticket_keys
 
 SID = "CA" + "0f" * 16
 OTHER = "CA" + "0e" * 16
@@ -127,3 +127,49 @@ def test_memory_of_use_is_bounded(tickets: Tickets, monkeypatch: pytest.MonkeyPa
     assert tickets.check(one_more, SID, NOW) == "too many tickets at once"
     # The first has expired, and is forgotten.
     assert tickets.check(one_more, SID, NOW + 10) == ""
+
+
+# ---- the clock ----------------------------------------------------------------------------------
+
+
+class Machine:
+    """A machine's two clocks."""
+
+    def __init__(self) -> None:
+        self.steady = 100.0
+        self.wall = NOW
+        self.clock = EpochClock(lambda: self.wall, lambda: self.steady, patience=60)
+
+    def wait(self, seconds: float, drift: float = 0.0) -> float:
+        self.steady += seconds
+        self.wall += seconds + drift
+        return self.clock() - NOW
+
+
+def test_the_clock_is_the_machines() -> None:
+    machine = Machine()
+    assert machine.clock() == NOW
+    assert machine.wait(10) == 10
+    # NTP's small corrections are followed.
+    assert machine.wait(10, drift=0.1) == pytest.approx(20.1)
+    assert machine.wait(10, drift=-0.3) == pytest.approx(29.8)
+
+
+def test_a_clock_set_forward_expires_no_ticket() -> None:
+    machine = Machine()
+    machine.clock()
+    tickets = Tickets(ticket_keys(["auth-token"]))
+    ticket = tickets.issue(SID, machine.clock(), lifetime=60)
+    machine.wait(1, drift=3600)
+    assert tickets.check(ticket, SID, machine.clock()) == ""
+    assert machine.wait(58) == 59
+    assert machine.wait(2) == 3661  # when every ticket of before has had its time
+
+
+def test_a_clock_set_back_is_followed_at_once() -> None:
+    machine = Machine()
+    machine.clock()
+    assert machine.wait(1, drift=-3600) == -3599
+    # And forward again, as NTP does that finds the clock wrong twice.
+    assert machine.wait(1, drift=3600) == -3598
+    assert machine.wait(60) == 62
