@@ -80,7 +80,6 @@ def pages_blueprint(token: Callable[[], str]) -> Blueprint:
         response.headers["Content-Security-Policy"] = _POLICY.format(host=_host())
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "no-referrer"
-        response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
         response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
         microphone = "(self)" if request.endpoint == "pages.softphone" else "()"
         response.headers["Permissions-Policy"] = (

@@ -50,7 +50,6 @@ _FLAGS = (
     "--disable-extensions",
     "--disable-search-engine-choice-screen",
     "--use-fake-device-for-media-stream",
-    "--use-fake-ui-for-media-stream",
     # A name that is not this machine's and leads to it: there is no secure context under it.
     "--host-resolver-rules=MAP far.example 127.0.0.1",
 )
@@ -162,6 +161,17 @@ class Browser:
                 self.picture(f"{name}-{shape}-{'dark' if dark else 'light'}")
         self.look()
 
+    # ---- what is done to the page before it begins -----------------------------------------
+
+    @contextmanager
+    def before_scripts(self, source: str) -> Iterator[None]:
+        """Have this JavaScript run in every page that is opened meanwhile, before its own."""
+        added = self.cdp("Page.addScriptToEvaluateOnNewDocument", source=source)
+        try:
+            yield
+        finally:
+            self.cdp("Page.removeScriptToEvaluateOnNewDocument", identifier=added["identifier"])
+
     # ---- what it sees of the page ----------------------------------------------------------
 
     def complaints(self) -> list[str]:
@@ -190,18 +200,18 @@ class Browser:
         return hosts
 
     def microphone(self, setting: str, origin: str) -> None:
-        """What the browser says when the page asks: "granted", "denied" or "prompt"."""
-        self.cdp(
-            "Browser.setPermission",
-            permission={"name": "microphone"},
-            setting=setting,
-            origin=origin,
-        )
+        """What the person says whom the browser asks for the microphone: "granted", which is what
+        a fresh browser has everywhere, "denied", or nothing yet, "prompt"."""
+        self.cdp("Browser.resetPermissions")
+        if setting != "prompt":
+            name = {"name": "microphone"}
+            self.cdp("Browser.setPermission", permission=name, setting=setting, origin=origin)
 
     def fresh(self) -> None:
         """Forget what tests before have left: the page, its storage, its logs, its looks."""
         self.driver.get("about:blank")
         self.cdp("Browser.resetPermissions")
+        self.cdp("Browser.grantPermissions", permissions=["audioCapture"])
         self.cdp("Network.clearBrowserCookies")
         self.look()
         self.complaints()
@@ -234,7 +244,7 @@ def chromium(folder: Path, *, microphone: Path | None = None) -> Iterator[Browse
         driver.set_page_load_timeout(PATIENCE)
         driver.set_script_timeout(PATIENCE)
         browser = Browser(driver, artefacts)
-        browser.look()
+        browser.fresh()
         yield browser
     finally:
         driver.quit()

@@ -237,10 +237,12 @@ function show(phase, words) {
   $("call").hidden = !idle;
   $("hang-up").hidden = idle;
   $("mute").hidden = !live;
+  $("keypad").hidden = !live;
   for (const control of document.querySelectorAll(".key, .chip, #words, #send")) {
     control.disabled = !live;
   }
   if (live) {
+    document.body.dataset.called = "";
     $("mute").setAttribute("aria-pressed", "false");
     $("mute").textContent = "Mute";
   }
@@ -277,13 +279,12 @@ const FATE = { cut: "interrupted", unheard: "not heard" };
 // it twice.
 function showLines(lines, from = 0) {
   const list = $("lines");
-  const scroll = $("scroll");
-  const atEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 60;
   while (list.children.length > lines.length) list.lastElementChild.remove();
   for (let index = from; index < lines.length; index++) {
     const line = lines[index];
     const item = list.children[index] ?? list.appendChild(newLine());
-    item.className = `line ${line.role} ${line.heard || (line.role === "agent" ? "pending" : "")}`;
+    const same = line.role === lines[index - 1]?.role && !FATE[line.heard] ? "same" : "";
+    item.className = `line ${line.role} ${line.heard} ${same}`;
     const [who, words] = item.children;
     setText(who.children[0], WHO[line.role] ?? line.role);
     setText(who.children[1], clock(line.at));
@@ -291,7 +292,15 @@ function showLines(lines, from = 0) {
     setText(words, line.words);
   }
   $("empty").hidden = lines.length > 0;
-  if (atEnd) scroll.scrollTop = scroll.scrollHeight;
+  followLines();
+}
+
+// Whoever has not scrolled back sees the newest line, whatever becomes of the window.
+let following = true;
+
+function followLines() {
+  const scroll = $("scroll");
+  if (following) scroll.scrollTop = scroll.scrollHeight;
 }
 
 function newLine() {
@@ -356,9 +365,18 @@ async function write(words) {
   }
 }
 
+$("scroll").onscroll = ({ target }) => {
+  following = target.scrollHeight - target.scrollTop - target.clientHeight < 60;
+};
+new ResizeObserver(followLines).observe($("scroll"));
+
 $("call").onclick = place;
 $("hang-up").onclick = () => call?.hangUp();
 $("mute").onclick = () => call?.mute();
+$("keypad").onclick = () => {
+  const open = document.body.classList.toggle("keys-open");
+  $("keypad").setAttribute("aria-expanded", String(open));
+};
 
 for (const key of document.querySelectorAll(".key")) {
   key.onclick = () => call?.press(key.dataset.digit);
