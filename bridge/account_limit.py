@@ -4,14 +4,14 @@ Deepgram limits the sessions that a project has open at once; whoever asks for o
 and their caller would hear an apology. So the servers count together, in the database of records.
 
 There is a row for each call in progress, a *lease*: who carries the call, and until when the row
-counts. A process takes a lease before it says yes to a call, renews those it holds again and again,
-and deletes each when its call is over. A machine that dies renews nothing: its rows stop counting
-LEASE_SECONDS later. Taking one happens under a lock that only one process in the world has at a
-time, so that no race admits one call too many. All times are the database's, for machines' clocks
-differ.
+counts. A process takes a short one before it says yes to a call, and renews those of the calls it
+carries again and again, until they are over. A machine that dies renews nothing: its rows stop
+counting LEASE_SECONDS later. Taking one happens under a lock that only one process in the world has
+at a time, so that no race admits one call too many. All times are the database's, for machines'
+clocks differ.
 
 A webhook may be answered by one process and the call's socket reach another: whoever carries the
-call `hold`s it, which takes the lease over, so that the first, giving its own up, deletes nothing.
+call `hold`s it, which takes the lease over.
 
 **While the database is away, calls are admitted without being counted.** It is the database of
 records, and nothing else in bridge refuses a caller for that. What can happen is what would happen
@@ -50,6 +50,9 @@ LEASE_SECONDS: Final = 60.0
 
 # Three times in the life of a lease: one may fail.
 RENEWALS_PER_LEASE: Final = 4
+
+# From the webhook to the call's socket: as admission has it, and the time that `start` may take.
+RESERVED_SECONDS: Final = 30.0
 
 # What a caller waits for the answer, in silence, at most.
 RESERVE_SECONDS: Final = 1.0
@@ -94,8 +97,10 @@ class AccountLimit:
         self._holder = f"{socket.gethostname()[:60]}:{os.getpid()}:{secrets.token_hex(4)}"
         # What is to be counted for this process, which the database is made to agree with.
         self._held: set[str] = set()
-        # Being asked for: the lease may be there before we know of it.
+        # Leases that are asked for, and may be there before we know of it; and those that wait for
+        # their call, until when.
         self._asked: set[str] = set()
+        self._reserved: dict[str, float] = {}
         self._gone: set[str] = set()
         self._new: set[str] = set()
         self._changed = trio.Event()
@@ -122,12 +127,11 @@ class AccountLimit:
     async def reserve(self, call_sid: str, limit: int) -> bool:
         """Whether this call may come, being one of at most `limit` on all machines (0: no limit).
 
-        True also when nobody could be asked, which `uncounted` counts. After True, `release` must
-        follow. Cancelled, it has reserved nothing.
+        True also when nobody could be asked, which `uncounted` counts. It counts for a while, until
+        `hold` or `release`. Cancelled, it has reserved nothing.
         """
         if limit == 0 or self._store is None:
             await trio.lowlevel.checkpoint()
-            self._held.add(call_sid)
             return True
         self._begin()
         self._gone.discard(call_sid)
@@ -147,25 +151,26 @@ class AccountLimit:
             raise
         finally:
             self._asked.discard(call_sid)
-        if granted is False:
-            return False
-        self._held.add(call_sid)
+        if granted:
+            self._reserved[call_sid] = trio.current_time() + RESERVED_SECONDS
         if granted is None:
             self.uncounted += 1
-        return True
+        return granted is not False
 
     def hold(self, call_sid: str, limit: int) -> None:
         """The call is carried here, wherever it was reserved: it counts for this process now."""
         if limit and self._store is not None:
             self._begin()
+        self._reserved.pop(call_sid, None)
         if call_sid not in self._held:
             self._held.add(call_sid)
             self._new.add(call_sid)
             self._changed.set()
 
     def release(self, call_sid: str) -> None:
-        """The call is over, or will not come, or is carried elsewhere. Idempotent."""
+        """The call is over, or will not come. Idempotent."""
         self._held.discard(call_sid)
+        self._reserved.pop(call_sid, None)
         self._new.discard(call_sid)
         if self._in_use and not self._trouble:
             self._gone.add(call_sid)
@@ -212,7 +217,9 @@ class AccountLimit:
                 continue
             gone, new = list(self._gone), list(self._new)
             if now >= renew_at or self._trouble:
-                tell_all = partial(self._tell_all, list(self._held), list(self._asked))
+                self._reserved = {sid: at for sid, at in self._reserved.items() if at > now}
+                kept = [*self._asked, *self._reserved]
+                tell_all = partial(self._tell_all, list(self._held), kept)
                 done = await self._ask(tell_all)
                 renew_at = now + self._lease_seconds / RENEWALS_PER_LEASE
             else:
@@ -258,7 +265,7 @@ class AccountLimit:
             others = sa.select(sa.func.count()).where(leases.c.call_sid != call_sid)
             if connection.execute(others.select_from(leases)).scalar_one() >= limit:
                 return False
-            self._put(connection, [call_sid])
+            self._put(connection, [call_sid], min(self._lease_seconds, RESERVED_SECONDS))
             return True
 
     def _tell(self, gone: Sequence[str], new: Sequence[str]) -> bool:
@@ -266,22 +273,22 @@ class AccountLimit:
             if gone:
                 ours = sa.and_(leases.c.holder == self._holder, leases.c.call_sid.in_(gone))
                 connection.execute(sa.delete(leases).where(ours))
-            self._put(connection, new)
+            self._put(connection, new, self._lease_seconds)
         return True
 
-    def _tell_all(self, held: Sequence[str], asked: Sequence[str]) -> bool:
+    def _tell_all(self, held: Sequence[str], kept: Sequence[str]) -> bool:
         with self._exclusive() as connection:
             left = sa.and_(
-                leases.c.holder == self._holder, leases.c.call_sid.not_in([*held, *asked])
+                leases.c.holder == self._holder, leases.c.call_sid.not_in([*held, *kept])
             )
             connection.execute(sa.delete(leases).where(left))
-            self._put(connection, held)
+            self._put(connection, held, self._lease_seconds)
         return True
 
-    def _put(self, connection: Connection, calls: Sequence[str]) -> None:
+    def _put(self, connection: Connection, calls: Sequence[str], seconds: float) -> None:
         if calls:
             rows = [{"call_sid": sid, "holder": self._holder} for sid in calls]
-            until = _now(connection) + self._lease_seconds
+            until = _now(connection) + seconds
             connection.execute(_upsert(connection.dialect.name, until), rows)
 
     def _exclusive(self) -> Any:
@@ -308,6 +315,29 @@ def _upsert(dialect: str, until: sa.ColumnElement[float]) -> Any:
         index_elements=[leases.c.call_sid],
         set_={"holder": new.holder, "expires_at": new.expires_at},
     )
+
+
+class AccountCap:
+    """The limit as `bridge.admission` asks for it (its `SharedCap`). `limit` is what the
+    configuration says now."""
+
+    def __init__(self, account: AccountLimit, limit: Callable[[], int]) -> None:
+        self._account = account
+        self._limit = limit
+
+    async def reserve(self, call_sid: str) -> str:
+        """ "", or the reason why the call cannot come."""
+        if await self._account.reserve(call_sid, self._limit()):
+            return ""
+        return "limits.account_calls are on"
+
+    def bound(self, call_sid: str) -> None:
+        """The call is on, in this process."""
+        self._account.hold(call_sid, self._limit())
+
+    def release(self, call_sid: str) -> None:
+        """The call is over."""
+        self._account.release(call_sid)
 
 
 def check_account_limit(settings: Settings) -> None:

@@ -17,6 +17,7 @@ import msgspec
 import trio
 
 from bridge import log as logs
+from bridge.account_limit import AccountCap, AccountLimit, check_account_limit
 from bridge.admission import Admission, Entry, Limits
 from bridge.agent.connecting import open_within
 from bridge.agent.session import AgentSession, OpenStream, open_session
@@ -85,6 +86,7 @@ class Bridge:
         self.live = Live(self.calls)
         self.stalls = Stalls()
         self.admission = Admission()
+        self.account = AccountLimit("")
         self.tickets = Tickets(ticket_keys())
         self.epoch = EpochClock(time.time, trio.current_time, patience=TICKET_SECONDS)
         # What the agent is known to understand, for the softphone's page; filled by who knows.
@@ -109,6 +111,7 @@ class Bridge:
         settings = self._settings = self._config.load()
         if not self._prepared:
             check_startup(settings, self._secrets)
+            check_account_limit(settings)
             self.tickets = Tickets(self._secrets.ticket_keys())
             logs.configure(settings.logging, secrets=self._secrets)
             for warning in warnings_for(settings):
@@ -118,6 +121,8 @@ class Bridge:
             except FunctionError as error:
                 raise ConfigError(str(error)) from error
             self.recorder = recorder_for(settings.records)
+            self.account = AccountLimit(settings.records.url)
+            self.admission.shared = AccountCap(self.account, self._account_calls)
             sid, tokens = self._secrets.twilio_account_sid, self._secrets.twilio_auth_tokens
             if sid and tokens:
                 try:
@@ -137,6 +142,7 @@ class Bridge:
         await self.recorder.open()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.recorder.run)
+            nursery.start_soon(self.account.run)
             if self.tracing is not None:
                 nursery.start_soon(self.tracing.run)
             try:
@@ -185,6 +191,9 @@ class Bridge:
     def settings_now(self) -> Settings:
         """The settings last read: for those who cannot wait for a file."""
         return self._settings
+
+    def _account_calls(self) -> int:
+        return self._settings.limits.account_calls
 
     @property
     def full(self) -> bool:

@@ -47,8 +47,12 @@ async def race(limit: AccountLimit, calls: int, seconds: float) -> None:
 
 
 async def hold(limit: AccountLimit, calls: int, wanted: int) -> None:
-    got = [await limit.reserve(f"CAhold-{number}", calls) for number in range(wanted)]
-    print(sum(got), flush=True)
+    got = 0
+    for number in range(wanted):
+        if await limit.reserve(sid := f"CAhold-{number}", calls):
+            limit.hold(sid, calls)
+            got += 1
+    print(got, flush=True)
     await trio.sleep_forever()
 
 
