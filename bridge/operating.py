@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Final
 
 import msgspec
 
@@ -12,7 +14,9 @@ from bridge.call import Call
 from bridge.control import (
     NO_CREDENTIALS,
     DialPolicy,
+    DialRefused,
     NoRecords,
+    OutboundCall,
     Records,
     SettingsPolicy,
     StatusUpdate,
@@ -22,13 +26,16 @@ from bridge.records.store import StoreUnavailable
 from bridge.service import Bridge
 from bridge.twilio.rest import TwilioRest
 
+# Twilio rings for 60 s unless told otherwise, and places one call a second at most.
+RINGING_SECONDS: Final = 90.0
+
 
 class Operator:
     """A `bridge.control.ControlHost`."""
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
-        self.policy: DialPolicy = SettingsPolicy(bridge.settings, self._refusal)
+        self.policy: DialPolicy = SettingsPolicy(bridge.settings, self._admit)
         self.records: Records = _KeptCalls(bridge)
         bridge.live.server = self.facts
 
@@ -74,7 +81,10 @@ class Operator:
         }
 
     async def call_status(self, update: StatusUpdate) -> None:
-        """Fold a report of Twilio's into the call's record."""
+        """Fold a report of Twilio's into the call's record; give back the slot of a call that
+        nobody answered."""
+        if update.is_terminal:
+            self._bridge.admission.release(update.call_sid)
         self._bridge.recorder.note_status(
             update.call_sid,
             update.status,
@@ -84,10 +94,22 @@ class Operator:
             called=update.called,
         )
 
-    def _refusal(self) -> str:
-        if self._bridge.draining:
-            return "the server is stopping"
-        return "there are as many calls as there may be" if self._bridge.full else ""
+    async def _admit(self, call: OutboundCall) -> AbstractContextManager[Callable[[str], None]]:
+        """Take a slot for a call that has no SID yet, for as long as it may ring."""
+        bridge = self._bridge
+        name = f"dialled {secrets.token_hex(8)}"
+        settings = await bridge.settings()
+        if why := await bridge.reserve(settings, name, "", seconds=RINGING_SECONDS):
+            raise DialRefused(f"no call may be placed now: {why}")
+        return self._line(name)
+
+    @contextmanager
+    def _line(self, name: str) -> Iterator[Callable[[str], None]]:
+        admission = self._bridge.admission
+        try:
+            yield lambda call_sid: admission.rename(name, call_sid, seconds=RINGING_SECONDS)
+        finally:
+            admission.release(name)
 
 
 class _LiveCall:

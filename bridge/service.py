@@ -18,7 +18,7 @@ import trio
 
 from bridge import log as logs
 from bridge.account_limit import AccountCap, AccountLimit, check_account_limit
-from bridge.admission import Admission, Entry, Limits
+from bridge.admission import RESERVED_SECONDS, Admission, Entry, Limits
 from bridge.agent.connecting import open_within
 from bridge.agent.session import AgentSession, OpenStream, open_session
 from bridge.agent.settings import settings_message
@@ -200,11 +200,14 @@ class Bridge:
         """Whether there are as many calls as there may be, announced ones included."""
         return self.admission.is_full(Limits.of(self._settings))
 
-    async def reserve(self, settings: Settings, call_sid: str, caller: str) -> str:
+    async def reserve(
+        self, settings: Settings, call_sid: str, caller: str, *, seconds: float = RESERVED_SECONDS
+    ) -> str:
         """Take a slot for a call that is about to begin; "", or why there is none."""
         if self.draining:
             return "the server is stopping"
-        return await self.admission.reserve(call_sid, caller, Limits.of(settings))
+        limits = Limits.of(settings)
+        return await self.admission.reserve(call_sid, caller, limits, seconds=seconds)
 
     def ticket(self, call_sid: str, purpose: Purpose = "phone") -> str:
         """A ticket for a call that has a slot."""

@@ -114,23 +114,25 @@ def control_blueprint(
         if rest is None:
             raise DialRefused(NO_CREDENTIALS)
         address = _reachable(await policy.public_url())
-        await policy.admit(call)
         ring, talk = await policy.limits()
         options = await answer(call, address)
         callback = message_address(address, call.message) if call.machine_detection else None
+        line = await policy.admit(call)
         result = "failed"
         try:
-            placed = await rest.create_call(
-                call.to,
-                call.from_,
-                **options,
-                status_callback=f"{address.web}/call-status",
-                machine_detection=call.machine_detection,
-                async_amd_status_callback=callback,
-                timeout=ring,
-                time_limit=talk,
-            )
-            result = placed.call_sid
+            with line as got:
+                placed = await rest.create_call(
+                    call.to,
+                    call.from_,
+                    **options,
+                    status_callback=f"{address.web}/call-status",
+                    machine_detection=call.machine_detection,
+                    async_amd_status_callback=callback,
+                    timeout=ring,
+                    time_limit=talk,
+                )
+                result = placed.call_sid
+                got(placed.call_sid)
         except TwilioError as error:
             result = str(error)  # which says so if the phone may ring anyway
             raise

@@ -4,6 +4,7 @@ the rules for dialling, and Twilio's REST API."""
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
 from bridge.config import Settings
@@ -76,6 +77,11 @@ class DialRefused(Exception):
         self.status = status
 
 
+# A line that is taken: entered while Twilio is asked for the call, and told the call's SID if there
+# is one. Left without, it is given back.
+Line = AbstractContextManager[Callable[[str], None]]
+
+
 class DialPolicy(Protocol):
     """The rules for dialling, asked anew for each call."""
 
@@ -91,20 +97,22 @@ class DialPolicy(Protocol):
         """How long to ring and how long to talk at most, in seconds; None for Twilio's own."""
         ...
 
-    async def admit(self, call: OutboundCall) -> None:
-        """Return if this call may be placed now; raises DialRefused."""
+    async def admit(self, call: OutboundCall) -> Line:
+        """Take a line for this call; raises DialRefused if none may be placed now."""
         ...
 
 
 class SettingsPolicy:
-    """The rules as config.toml has them. `settings` is asked for each call; `refusal` says why no
-    call may be placed now, "" when one may: the server drains, or is full."""
+    """The rules as config.toml has them. `settings` is asked for each call; `admit` takes a line
+    for one, or raises DialRefused: the server drains, or is full."""
 
     def __init__(
-        self, settings: Callable[[], Awaitable[Settings]], refusal: Callable[[], str]
+        self,
+        settings: Callable[[], Awaitable[Settings]],
+        admit: Callable[[OutboundCall], Awaitable[Line]],
     ) -> None:
         self._settings = settings
-        self._refusal = refusal
+        self._admit = admit
 
     async def public_url(self) -> str:
         """`server.public_url`."""
@@ -120,10 +128,9 @@ class SettingsPolicy:
         longest = round((await self._settings()).call.max_minutes * 60) + TIME_LIMIT_SLACK
         return None, longest if longest <= TWILIO_TIME_LIMIT else None
 
-    async def admit(self, call: OutboundCall) -> None:
-        """Whatever `refusal` says."""
-        if why := self._refusal():
-            raise DialRefused(why)
+    async def admit(self, call: OutboundCall) -> Line:
+        """Whatever `admit` says."""
+        return await self._admit(call)
 
 
 class ControlHost(Protocol):

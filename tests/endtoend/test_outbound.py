@@ -28,10 +28,10 @@ from bridge.config_file import FixedConfig
 from bridge.server.serve import hypercorn_config, serve
 from bridge.simulator.agent import AgentSession, Script, SimulatedAgent, silent
 from bridge.simulator.phone import SimulatedPhone
-from bridge.simulator.twiml import ConnectStream, Hangup
+from bridge.simulator.twiml import ConnectStream, Hangup, Say
 from bridge.simulator.voice import speech_for
 from bridge.twilio.rest import TwilioRest
-from bridge.web import create_app
+from bridge.web import BUSY, create_app
 from tests.twilio_standin import ACCOUNT_SID, AUTH_TOKEN, OWN_NUMBER, Answer, Call, TwilioStandIn
 from tests.twilio_standin import error as twilio_error
 from tests.world import QUIET, SECRETS, settings
@@ -310,6 +310,30 @@ async def test_a_call_is_shown_from_ringing_to_its_end(recorded: Settings) -> No
         (recent,) = listed["recent"]
         assert recent.items() <= shown.items()  # all but what only a whole record has
         assert recent["outcome"] == "caller_hung_up"
+
+
+async def test_a_call_that_is_dialled_has_a_line_from_the_first_ring_on() -> None:
+    """Whoever picks up is never told that all lines are busy; and nobody else gets that line."""
+    using = settings(agent=AGENT, server={"max_calls": 1})
+    async with office(using) as place:
+        call = await place.dial()
+        second = await place.client.post("/calls", json={"to": TO, "from": OWN_NUMBER})
+        assert second.status_code == 503
+        assert "server.max_calls" in second.json()["error"]
+        caller = SimulatedPhone(strict=True, auth_token=AUTH_TOKEN)
+        async with caller.place_call(place.address) as phone:
+            await phone.wait_ended()
+        assert phone.verbs == [Say(BUSY), Hangup()]
+        async with place.picked_up(call) as phone:
+            await place.agent.wait_for_session()
+            assert len(place.bridge.admission) == 1
+            await phone.hang_up()
+        await place.over()
+        # Nobody answers: the line is free when Twilio says so.
+        call = await place.dial()
+        assert len(place.bridge.admission) == 1
+        await place.report(call, place.twilio.reports(call, ["completed"], "no-answer"))
+        assert len(place.bridge.admission) == 0
 
 
 async def test_a_call_that_nobody_answers_is_recorded_as_that(recorded: Settings) -> None:

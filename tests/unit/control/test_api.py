@@ -4,6 +4,7 @@ and the reports that come back."""
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 from xml.etree import ElementTree
@@ -43,6 +44,7 @@ async def test_a_call_is_placed(world: ControlWorld) -> None:
     assert response.status_code == 201
     (call,) = world.standin.calls.values()
     assert response.json() == {"call_sid": call.sid, "status": "queued"}
+    assert world.policy.lines == 1
     assert response.headers["Location"] == f"/calls/{call.sid}"
     form = dict(call.form)
     document = form.pop("Twiml")
@@ -249,6 +251,7 @@ async def test_an_answer_that_was_lost_says_that_the_phone_may_ring(world: Contr
     world.standin.faults.append(Lost())
     response = await world.dial()
     assert response.status_code == 502
+    assert world.policy.lines == 0
     assert "may have been carried out" in response.json()["error"]
     assert len(world.standin.calls) == 1
 
@@ -616,12 +619,18 @@ async def test_the_rules_of_the_configuration() -> None:
         await trio.lowlevel.checkpoint()
         return settings
 
-    policy = SettingsPolicy(current, lambda: refusal)
+    async def admit(call: OutboundCall) -> Any:
+        if refusal:
+            raise DialRefused(refusal)
+        return nullcontext(lambda call_sid: None)
+
+    policy = SettingsPolicy(current, admit)
     assert await policy.public_url() == ""
     assert await policy.agents() == {"sales": (OWN_NUMBER,)}
     assert await policy.limits() == (None, 3660)
     call = OutboundCall(TO, OWN_NUMBER)
-    await policy.admit(call)
+    with await policy.admit(call) as got:
+        got(SID)
     refusal = "full"
     with pytest.raises(DialRefused, match="full"):
         await policy.admit(call)

@@ -3,7 +3,8 @@ stand-in for Twilio."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +65,7 @@ class FakePolicy:
         self.url = BASE
         self.refusal = ""
         self.admitted: list[OutboundCall] = []
+        self.lines = 0
         self.known: dict[str, Sequence[str]] = {"sales": [OWN_NUMBER], "night": []}
 
     async def public_url(self) -> str:
@@ -75,10 +77,20 @@ class FakePolicy:
     async def limits(self) -> tuple[int | None, int | None]:
         return 30, 3660
 
-    async def admit(self, call: OutboundCall) -> None:
+    async def admit(self, call: OutboundCall) -> AbstractContextManager[Any]:
         if self.refusal:
             raise DialRefused(self.refusal)
         self.admitted.append(call)
+        return self._line()
+
+    @contextmanager
+    def _line(self) -> Iterator[Callable[[str], None]]:
+        self.lines += 1
+        placed: list[str] = []
+        try:
+            yield placed.append
+        finally:
+            self.lines -= not placed
 
 
 class ControlWorld:
