@@ -1,0 +1,444 @@
+"""Who is let in: Twilio by its signature, a call by its ticket, a page by both of its own.
+
+The whole application under hypercorn's connection class, in memory. Whoever is refused is refused
+before the agent is called.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import h11
+import msgspec
+import pytest
+import trio
+from trio_websocket import ConnectionClosed, ConnectionRejected, wrap_client_stream
+
+from bridge.admission import LEAST_WAITING
+from bridge.config import Secrets
+from bridge.service import TICKET_SECONDS
+from bridge.signed import SECONDS_BETWEEN_LINES
+from bridge.simulator.twiml import Hangup, Say
+from bridge.simulator.webhook import WebhookError, request, sign
+from bridge.web import BUSY
+from tests.world import AUTH_TOKEN, World, in_memory, settings, signed, start_message
+
+Clock = Any
+HOST = "127.0.0.1:5000"
+SID = "CA" + "5" * 32
+FORM = [("CallSid", SID), ("From", "+15550100001"), ("To", "+15550100002"), ("FromCity", "")]
+
+WEBHOOKS = ["/incoming-call", "/call-ended", "/call-status", "/call-status/answered-by"]
+every_webhook = pytest.mark.parametrize("path", WEBHOOKS)
+
+
+async def ask(world: World, path: str, *, token: str | None, form: Any = FORM) -> int:
+    """The status of a webhook's answer."""
+    try:
+        answer = await request(
+            world.base_url + path,
+            form,
+            token=token,
+            open_stream=world.phone_options["open_stream"],
+        )
+    except WebhookError as error:
+        return int(error.detail.rpartition(" ")[2])
+    return answer.status
+
+
+async def fetch(
+    world: World, method: str, path: str, headers: Mapping[str, str], body: bytes = b""
+) -> tuple[int, bytes]:
+    """One request with these headers and no others; status and body of its answer."""
+    stream = await world.phone_options["open_stream"]("127.0.0.1", 5000, False)
+    client = h11.Connection(h11.CLIENT)
+    given = {"Host": HOST, "Content-Length": str(len(body)), "Connection": "close", **headers}
+    events = [
+        h11.Request(method=method, target=path, headers=list(given.items())),
+        h11.Data(data=body),
+        h11.EndOfMessage(),
+    ]
+    await stream.send_all(b"".join(client.send(event) or b"" for event in events))
+    status, answer = 0, b""
+    while True:
+        event = client.next_event()
+        if event is h11.NEED_DATA:
+            client.receive_data(bytes(await stream.receive_some(65536)))
+        elif isinstance(event, h11.Response):
+            status = event.status_code
+        elif isinstance(event, h11.Data):
+            answer += bytes(event.data)
+        else:
+            await stream.aclose()
+            return status, answer
+
+
+@asynccontextmanager
+async def media_socket(
+    world: World, headers: Any = None, path: str = "/media-stream"
+) -> AsyncIterator[Any]:
+    """A media socket with these headers, Twilio's signature by default."""
+    stream = await world.phone_options["open_stream"]("127.0.0.1", 5000, False)
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            given = signed(HOST) if headers is None else headers
+            yield await wrap_client_stream(nursery, stream, HOST, path, extra_headers=given)
+        except Exception as error:
+            failure = error
+        await trio.aclose_forcefully(stream)
+        nursery.cancel_scope.cancel(reason="the test has let go of the socket")
+    if failure is not None:
+        raise failure
+
+
+async def status_of(world: World, headers: Any = None, path: str = "/media-stream") -> int:
+    """What the handshake is answered."""
+    try:
+        async with media_socket(world, headers, path):
+            return 101
+    except* ConnectionRejected as group:
+        (rejection,) = group.exceptions
+        assert isinstance(rejection, ConnectionRejected)
+        status: int = rejection.status_code
+    return status
+
+
+async def closed_with(socket: Any) -> int:
+    with pytest.raises(ConnectionClosed) as closed:  # noqa: PT012
+        while True:
+            await socket.get_message()
+    return int(closed.value.reason.code)
+
+
+def refusals(world: World) -> list[Mapping[str, Any]]:
+    return [line for line in world.logs if line["event"].startswith("refused ")]
+
+
+# ---- webhooks -----------------------------------------------------------------------------------
+
+
+@every_webhook
+async def test_a_webhook_is_twilios(autojump_clock: Clock, path: str) -> None:
+    async with in_memory() as world:
+        assert await ask(world, path, token=AUTH_TOKEN) in (200, 204)
+        assert await ask(world, path, token=None) == 403
+        assert await ask(world, path, token="another-token") == 403
+        assert await ask(world, path, token=AUTH_TOKEN, form=[*FORM, ("Empty", "")]) in (200, 204)
+
+
+@every_webhook
+async def test_without_the_check_it_is_anybodys(autojump_clock: Clock, path: str) -> None:
+    async with in_memory(using=settings(twilio={"validate_signatures": False})) as world:
+        assert await ask(world, path, token=None) in (200, 204)
+
+
+async def test_a_stranger_takes_no_slot_and_hears_nothing(autojump_clock: Clock) -> None:
+    async with in_memory() as world:
+        form = b"CallSid=" + SID.encode()
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        status, body = await fetch(world, "POST", "/incoming-call", headers, form)
+        assert (status, body) == (403, b"")
+        assert len(world.app.extensions["bridge"].admission) == 0
+
+
+async def test_what_was_checked_is_in_the_log_now_and_then(autojump_clock: Clock) -> None:
+    """The address, so that a proxy's part in it can be seen; and how often it happened."""
+    async with in_memory() as world:
+        for _ in range(20):
+            await ask(world, "/incoming-call?a=%41", token="another-token")
+        await trio.sleep(SECONDS_BETWEEN_LINES)
+        await ask(world, "/call-ended", token=None)
+        first, second = refusals(world)
+    assert first["checked_against"] == "http://127.0.0.1:5000/incoming-call?a=%41"
+    assert (first["signature"], first["others_since_the_last_line"]) == ("wrong", 0)
+    assert (second["signature"], second["others_since_the_last_line"]) == ("none", 19)
+
+
+async def test_several_tokens_while_they_are_rotated(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = Secrets(deepgram_api_key="key", twilio_auth_tokens=("new", AUTH_TOKEN))
+    monkeypatch.setattr("tests.world.SECRETS", secrets)
+    async with in_memory() as world:
+        assert await ask(world, "/incoming-call", token="new") == 200
+        async with world.call() as phone:
+            await world.agent.wait_for_session()
+            await phone.hang_up()
+
+
+async def test_behind_a_proxy_that_is_trusted(autojump_clock: Clock) -> None:
+    """The public address is signed; the connection in memory comes from 127.0.0.1."""
+    url = "https://voice.example.com/incoming-call"
+    headers = {
+        "Content-Type": "application/x-www-form-urlencoded",
+        "X-Twilio-Signature": sign(url, [("CallSid", SID)], AUTH_TOKEN),
+        "X-Forwarded-Proto": "https",
+        "X-Forwarded-Host": "voice.example.com",
+    }
+    body = f"CallSid={SID}".encode()
+    using = settings(server={"trusted_proxies": ("127.0.0.1",)})
+    async with in_memory(using=using) as world:
+        status, answer = await fetch(world, "POST", "/incoming-call", headers, body)
+        assert status == 200
+        assert b"wss://voice.example.com/media-stream" in answer
+    async with in_memory() as world:
+        status, _ = await fetch(world, "POST", "/incoming-call", headers, body)
+        assert status == 403
+
+
+# ---- the media socket ---------------------------------------------------------------------------
+
+
+async def test_an_upgrade_is_twilios(autojump_clock: Clock) -> None:
+    async with in_memory() as world:
+        assert await status_of(world) == 101
+        assert await status_of(world, []) == 403
+        assert await status_of(world, [(b"X-Twilio-Signature", b"bm9uc2Vuc2U=")]) == 403
+        assert await status_of(world, signed("voice.example.com")) == 403
+        assert [line["event"] for line in refusals(world)] == ["refused a media socket"]
+
+
+async def test_the_check_of_upgrades_can_be_switched_off(autojump_clock: Clock) -> None:
+    async with in_memory(using=settings(twilio={"validate_signatures": False})) as world:
+        assert await status_of(world, []) == 101
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [("http://127.0.0.1:5000", 101), ("https://evil.example", 403), ("null", 403)],
+)
+async def test_a_page_of_another_site_is_refused(
+    autojump_clock: Clock, origin: str, status: int
+) -> None:
+    """Twilio sends no Origin; whoever does is a browser, whose page has to be ours."""
+    async with in_memory() as world:
+        headers = [*signed(HOST), (b"Origin", origin.encode())]
+        assert await status_of(world, headers) == status
+
+
+# ---- the ticket ---------------------------------------------------------------------------------
+
+
+async def refused_at_start(world: World, start: str) -> str:
+    """Say this `start`; why it was refused, the agent not having been called."""
+    before = world.agent.connections
+    async with media_socket(world) as socket:
+        await socket.send_message(start)
+        assert await closed_with(socket) == 1002
+    await world.quiet()
+    assert world.agent.connections == before
+    ended = [line for line in world.logs if line["event"] == "call ended"][-1]
+    assert ended["outcome"] == "protocol_error"
+    assert len(world.app.extensions["bridge"].admission) == 0
+    reason: str = ended["reason"]
+    return reason
+
+
+def changed(start: str, **facts: Any) -> str:
+    message = json.loads(start)
+    message["start"].update(facts)
+    return json.dumps(message)
+
+
+async def test_a_start_needs_its_calls_ticket(autojump_clock: Clock) -> None:
+    async with in_memory() as world:
+        good = start_message(world.app, SID)
+        without = changed(good, customParameters={"From": "+15550100001"})
+        assert await refused_at_start(world, without) == "no ticket"
+        nonsense = changed(good, customParameters={"ticket": "nonsense"})
+        assert await refused_at_start(world, nonsense) == "not a ticket"
+        other = changed(good, callSid="CA" + "6" * 32)
+        assert await refused_at_start(world, other) == "the ticket of another call"
+        page = world.app.extensions["bridge"].ticket(SID, "softphone")
+        page_s = changed(good, customParameters={"ticket": page})
+        assert "for a softphone" in await refused_at_start(world, page_s)
+
+
+async def test_a_ticket_lets_in_once(autojump_clock: Clock) -> None:
+    async with in_memory() as world:
+        start = start_message(world.app, SID)
+        async with media_socket(world) as socket:
+            await socket.send_message(start)
+            await world.agent.wait_for_session()
+        await world.quiet()
+        assert await refused_at_start(world, start) == "a ticket that was used before"
+
+
+async def test_a_ticket_expires(autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with in_memory() as world:
+        start = start_message(world.app, SID)
+        bridge = world.app.extensions["bridge"]
+        before = bridge.epoch
+        monkeypatch.setattr(bridge, "epoch", lambda: before() + TICKET_SECONDS + 3)
+        assert "a ticket that expired" in await refused_at_start(world, start)
+
+
+async def test_the_ticket_is_for_nobody_elses_eyes(autojump_clock: Clock) -> None:
+    """Not for prompts, functions and hooks, nor for the log."""
+    using = settings(agent={"greeting": "{caller} {ticket}"})
+    async with in_memory(using=using) as world, world.call() as phone:
+        session = await world.agent.wait_for_session()
+        await session.applied.wait()
+        assert session.settings is not None
+        assert session.settings["agent"]["greeting"] == "+15550100001 {ticket}"
+        await phone.hang_up()
+        await world.quiet()
+        assert "phone." + phone.call_sid not in repr(world.logs)
+
+
+async def test_without_the_rule_no_ticket_is_needed(autojump_clock: Clock) -> None:
+    async with in_memory(using=settings(twilio={"require_ticket": False})) as world:
+        start = changed(start_message(world.app, SID), customParameters={})
+        async with media_socket(world) as socket:
+            await socket.send_message(start)
+            await world.agent.wait_for_session()
+            assert len(world.app.extensions["bridge"].admission) == 1
+        await world.quiet()
+        assert len(world.app.extensions["bridge"].admission) == 0
+
+
+async def test_a_server_that_is_full_lets_no_socket_past_it(autojump_clock: Clock) -> None:
+    """A ticket is worth its slot, which has expired meanwhile and is somebody else's."""
+    async with in_memory(using=settings(server={"max_calls": 1})) as world:
+        late = start_message(world.app, SID)
+        async with world.call() as phone:
+            await world.agent.wait_for_session()
+            async with media_socket(world) as socket:
+                await socket.send_message(late)
+                assert await closed_with(socket) == 1002
+            await phone.hang_up()
+        await world.quiet()
+        assert world.agent.connections == 1
+        reasons = [line["reason"] for line in world.logs if line["event"] == "call ended"]
+        assert any("server.max_calls" in reason for reason in reasons)
+
+
+async def test_sockets_that_do_not_start_are_bounded(autojump_clock: Clock) -> None:
+    using = settings(server={"max_calls": 1}, call={"start_timeout": 5})
+    async with in_memory(using=using) as world, trio.open_nursery() as nursery:
+
+        async def wait_in_vain() -> None:
+            async with media_socket(world) as socket:
+                assert await closed_with(socket) == 1002
+
+        for _ in range(LEAST_WAITING):
+            nursery.start_soon(wait_in_vain)
+        await trio.sleep(1)
+        assert await status_of(world) == 503
+        await trio.sleep(5)
+        assert await status_of(world) == 101
+        assert world.agent.connections == 0
+
+
+# ---- the softphone ------------------------------------------------------------------------------
+
+JSON = {"Content-Type": "application/json", "Origin": f"http://{HOST}"}
+
+
+async def ask_for_a_call(world: World, body: bytes = b"{}", **headers: str) -> tuple[int, Any]:
+    given = {**JSON, **headers}
+    status, answer = await fetch(world, "POST", "/softphone/call", given, body)
+    return status, msgspec.json.decode(answer)
+
+
+def start_of(call: Mapping[str, Any], **facts: Any) -> str:
+    """The `start` that a page sends."""
+    given = {
+        "streamSid": "MZ1",
+        "callSid": call["call_sid"],
+        "mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1},
+        "customParameters": call["parameters"],
+        **facts,
+    }
+    return json.dumps({"event": "start", "start": given, "streamSid": "MZ1"})
+
+
+ORIGIN = [(b"Origin", f"http://{HOST}".encode())]
+
+
+async def test_a_page_calls(autojump_clock: Clock) -> None:
+    sales = {"numbers": ["+15557654321"], "greeting": "Sales."}
+    async with in_memory(using=settings(agents={"sales": sales})) as world:
+        bridge = world.app.extensions["bridge"]
+        status, call = await ask_for_a_call(world, b'{"agent": "sales"}')
+        assert status == 200
+        assert call["phrases"] == []
+        assert call["parameters"].items() >= {"From": "softphone", "To": "+15557654321"}.items()
+        assert len(bridge.admission) == 1
+        address, _, path = call["stream_url"].partition(HOST)
+        assert address == "ws://"
+        async with media_socket(world, ORIGIN, path) as socket:
+            await socket.send_message(start_of(call))
+            session = await world.agent.wait_for_session()
+            await session.applied.wait()
+            assert session.settings is not None
+            assert session.settings["agent"]["greeting"] == "Sales."
+            assert len(bridge.admission) == 1
+        await world.quiet()
+        assert len(bridge.admission) == 0
+
+
+async def test_a_pages_socket_needs_the_ticket_and_a_page_of_ours(autojump_clock: Clock) -> None:
+    async with in_memory() as world:
+        _, call = await ask_for_a_call(world)
+        path = call["stream_url"].partition(HOST)[2]
+        assert await status_of(world, [], path) == 403
+        assert await status_of(world, [(b"Origin", b"http://evil.example")], path) == 403
+        assert await status_of(world, ORIGIN, path.partition("?")[0]) == 403
+        assert await status_of(world, ORIGIN, path[:-1] + "_") == 403
+        phones = world.app.extensions["bridge"].ticket(SID)
+        assert await status_of(world, ORIGIN, f"/media-stream?ticket={phones}") == 403
+        # The ticket that let the socket in must come again, once, for the same call.
+        for start in (
+            start_of(call, callSid=SID),
+            start_of(call, customParameters={}),
+            start_of(call, customParameters={"ticket": phones}),
+        ):
+            async with media_socket(world, ORIGIN, path) as socket:
+                await socket.send_message(start)
+                assert await closed_with(socket) == 1002
+        assert world.agent.connections == 0
+        async with media_socket(world, ORIGIN, path) as socket:
+            await socket.send_message(start_of(call))
+            await world.agent.wait_for_session()
+        async with media_socket(world, ORIGIN, path) as socket:
+            await socket.send_message(start_of(call))
+            assert await closed_with(socket) == 1002
+
+
+async def test_a_page_needs_what_the_control_api_needs(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with in_memory() as world:
+        assert (await ask_for_a_call(world, Origin="https://evil.example"))[0] == 403
+        assert (await ask_for_a_call(world, **{"X-Forwarded-For": "203.0.113.9"}))[0] == 403
+        assert (await ask_for_a_call(world, **{"Content-Type": "text/plain"}))[0] == 415
+        for body in (b"", b"[]", b'{"agent": 1}', b'{"more": 1}', b"\xff", b"[" * 5000):
+            assert (await ask_for_a_call(world, body))[0] == 400
+        status, answer = await ask_for_a_call(world, b'{"agent": "nobody"}')
+        assert (status, answer["field"]) == (422, "agent")
+        assert len(world.app.extensions["bridge"].admission) == 0
+    secrets = Secrets(twilio_auth_tokens=(AUTH_TOKEN,), api_token="api-token-0123456789")
+    monkeypatch.setattr("tests.world.SECRETS", secrets)
+    async with in_memory() as world:
+        assert (await ask_for_a_call(world))[0] == 401
+        token = {"Authorization": "Bearer api-token-0123456789"}
+        assert (await ask_for_a_call(world, **token))[0] == 200
+
+
+async def test_a_page_shares_the_lines_with_everybody(autojump_clock: Clock) -> None:
+    async with in_memory(using=settings(server={"max_calls": 1})) as world:
+        async with world.call() as phone:
+            await world.agent.wait_for_session()
+            status, answer = await ask_for_a_call(world)
+            assert (status, list(answer)) == (503, ["error"])
+            await phone.hang_up()
+        await world.quiet()
+        assert (await ask_for_a_call(world))[0] == 200
+        async with world.call() as phone:
+            await phone.wait_ended()
+        assert phone.verbs == [Say(BUSY), Hangup()]
