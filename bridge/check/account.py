@@ -21,7 +21,7 @@ async def check_account(
     """Ask Twilio's REST API for `number`, or for one that nobody has."""
     sid, tokens = secrets.twilio_account_sid, secrets.twilio_auth_tokens
     if not sid or not tokens:
-        return _without(secrets, number)
+        return _without(secrets, settings, number)
     try:
         async with open_rest(sid, tokens[0]) as rest:
             found = await rest.find_number(number or NOBODYS_NUMBER)
@@ -93,7 +93,7 @@ def judge_number(number: str, found: PhoneNumber | None, public_url: str) -> Fin
     return ok("number", f"{number} is answered by {address}")
 
 
-def _without(secrets: Secrets, number: str) -> list[Finding]:
+def _without(secrets: Secrets, settings: Settings, number: str) -> list[Finding]:
     missing = [
         name
         for name, value in (
@@ -104,6 +104,16 @@ def _without(secrets: Secrets, number: str) -> list[Finding]:
     ]
     what = f"{' and '.join(missing)}: not set"
     remedy = "copy them from console.twilio.com to check signatures, dial out and transfer"
+    if settings.twilio.validate_signatures and not secrets.twilio_auth_tokens:
+        return [
+            wrong(
+                "twilio",
+                "the server does not start: TWILIO_AUTH_TOKEN is not set",
+                "without it nobody can tell Twilio's requests from a stranger's",
+                "copy it from console.twilio.com; to try without Twilio, set"
+                " twilio.validate_signatures = false",
+            )
+        ]
     if number:
         return [wrong("number", f"{number} cannot be looked up", what, remedy)]
     return [skipped("twilio", what, remedy)]

@@ -12,10 +12,10 @@ from bridge.agent.session import OpenStream
 from bridge.check.account import OpenRest, check_account
 from bridge.check.agent import check_agents, hosts
 from bridge.check.clock import check_clock
-from bridge.check.finding import Finding, wrong
+from bridge.check.finding import Finding, warning, wrong
 from bridge.check.keeping import check_recordings, check_records
 from bridge.check.public import check_server
-from bridge.config import Secrets, Settings
+from bridge.config import Secrets, Settings, warnings_for
 from bridge.twilio.rest import API_URL, TwilioRest
 
 # For one check with all its questions; each question has a shorter bound.
@@ -48,6 +48,7 @@ class Checks:
             clocks.append(f"{API_URL}/")
         agents = 1 + len(settings.agents)
         return {
+            "config": (partial(_check_config, settings), CHECK_SECONDS),
             "agent": (
                 partial(check_agents, settings, secrets, self.open_stream),
                 AGENT_SECONDS * agents,
@@ -64,6 +65,12 @@ class Checks:
             ),
             "clock": (partial(check_clock, clocks), CHECK_SECONDS),
         }
+
+
+async def _check_config(settings: Settings) -> Iterable[Finding]:
+    """What the server would warn about when it starts."""
+    await trio.lowlevel.checkpoint()
+    return [warning("config", *line.split(": ", 1)) for line in warnings_for(settings)]
 
 
 async def run_checks(checks: dict[str, tuple[Check, float]]) -> list[Finding]:

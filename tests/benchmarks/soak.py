@@ -42,6 +42,7 @@ from bridge.load.summary import at_share
 from bridge.load.wire import WireError
 from tests.benchmarks.churn import Server, _settled, running
 from tests.benchmarks.server import ServerError, stop
+from tests.world import AUTH_TOKEN
 
 PERIOD: Final = 60.0
 """Seconds of one row."""
@@ -68,7 +69,7 @@ class Soak:
         self._dice = random.Random(options.seed)
         self._window = Window(begins=0, ends=float("inf"))
         self._schedule = Schedule(self._window)
-        self._target = Target(options.server)
+        self._target = Target(options.server, AUTH_TOKEN)
         self._ready: asyncio.Queue[AgentEnd] = asyncio.Queue()
         # One set-up at a time, so that each session is known to belong to its call.
         self._placing = asyncio.Lock()

@@ -20,7 +20,7 @@ from bridge.load.summary import Summary, lines, summary
 from bridge.server.serve import hypercorn_config, serve
 from bridge.simulator.agent import AgentSession, SimulatedAgent
 from bridge.web import create_app
-from tests.world import QUIET, SECRETS, settings
+from tests.world import AUTH_TOKEN, QUIET, SECRETS, settings
 
 BRIDGE = [sys.executable, "-c", "from bridge.cli import main; main()"]
 
@@ -49,9 +49,9 @@ async def server(agent_port: int, max_calls: int = 100) -> AsyncIterator[str]:
             stop.set()
 
 
-async def load(*arguments: str) -> tuple[int, str, str]:
+async def load(*arguments: str, token: str = AUTH_TOKEN) -> tuple[int, str, str]:
     """The exit code, standard output and the last line of standard error."""
-    environment = {name: value for name, value in os.environ.items() if "TWILIO" not in name}
+    environment = {**os.environ, "TWILIO_AUTH_TOKEN": token}
     with trio.fail_after(120):
         done = await trio.run_process(
             [*BRIDGE, "load", *arguments],
@@ -107,6 +107,13 @@ async def test_a_call_that_ends_by_itself_is_a_failure() -> None:
     assert err == "bridge: 1 of 2 calls ended before the caller hung up"
     assert "calls      2 admitted, 0 refused" in out
     assert "the agent is not ours" in out
+
+
+async def test_the_token_is_another() -> None:
+    async with server(free_port()) as url:
+        code, _, err = await load("--url", url, "--calls", "1", token="another")
+    assert code == 1
+    assert "set TWILIO_AUTH_TOKEN" in err
 
 
 async def test_what_is_no_bridge() -> None:

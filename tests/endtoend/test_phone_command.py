@@ -14,9 +14,11 @@ import trio
 
 from bridge.local import missing
 from bridge.simulator.agent import AgentSession
-from tests.world import QUIET, on_loopback
+from tests.world import AUTH_TOKEN, QUIET, on_loopback
 
 BRIDGE = [sys.executable, "-c", "from bridge.cli import main; main()"]
+
+ENVIRONMENT = {**os.environ, "TWILIO_AUTH_TOKEN": AUTH_TOKEN}
 
 # An interpreter starts in this time on any machine, and a call of some seconds is over.
 PATIENCE = 120
@@ -42,6 +44,7 @@ async def test_texts_are_said_one_after_the_other() -> None:
                 capture_stdout=True,
                 capture_stderr=True,
                 stdin=subprocess.DEVNULL,
+                env=ENVIRONMENT,
                 check=False,
             )
         await world.quiet()
@@ -65,6 +68,7 @@ async def test_ctrl_c_hangs_up() -> None:
         process = await trio.lowlevel.open_process(
             [*BRIDGE, "phone", "--url", world.base_url, "--linger", "60"],
             stdin=subprocess.DEVNULL,
+            env=ENVIRONMENT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
@@ -73,7 +77,9 @@ async def test_ctrl_c_hangs_up() -> None:
         shown, result = b"", b""
         with trio.fail_after(PATIENCE):
             while b"answered" not in shown:
-                shown += await process.stderr.receive_some()
+                piece = await process.stderr.receive_some()
+                assert piece, shown
+                shown += piece
             os.kill(process.pid, signal.SIGINT)
             while piece := await process.stdout.receive_some():
                 result += piece

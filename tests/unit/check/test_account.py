@@ -65,10 +65,18 @@ async def test_twilio_cannot_be_reached():
     ],
 )
 async def test_without_credentials(secrets, missing):
-    [found] = await check(TwilioStandIn(), secrets)
+    unsigned = settings(twilio={"validate_signatures": False})
+    [found] = await check(TwilioStandIn(), secrets, using=unsigned)
     assert (found.status, found.what) == ("skipped", f"{missing}: not set")
-    [found] = await check(TwilioStandIn(), secrets, OWN_NUMBER)
+    [found] = await check(TwilioStandIn(), secrets, OWN_NUMBER, unsigned)
     assert found.status == "wrong"
+
+
+async def test_without_a_token_the_server_does_not_start():
+    [found] = await check(TwilioStandIn(), Secrets())
+    assert found.status == "wrong"
+    assert "TWILIO_AUTH_TOKEN" in found.what
+    assert "twilio.validate_signatures = false" in found.remedy
 
 
 @pytest.mark.parametrize(

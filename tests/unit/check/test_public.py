@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ from bridge.check.public import Address, check_server, likely_addresses, local_a
 from bridge.config import Secrets
 from bridge.instance import HEADER, instance
 from tests.unit.check.site import Request, Response, site
-from tests.world import on_loopback, settings
+from tests.world import SECRETS, on_loopback, settings
 
 TOKEN = "tw-token-5EC237"
 SIGNED = Secrets(twilio_auth_tokens=(TOKEN,))
@@ -51,21 +52,80 @@ def by_check(findings):
 async def test_the_real_server_here_and_behind_its_public_address():
     async with on_loopback() as world:
         bind = world.base_url.removeprefix("http://")
-        found = by_check(await check_server(using(bind, world.base_url), Secrets()))
+        found = by_check(await check_server(using(bind, world.base_url), SECRETS))
         await world.quiet()
     assert {name: one.status for name, one in found.items()} == dict.fromkeys(
-        ("server", "public", "webhook", "socket"), "ok"
+        ("server", "public", "signature", "webhook", "socket"), "ok"
     )
+    assert found["signature"].what.endswith("takes what Twilio signs, and nothing else")
     assert found["public"].what == f"{world.base_url} reaches this server"
 
 
 async def test_without_a_public_address_the_server_here_is_asked():
     async with on_loopback() as world:
         bind = world.base_url.removeprefix("http://")
-        found = by_check(await check_server(using(bind), Secrets()))
+        found = by_check(await check_server(using(bind), SECRETS))
         await world.quiet()
     assert found["public"].status == "skipped"
     assert found["socket"].status == "ok"
+
+
+async def proxy(
+    upstream: str, host: str, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Passes on all there is, websockets too, but for the Host header, which becomes `host`."""
+
+    async def pump(source: trio.abc.Stream, sink: trio.abc.Stream, scope: trio.CancelScope) -> None:
+        try:
+            while piece := await source.receive_some():
+                await sink.send_all(piece)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        scope.cancel("one side has closed")
+
+    async def serve(client: trio.SocketStream) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            if not (piece := await client.receive_some()):
+                return
+            head += piece
+        head = re.sub(rb"(?i)\r\nhost: [^\r]*", b"\r\nHost: " + host.encode(), head, count=1)
+        name, _, port = upstream.partition(":")
+        async with client, await trio.open_tcp_stream(name, int(port)) as server:
+            await server.send_all(head)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pump, client, server, nursery.cancel_scope)
+                nursery.start_soon(pump, server, client, nursery.cancel_scope)
+
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, serve, listeners)
+        task_status.started(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}")
+
+
+async def test_the_real_server_behind_a_proxy_that_changes_the_host(nursery):
+    """The check names the address that the server takes itself to have."""
+    async with on_loopback() as world:
+        bind = world.base_url.removeprefix("http://")
+        inner = f"localhost:{bind.partition(':')[2]}"
+        public = await nursery.start(proxy, bind, inner)
+        # The operator knows the address; the server was not told.
+        found = by_check(await check_server(using(bind), SECRETS, public))
+        nursery.cancel_scope.cancel("the test is over")
+    assert found["public"].status == "ok"
+    assert found["signature"].status == "wrong"
+    computed = f"checks Twilio's signature for http://{inner}/incoming-call"
+    assert computed in found["signature"].what
+    assert f'server.public_url = "{public}"' in found["signature"].remedy
+
+
+async def test_a_real_server_that_lets_everybody_in():
+    open_to_all = settings(twilio={"validate_signatures": False})
+    async with on_loopback(using=open_to_all) as world:
+        found = by_check(await check_server(using(NOBODY, world.base_url), SECRETS))
+        await world.quiet()
+    # On this machine it harms nobody; elsewhere it would be wrong.
+    assert "(and, on this machine, all else)" in found["signature"].what
 
 
 async def test_no_server_runs():
@@ -154,7 +214,7 @@ async def test_another_token():
 
 
 async def test_a_server_that_wants_signatures_and_nothing_to_sign_with():
-    async with site(bridge_like(lambda r: "")) as there:
+    async with site(bridge_like(lambda r: r.path)) as there:
         found = (await check_server(using(public_url=f"http://{there}"), Secrets()))[-1]
     assert (found.check, found.status) == ("signature", "skipped")
     assert "TWILIO_AUTH_TOKEN" in found.remedy

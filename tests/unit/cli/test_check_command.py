@@ -29,6 +29,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # Nothing listens there: bound by no server, and asked by none of the checks.
     Path("config.toml").write_text(
         '[server]\nbind = "127.0.0.1:0"\n[deepgram]\nurl = "ws://127.0.0.1:9/"\n'
+        "[twilio]\nvalidate_signatures = false\n"
     )
 
 
@@ -47,9 +48,11 @@ def test_one_line_for_each_finding(monkeypatch, capsys):
     code, out, err = run(monkeypatch, capsys)
     assert code == 1
     lines = out.splitlines()
-    assert lines[0].startswith("WRONG  agent    nothing listens at 127.0.0.1:9:")
-    assert lines[0].endswith("start the agent (`bridge agent`), or correct deepgram.url")
-    assert [line.split()[1] for line in lines] == ["agent", "server", "twilio", "records", "clock"]
+    assert lines[0].startswith("warn   config   twilio.validate_signatures is false: whoever finds")
+    assert lines[1].startswith("WRONG  agent    nothing listens at 127.0.0.1:9:")
+    assert lines[1].endswith("start the agent (`bridge agent`), or correct deepgram.url")
+    names = ["config", "agent", "server", "twilio", "records", "clock"]
+    assert [line.split()[1] for line in lines] == names
     (line,) = err.splitlines()
     assert line.startswith("bridge: 1 thing wrong; nothing listens at 127.0.0.1:9")
 

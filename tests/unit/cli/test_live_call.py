@@ -17,7 +17,6 @@ from bridge.cli.call_view import CallView, bar, level
 from bridge.cli.live_call import EventParser, LiveCall, follow
 from bridge.cli.phone import Plan, call
 from bridge.simulator.agent import AgentSession
-from bridge.simulator.phone import SimulatedPhone
 from tests.unit.check.site import Response, site
 from tests.unit.cli.test_phone_command import quiet, tone
 from tests.world import QUIET, on_loopback
@@ -178,7 +177,7 @@ async def test_a_conversation_of_two_turns_on_the_real_server():
     output = io.StringIO()
     async with on_loopback(converses, hearing) as world:
         view = CallView(Console(file=output, force_terminal=True, width=100))
-        caller = SimulatedPhone(strict=True, on_event=view.event)
+        caller = world.phone(on_event=view.event)
         plan = Plan(tone(0.4), then=(tone(0.4),), linger=1.2)
         with trio.fail_after(60):
             await call(caller, world.base_url, plan, view)
