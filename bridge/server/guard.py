@@ -157,6 +157,9 @@ class GuardedTCPServer(TCPServer):
             # disconnect like any other, and it may still finish what it does on one.
             log.warning("connection failed while reading", error=repr(error))
             await self.protocol.handle(Closed())
+        # hypercorn's timer for idle connections would keep this one, and its descriptor, five
+        # seconds longer than its peer.
+        await self.idle_task.stop()
 
     async def _close(self) -> None:
         # Cancelled in the first of its steps it forgets the second. With TLS, they write.

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
+from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from bridge.agent import session as agent_session
 from bridge.functions import Functions
 from bridge.simulator.agent import AgentSession
 from bridge.twilio.media_stream import BAD_MESSAGES_ON_END
 from tests.endtoend.scene import until
-from tests.world import World, in_memory, settings
+from tests.world import World, in_memory, open_media_socket, settings
 
 Clock = trio.testing.MockClock
 
@@ -101,7 +101,14 @@ HARMLESS: dict[str, str] = {
 
 async def connect(world: World, nursery: trio.Nursery) -> WebSocketConnection:
     stream = await world.phone_options["open_stream"]("127.0.0.1", 5000, False)
-    return await wrap_client_stream(nursery, stream, "127.0.0.1:5000", "/media-stream")
+    return await open_media_socket(nursery, stream)
+
+
+def ticketed(world: World, **more: Any) -> str:
+    """A start with the ticket its webhook was given."""
+    ticket = world.app.extensions["bridge"].ticket(CALL)
+    parameters = more.pop("customParameters", {"From": "+15551234567", "To": "+15557654321"})
+    return start(customParameters={**parameters, "ticket": ticket}, **more)
 
 
 async def close_code(socket: WebSocketConnection) -> int:
@@ -134,7 +141,7 @@ async def test_a_call_goes_on_after_it(
     """It is counted if it is bad, said at debug level at most, and the next message is heard."""
     async with in_memory() as world:
         socket = await connect(world, nursery)
-        await socket.send_message(start())
+        await socket.send_message(ticketed(world))
         agent = await listening(world)
         await socket.send_message({**BAD, **HARMLESS}[case])
         await socket.send_message(media("AAEC"))
@@ -174,7 +181,7 @@ async def test_nothing_but_nonsense_is_the_end(
     async with in_memory() as world:
         socket = await connect(world, nursery)
         if begun:
-            await socket.send_message(start())
+            await socket.send_message(ticketed(world))
             await world.agent.wait_for_session()
         for _ in range(BAD_MESSAGES_ON_END):
             await socket.send_message(BAD[case])
@@ -194,7 +201,7 @@ async def test_a_great_many_bad_messages_among_good_ones_end_nothing(
     250 messages a second."""
     async with in_memory() as world:
         socket = await connect(world, nursery)
-        await socket.send_message(start())
+        await socket.send_message(ticketed(world))
         await world.agent.wait_for_session()
         for _ in range(1000):
             await socket.send_message("bad")
@@ -215,7 +222,7 @@ async def test_a_sid_that_is_none_begins_nothing(
     """It would be in every message to the phone, in log lines and in the name of a file."""
     async with in_memory() as world:
         socket = await connect(world, nursery)
-        await socket.send_message(start(**{field: sid}))
+        await socket.send_message(ticketed(world, **{field: sid}))
         assert await close_code(socket) == 1002
         assert world.agent.connections == 0
     assert world.ending["outcome"] == "protocol_error"
@@ -232,7 +239,7 @@ async def test_parameters_are_the_agents_to_read_and_nobody_elses_to_run(
     async with in_memory(using=using) as world:
         socket = await connect(world, nursery)
         await socket.send_message(
-            start(customParameters={"From": NASTY, "name": name, "x" * 500: "y"})
+            ticketed(world, customParameters={"From": NASTY, "name": name, "x" * 500: "y"})
         )
         agent = await listening(world)
         await socket.send_message(STOP)
@@ -248,7 +255,7 @@ async def test_a_message_too_big_is_told_so(autojump_clock: Clock, nursery: trio
     """1009, and the call is over on all sides."""
     async with in_memory() as world:
         socket = await connect(world, nursery)
-        await socket.send_message(start())
+        await socket.send_message(ticketed(world))
         await world.agent.wait_for_session()
         await socket.send_message("x" * 65_537)
         assert await close_code(socket) == 1009

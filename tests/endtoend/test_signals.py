@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,7 +239,7 @@ def _children(parent: int) -> list[int]:
     return sorted(pid for pid in pids if facts[pid][0] not in "ZX" and facts[pid][1] == str(parent))
 
 
-def write_config(folder: Path, agent_port: int, mode: Mode, **server: Any) -> None:
+def write_config(folder: Path, agent_port: int, mode: Mode, more: str = "", **server: Any) -> None:
     values = {"bind": "127.0.0.1:0", "drain_seconds": LONG, **server}
     if mode.serve:
         values["workers"] = mode.workers
@@ -253,24 +253,39 @@ def write_config(folder: Path, agent_port: int, mode: Mode, **server: Any) -> No
                 f'url = "ws://127.0.0.1:{agent_port}/v1/agent/converse"',
                 "[logging]",
                 'format = "json"',
+                more,
             ]
         )
     )
 
 
 @asynccontextmanager
-async def running(mode: Mode, folder: Path, **server: Any) -> AsyncIterator[Server]:
-    """A server that is ready for calls; whatever happens, nothing of it is left afterwards."""
+async def running(
+    mode: Mode,
+    folder: Path,
+    *,
+    agent: SimulatedAgent | None = None,
+    more: str = "",
+    prefix: tuple[str, ...] = (),
+    env: Mapping[str, str] | None = None,
+    **server: Any,
+) -> AsyncIterator[Server]:
+    """A server that is ready for calls; whatever happens, nothing of it is left afterwards.
+
+    `more` is appended to its configuration, whose last table is `[logging]`; `prefix` goes before
+    its command and `env` into its environment.
+    """
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     environment["DEEPGRAM_API_KEY"] = "dg-test-key-0123456789"
     environment["TWILIO_AUTH_TOKEN"] = AUTH_TOKEN
+    environment.update(env or {})
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            agent = SimulatedAgent(behaviour=QUIET)
+            agent = agent or SimulatedAgent(behaviour=QUIET)
             port = await nursery.start(agent.serve)
-            write_config(folder, port, mode, **server)
+            write_config(folder, port, mode, more, **server)
             process = await trio.lowlevel.open_process(
-                mode.command(),
+                [*prefix, *mode.command()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

@@ -302,6 +302,39 @@ async def test_nobody_is_counted_who_has_left(
         assert len(ours) == 0
 
 
+GONE: dict[str, Callable[[Peer], Any]] = {
+    "reset": Peer.reset,
+    "half closed": lambda peer: peer.stream.send_stream.close(),
+}
+
+
+@pytest.mark.parametrize("said", [b"", b"G", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"])
+@pytest.mark.parametrize("gone", GONE)
+async def test_who_has_left_is_not_waited_for(
+    autojump_clock: Clock, said: bytes, gone: str
+) -> None:
+    """Its descriptor is free at once, before another can ask for it."""
+    async with serving(Echo().app) as server:
+        peer = server.connect()
+        await peer.write(said)
+        GONE[gone](peer)
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.connections == 0
+        assert trio.current_time() == 0
+
+
+async def test_the_trap_is_real_who_has_left_stays_for_five_seconds(
+    autojump_clock: Clock, stock: None
+) -> None:
+    """Without the remedy whoever comes and goes holds a descriptor all the while."""
+    async with serving(Echo().app) as server:
+        server.connect().reset()
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.connections == 1
+        await trio.sleep(IDLE + 1)
+        assert server.connections == 0
+
+
 @pytest.mark.parametrize(
     ("files", "limit"),
     [(1024, 480), (64, 16), (1_000_000, MOST_CONNECTIONS), (-1, MOST_CONNECTIONS)],
