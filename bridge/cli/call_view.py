@@ -199,12 +199,11 @@ class CallView:
             for name, side in (("caller", self.caller), ("agent", self.agent))
         ]
         faults = len(phone.faults)
+        table.add_row(Text(_clock(now), style="bold"), *sides)
         table.add_row(
-            Text(_clock(now), style="bold"),
-            *sides,
+            Text(f"faults {faults}", style="bold red" if faults else "dim"),
             Text(self._replies()),
             Text(f"queue {phone.queued:4.1f} s", style="dim"),
-            Text(f"faults {faults}", style="bold red" if faults else "dim"),
         )
         return Group(*parts, table)
 
@@ -214,8 +213,8 @@ class CallView:
         """
         replies = (self.live.latencies if self.live else []) or self.reply_seconds
         if not replies:
-            return "reply   -"
-        return f"reply {replies[-1]:.2f} s (median {statistics.median(replies):.2f})"
+            return "reply  -"
+        return f"reply  {replies[-1]:.2f} s, median {statistics.median(replies):.2f}"
 
 
 def level(ulaw: bytes) -> float:

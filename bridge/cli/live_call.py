@@ -15,6 +15,8 @@ from typing import Any
 import httpx
 import trio
 
+from bridge.config import printable
+
 CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 35.0  # a comment comes every ten
 
@@ -30,6 +32,7 @@ class LiveCall:
     state: str = ""
     outcome: str = ""
     over: bool = False
+    trouble: str = ""  # why the server tells no more
 
     @property
     def latencies(self) -> list[float]:
@@ -61,6 +64,7 @@ class LiveCall:
                 self.over = True
             case "elsewhere" | "unknown":
                 self.over = True
+                self.trouble = str(data.get("message", "the server knows of no such call"))
 
     def _facts(self, facts: dict[str, Any]) -> None:
         self.state = str(facts.get("state", self.state))
@@ -119,6 +123,8 @@ async def follow(
             await _read(answer, call, on_news)
     except (httpx.HTTPError, httpx.InvalidURL):
         pass
+    if call.trouble:
+        return printable(f"no transcript: {call.trouble}")
     return "" if call.over else "no transcript any more: the connection for it was lost"
 
 

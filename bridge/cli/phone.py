@@ -317,7 +317,7 @@ async def _watch(caller: SimulatedPhone, view: CallView) -> None:
 async def _converse(caller: SimulatedPhone, plan: Plan, view: CallView) -> None:
     """The caller's side of the call; returns when it is time to hang up."""
     if plan.handset is not None:
-        view.note("speak when you like; keys 0-9 * # are pressed as you type; Ctrl-C hangs up")
+        view.note("speak, best with headphones; keys 0-9 * # are pressed as typed; Ctrl-C hangs up")
         async with aclosing(typed_keys()) as keys:
             await plan.handset.talk(caller, keys)
         return

@@ -35,11 +35,13 @@ def open_library() -> Any:
 class SystemSoundCard:
     """A `SoundCard`: the system's default microphone and loudspeaker.
 
-    `library` is sounddevice, or what stands in for it.
+    `library` is sounddevice, or what stands in for it. Raises SoundCardError where there is no
+    device, so that nobody is called in vain.
     """
 
     def __init__(self, library: Any = None) -> None:
         self._library = open_library() if library is None else library
+        self._rate = self._common_rate()
 
     @contextmanager
     def open(
@@ -49,7 +51,7 @@ class SystemSoundCard:
         stopped: Callable[[str], None],
     ) -> Iterator[None]:
         """See `SoundCard.open`."""
-        rate = self._rate()
+        rate = self._rate
         converting = Converting(rate, capture, render)
         closing = False
 
@@ -80,7 +82,7 @@ class SystemSoundCard:
             stream.abort()
             stream.close()
 
-    def _rate(self) -> int:
+    def _common_rate(self) -> int:
         """The first rate that both microphone and loudspeaker take."""
         refusal: Exception | None = None
         for rate in _RATES:
