@@ -120,8 +120,10 @@ class Viewer:
             return None
         if self._call is None:
             raise trio.EndOfChannel
+        if self._live.settle(self._call):
+            return self._take()  # its last changes come before its end
         call, self._call = self._call, None
-        return event("ended", **_stamp(call), **view.ending(call))
+        return event("ended", **view.ending(call))
 
     # ---- by the hub -----------------------------------------------------------------------------
 
@@ -269,6 +271,13 @@ class Live:
         elif self._dirty and now >= self._gathered_at + GATHER_SECONDS:
             self._gather(now)
 
+    def settle(self, call: Call) -> bool:
+        """Tell of what changed in a call, unless that is done. Returns whether it was not."""
+        if call not in self._dirty:
+            return False
+        self._gather(trio.current_time())
+        return True
+
     def snapshot(self, call: Call | None) -> bytes:
         """All there is to know now, of one call or of everything, as an event."""
         now = trio.current_time()
@@ -315,7 +324,7 @@ class Live:
             self._server_looked_at = float("-inf")  # there is room again: that is news
         for call in over:
             self._seen.pop(call, None)
-            self._tell(self._everything, event("ended", **_stamp(call), **view.ending(call)))
+            self._tell(self._everything, event("ended", **view.ending(call)))
 
     def _compare(self, call: Call, now: float) -> None:
         seen = self._seen.get(call)

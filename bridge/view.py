@@ -142,11 +142,13 @@ def recorded(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def ending(call: Call) -> dict[str, Any]:
     """How a call ended; its sockets are closed."""
-    report = call.report
+    report, seconds = call.report, round(call.report.seconds, 3)
     return {
+        "call_sid": report.info.call_sid if report.info is not None else "",
+        "at": seconds,
         "outcome": str(report.outcome or ""),
         "reason": report.reason[:FIELD_LIMIT],
-        "seconds": round(report.seconds, 3),
+        "seconds": seconds,
     }
 
 

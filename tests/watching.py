@@ -32,13 +32,15 @@ def read_events(text: bytes) -> list[tuple[str, dict[str, Any]]]:
 
 
 class Watcher:
-    """What the events so far add up to. `calls` are live, `endings` are of those that were."""
+    """What the events so far add up to: live `calls`, the `endings` of those that were, and what
+    was `said` in the one that ended last."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.calls: dict[str, dict[str, Any]] = {}
         self.server: dict[str, Any] = {}
         self.endings: dict[str, dict[str, Any]] = {}
+        self.said: list[tuple[str, str, str]] = []
 
     @property
     def names(self) -> list[str]:
@@ -91,7 +93,7 @@ class Watcher:
                     self.calls[call_sid] |= audio
             case "ended":
                 self.endings[data["call_sid"]] = data
-                self.calls.pop(data["call_sid"], None)
+                self.said = self.lines(self.calls.pop(data["call_sid"], {"transcript": []}))
             case "server":
                 self.server |= data
 

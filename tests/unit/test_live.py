@@ -401,3 +401,27 @@ def test_what_changes_has_the_names_of_what_is_recorded() -> None:
     extra = {"state", "caller_speaking", "uplink_ms", "playback_ms"}
     assert set(shown) - extra <= set(CallRecord.__struct_fields__)
     assert all(name in shown for name in LISTS)
+
+
+async def test_the_last_words_come_before_the_end(autojump_clock: Clock) -> None:
+    """What changes in the moment in which the call ends is told, and nothing is told after it."""
+
+    async def leave(agent: AgentSession) -> None:
+        await agent.user_said("One.")
+        await trio.sleep(1)
+        await agent.user_said("Goodbye.")
+        await agent.close()
+
+    one, everything = Watcher(), Watcher()
+    async with in_memory(leave) as world:
+        live = live_of(world)
+        with live.watching() as all_calls:
+            async with world.call() as phone:
+                with live.watching(phone.call_sid) as viewer:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(everything.watch, all_calls, 5)
+                        await one.watch_to_the_end(viewer)
+    for watcher in (one, everything):
+        assert [line[1] for line in watcher.said] == ["One.", "Goodbye."]
+        assert watcher.endings[phone.call_sid]["outcome"] == "agent_ended"
+    assert one.names[-1] == "ended"
