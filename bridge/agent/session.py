@@ -104,8 +104,10 @@ class AgentSession:
         connection: trio_websocket.WebSocketConnection,
         stream: trio.abc.Stream,
         reader: _Reader,
+        key: str = "",
     ) -> None:
         self._connection = connection
+        self._key = key
         self._stream = stream
         self._reader = reader
         self._sends_underway = 0
@@ -169,7 +171,7 @@ class AgentSession:
             self._bad_on_end = 0
             return raw
         try:
-            message = messages.parse(raw)
+            message = messages.parse(self._without_key(raw))
         except messages.BadMessage as error:
             self.bad_messages += 1
             self._bad_on_end += 1
@@ -180,6 +182,11 @@ class AgentSession:
             log.debug("agent message of an unknown type", type=message.type)
             return None
         return message
+
+    def _without_key(self, text: str) -> str:
+        """An agent that repeats the key it was given, as in an error, would have it in transcripts
+        and records, which nobody keeps like a key."""
+        return text.replace(self._key, "[secret]") if self._key and self._key in text else text
 
     async def _send(self, data: str | bytes) -> None:
         self._sends_underway += 1
@@ -203,7 +210,8 @@ class AgentSession:
             return AgentClosed(f"the connection broke: {self._reader.error!r}", clean=False)
         if reason is None or reason.code == 1006:
             return AgentClosed("the connection was lost", clean=False)
-        words = f"closed with {reason.code}" + (f" ({reason.reason})" if reason.reason else "")
+        why = self._without_key(reason.reason or "")
+        words = f"closed with {reason.code}" + (f" ({why})" if why else "")
         return AgentClosed(words, clean=reason.code in _CLEAN_CODES)
 
     async def _close(self, close_by: Callable[[], float]) -> None:
@@ -350,7 +358,7 @@ async def _handshake(
             receive_buffer_size=RECEIVE_BYTES,
         )
     if connection is not None:
-        return AgentSession(connection, stream, reader)
+        return AgentSession(connection, stream, reader, key)
     if isinstance(reader.error, trio_websocket.ConnectionRejected):
         status = reader.error.status_code
         remedy = _REMEDIES.get(status, "an answer that is not a websocket")
