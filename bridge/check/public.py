@@ -7,33 +7,26 @@ log that ended before it began.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 
 from bridge.addresses import is_loopback
+from bridge.check.asking import ANSWER_SECONDS, NoAnswer, get, post
 from bridge.check.finding import Finding, ok, skipped, wrong
-from bridge.check.trouble import trouble
 from bridge.check.webhook import judge_twiml
 from bridge.config import Secrets, Settings
-from bridge.instance import HEADER
 from bridge.simulator.media_socket import StreamRefusedError, open_media_socket
 from bridge.simulator.twiml import ConnectStream, TwimlError, dialled_address
-from bridge.simulator.webhook import open_network_stream, sign, voice_form
+from bridge.simulator.webhook import open_network_stream, sign
 
-ANSWER_SECONDS: Final = 8.0
 WEBHOOK: Final = "/incoming-call"
 
 # Under hypercorn's own command line each worker process has a name of its own; so many questions
 # meet the one that answered the public address, nearly always.
 QUESTIONS: Final = 8
-
-# Whoever looks at the log should see what this was.
-_CALL_SID: Final = "CA" + "0" * 24 + "c4ec4000"
-_ACCOUNT_SID: Final = "AC" + "0" * 32
 
 
 @dataclass(frozen=True)
@@ -53,37 +46,25 @@ class Address:
         return cls("", url) if parts.path or parts.query else cls(url, url + WEBHOOK)
 
 
-@dataclass(frozen=True)
-class _Answer:
-    status: int
-    body: bytes
-    content_type: str
-    instance: str
-    server: str
-
-
-class _NoAnswer(Exception):
-    """There was none; the finding says why."""
-
-    def __init__(self, finding: Finding) -> None:
-        self.finding = finding
-
-
 async def check_server(settings: Settings, secrets: Secrets, url: str = "") -> list[Finding]:
     """Everything about the server; `url` stands in for server.public_url."""
     here = local_address(settings.server.bind)
-    async with httpx.AsyncClient(timeout=ANSWER_SECONDS) as client:
-        findings, instance = await _check_here(client, here)
+    async with (
+        # What is on this machine is asked without the proxy that others may need.
+        httpx.AsyncClient(timeout=ANSWER_SECONDS, trust_env=False) as inside,
+        httpx.AsyncClient(timeout=ANSWER_SECONDS) as client,
+    ):
+        findings, instance = await _check_here(inside, here)
         public = url or settings.server.public_url
         if public:
             address = Address.of(public)
             if address.base:
-                there, reached = await _check_there(client, address.base, here, instance)
+                there, reached = await _check_there(client, inside, address.base, here, instance)
                 findings += there
                 if not reached:
                     return findings
         elif instance:
-            address = Address.of(here)
+            address, client = Address.of(here), inside
             findings.append(
                 skipped(
                     "public",
@@ -110,8 +91,8 @@ async def _check_here(client: httpx.AsyncClient, here: str) -> tuple[list[Findin
     if here.endswith(":0"):
         return [skipped("server", "server.bind leaves the port open: not asked")], ""
     try:
-        answer = await _get(client, f"{here}/healthz", "server")
-    except _NoAnswer:
+        answer = await get(client, f"{here}/healthz", "server")
+    except NoAnswer:
         return [skipped("server", f"no server runs at {here}", remedy)], ""
     if not answer.instance:
         who = f"a server that calls itself {answer.server}" if answer.server else "something else"
@@ -127,12 +108,12 @@ async def _check_here(client: httpx.AsyncClient, here: str) -> tuple[list[Findin
 
 
 async def _check_there(
-    client: httpx.AsyncClient, base: str, here: str, instance: str
+    client: httpx.AsyncClient, inside: httpx.AsyncClient, base: str, here: str, instance: str
 ) -> tuple[list[Finding], bool]:
     """Whether the public address reaches a bridge, and the one of this machine."""
     try:
-        answer = await _get(client, f"{base}/healthz", "public")
-    except _NoAnswer as error:
+        answer = await get(client, f"{base}/healthz", "public")
+    except NoAnswer as error:
         return [error.finding], False
     if answer.status != 200 or not answer.instance:
         what = f"{base} reaches no bridge"
@@ -143,7 +124,7 @@ async def _check_there(
         return [wrong("public", what, why, remedy)], False
     if not instance:
         return [ok("public", f"{base} reaches a bridge (none runs here to compare with)")], True
-    if answer.instance != instance and not await _is_one_of_ours(client, here, answer.instance):
+    if answer.instance != instance and not await _is_one_of_ours(inside, here, answer.instance):
         return [
             wrong(
                 "public",
@@ -159,8 +140,8 @@ async def _check_there(
 async def _is_one_of_ours(client: httpx.AsyncClient, here: str, instance: str) -> bool:
     for _ in range(QUESTIONS):
         try:
-            answer = await _get(client, f"{here}/healthz", "server")
-        except _NoAnswer:
+            answer = await get(client, f"{here}/healthz", "server")
+        except NoAnswer:
             return False
         if answer.instance == instance:
             return True
@@ -177,7 +158,7 @@ async def _check_calls(
     token = secrets.twilio_auth_tokens[0] if secrets.twilio_auth_tokens else ""
     findings: list[Finding] = []
     try:
-        answer = await _post(client, url, url if token else "", token)
+        answer = await post(client, url, url if token else "", token)
         if answer.status == 403 and token:
             return [await _explain_mismatch(client, url, settings, token)]
         if answer.status == 403:
@@ -192,7 +173,7 @@ async def _check_calls(
             findings.append(await _check_unsigned(client, url))
         elif address.base and not is_loopback(urlsplit(url).netloc):
             findings.append(_open_to_all(url, "set TWILIO_AUTH_TOKEN for the server"))
-    except _NoAnswer as error:
+    except NoAnswer as error:
         return [*findings, error.finding]
     if answer.status != 200:
         return [
@@ -213,7 +194,7 @@ async def _check_calls(
 
 async def _check_unsigned(client: httpx.AsyncClient, url: str) -> Finding:
     """Whether somebody else than Twilio is turned away."""
-    answer = await _post(client, url, "", "")
+    answer = await post(client, url, "", "")
     if answer.status == 403:
         return ok("signature", f"{url} takes what Twilio signs, and nothing else")
     if is_loopback(urlsplit(url).netloc):
@@ -235,7 +216,7 @@ async def _explain_mismatch(
 ) -> Finding:
     """Find out which address the server takes itself to have, by signing for each likely one."""
     for computed in likely_addresses(url, settings.server.bind):
-        answer = await _post(client, url, computed, token)
+        answer = await post(client, url, computed, token)
         if answer.status != 403:
             base = url.removesuffix(WEBHOOK)
             return wrong(
@@ -292,76 +273,3 @@ async def _check_socket(stream: ConnectStream, base: str, token: str) -> Finding
             remedy = "set server.public_url for the server: the socket's signature is for its wss"
         return wrong("socket", f"{stream.url} does not open", error.detail, remedy)
     return ok("socket", f"{stream.url} opens")
-
-
-# ---- one request ---------------------------------------------------------------------------------
-
-
-async def _get(client: httpx.AsyncClient, url: str, check: str) -> _Answer:
-    with _reaching(url, check):
-        return _answer(await client.get(url))
-    raise AssertionError("unreachable")
-
-
-async def _post(client: httpx.AsyncClient, url: str, signed: str, token: str) -> _Answer:
-    """Ask a webhook as Twilio does; signed as if it were the address `signed`, if there is one."""
-    form = voice_form(
-        call_sid=_CALL_SID,
-        account_sid=_ACCOUNT_SID,
-        from_number="+15550100001",
-        to_number="+15550100002",
-        caller_name=None,
-        call_status="ringing",
-    )
-    headers = {
-        "Content-Type": "application/x-www-form-urlencoded",
-        "User-Agent": "TwilioProxy/1.1",
-    }
-    if signed:
-        headers["X-Twilio-Signature"] = sign(signed, form, token)
-    with _reaching(url, "webhook"):
-        return _answer(await client.post(url, content=urlencode(form), headers=headers))
-    raise AssertionError("unreachable")
-
-
-def _answer(answer: httpx.Response) -> _Answer:
-    headers = answer.headers
-    return _Answer(
-        answer.status_code,
-        answer.content,
-        headers.get("Content-Type", ""),
-        headers.get(HEADER, ""),
-        headers.get("Server", "")[:80],
-    )
-
-
-@contextmanager
-def _reaching(url: str, check: str) -> Iterator[None]:
-    try:
-        yield
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise _NoAnswer(_explain(error, url, check)) from None
-
-
-def _explain(error: Exception, url: str, check: str) -> Finding:
-    host = urlsplit(url).netloc
-    found = trouble(error)
-    match found.kind:
-        case "certificate":
-            what = f"the certificate of {host} is not trusted"
-            remedy = "Twilio refuses it, too: get one from an authority such as Let's Encrypt"
-        case "tls":
-            what = f"{host} does not speak TLS"
-            remedy = "put a proxy with TLS in front, or use `bridge serve --tunnel`"
-        case "name":
-            what = f"the name {host} is not known"
-            remedy = "correct server.public_url, or the name's DNS record"
-        case "refused":
-            what = f"nothing listens at {host}"
-            remedy = "start the tunnel or proxy, or correct server.public_url"
-        case "other":
-            what = f"{host} does not answer"
-            remedy = "see that it can be reached from the internet, and is this server's"
-            if isinstance(error, httpx.TimeoutException):
-                found = replace(found, why=f"no answer within {ANSWER_SECONDS:g} s")
-    return wrong(check, what, found.why, remedy)

@@ -1,0 +1,114 @@
+"""One question to a server, asked as Twilio or a browser would, and what its silence means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Final
+from urllib.parse import urlencode, urlsplit
+
+import httpx
+
+from bridge.check.finding import Finding, wrong
+from bridge.check.trouble import trouble
+from bridge.instance import HEADER
+from bridge.simulator.webhook import sign, voice_form
+
+ANSWER_SECONDS: Final = 8.0
+
+# Whoever looks at the log should see what this was.
+_CALL_SID: Final = "CA" + "0" * 24 + "c4ec4000"
+_ACCOUNT_SID: Final = "AC" + "0" * 32
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer; `instance` names the bridge that gave it, "" if it was none."""
+
+    status: int
+    body: bytes
+    content_type: str
+    instance: str
+    server: str
+
+
+class NoAnswer(Exception):
+    """There was none; the finding says why."""
+
+    def __init__(self, finding: Finding) -> None:
+        self.finding = finding
+
+
+async def get(client: httpx.AsyncClient, url: str, check: str) -> Answer:
+    """Ask for a page on behalf of a check. Raises NoAnswer."""
+    with _reaching(url, check):
+        return _answer(await client.get(url))
+    raise AssertionError("unreachable")
+
+
+async def post(client: httpx.AsyncClient, url: str, signed: str, token: str) -> Answer:
+    """Ask a webhook as Twilio does; signed as if it were the address `signed`, if there is one.
+
+    Raises NoAnswer.
+    """
+    form = voice_form(
+        call_sid=_CALL_SID,
+        account_sid=_ACCOUNT_SID,
+        from_number="+15550100001",
+        to_number="+15550100002",
+        caller_name=None,
+        call_status="ringing",
+    )
+    headers = {
+        "Content-Type": "application/x-www-form-urlencoded",
+        "User-Agent": "TwilioProxy/1.1",
+    }
+    if signed:
+        headers["X-Twilio-Signature"] = sign(signed, form, token)
+    with _reaching(url, "webhook"):
+        return _answer(await client.post(url, content=urlencode(form), headers=headers))
+    raise AssertionError("unreachable")
+
+
+def _answer(answer: httpx.Response) -> Answer:
+    headers = answer.headers
+    return Answer(
+        answer.status_code,
+        answer.content,
+        headers.get("Content-Type", ""),
+        headers.get(HEADER, ""),
+        headers.get("Server", "")[:80],
+    )
+
+
+@contextmanager
+def _reaching(url: str, check: str) -> Iterator[None]:
+    try:
+        yield
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise NoAnswer(_explain(error, url, check)) from None
+
+
+def _explain(error: Exception, url: str, check: str) -> Finding:
+    host = urlsplit(url).netloc
+    found = trouble(error)
+    match found.kind:
+        case "certificate":
+            what = f"the certificate of {host} is not trusted"
+            remedy = "Twilio refuses it, too: get one from an authority such as Let's Encrypt"
+        case "tls":
+            what = f"{host} does not speak TLS"
+            remedy = "put a proxy with TLS in front, or use `bridge serve --tunnel`"
+        case "name":
+            what = f"the name {host} is not known"
+            remedy = "correct server.public_url, or the name's DNS record"
+        case "refused":
+            what = f"nothing listens at {host}"
+            remedy = "start the tunnel or proxy, or correct server.public_url"
+        case "other":
+            what = f"{host} does not answer"
+            remedy = "see that it can be reached from the internet, and is this server's"
+            if isinstance(error, httpx.TimeoutException):
+                found = replace(found, why=f"no answer within {ANSWER_SECONDS:g} s")
+    return wrong(check, what, found.why, remedy)
