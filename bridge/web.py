@@ -28,7 +28,7 @@ from bridge.control import (
     with_webhook,
 )
 from bridge.control.dialling import DIRECTION
-from bridge.instance import HEADER, instance
+from bridge.instance import HEADER, instance, share_ticket_key
 from bridge.log import get_logger
 from bridge.operating import Operator
 from bridge.outcome import Outcome
@@ -201,7 +201,8 @@ def _twiml(document: bytes) -> Response:
 # Whoever loads the application, hypercorn's own command line included, gets the server's remedies.
 worker.install()
 
-# Named before there are worker processes, which inherit it.
+# Before there are worker processes, which inherit both.
 instance()
+share_ticket_key()
 
 app = create_app()

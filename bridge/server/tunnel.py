@@ -43,7 +43,10 @@ _LINE_BYTES: Final = 65_536
 
 # None of a tunnel's business.
 _SECRETS: Final = frozenset(
-    {"DEEPGRAM_API_KEY", "TWILIO_ACCOUNT_SID", "TWILIO_AUTH_TOKEN", "BRIDGE_API_TOKEN"}
+    {
+        *("DEEPGRAM_API_KEY", "TWILIO_ACCOUNT_SID", "TWILIO_AUTH_TOKEN"),
+        *("BRIDGE_API_TOKEN", "BRIDGE_TICKET_KEY"),
+    }
 )
 
 # Not api.trycloudflare.com, which its error messages name.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -127,6 +130,42 @@ def test_memory_of_use_is_bounded(tickets: Tickets, monkeypatch: pytest.MonkeyPa
     assert tickets.check(one_more, SID, NOW) == "too many tickets at once"
     # The first has expired, and is forgotten.
     assert tickets.check(one_more, SID, NOW + 10) == ""
+
+
+# ---- the key ------------------------------------------------------------------------------------
+
+CHILD = """
+import sys
+from bridge.config import Secrets
+from bridge.ticket import Tickets
+tickets = Tickets(Secrets.from_environment().ticket_keys())
+print(tickets.check(sys.argv[1], sys.argv[2], 1e9) or "holds")
+"""
+PARENT = f"""
+import subprocess, sys
+import bridge
+from bridge.config import Secrets
+from bridge.ticket import Tickets
+tickets = Tickets(Secrets.from_environment().ticket_keys())
+ticket = tickets.issue("{SID}", 1e9, lifetime=60)
+subprocess.run([sys.executable, "-c", {CHILD!r}, ticket, "{SID}"], check=True)
+"""
+
+
+def test_without_any_secret_worker_processes_have_the_same_key() -> None:
+    names = ("BRIDGE_", "TWILIO_", "DEEPGRAM_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(names)}
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", code, "phone", SID],
+            env=env,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for code in (PARENT, CHILD)
+    ]
+    assert outputs == ["holds\n", "not a ticket\n"]
 
 
 # ---- the clock ----------------------------------------------------------------------------------
