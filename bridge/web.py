@@ -51,6 +51,9 @@ FORM_SECONDS: Final = 5
 # The routes that Twilio asks, by endpoint: none of them answers anybody else.
 SIGNED: Final = TWILIO_ENDPOINTS | {"incoming_call", "call_ended"}
 
+# Set by a proxy that asks another server when this one answers 503 (deploy/haproxy.cfg).
+ELSEWHERE: Final = "Bridge-Elsewhere"
+
 BUSY: Final = "All our lines are busy. Please call again in a few minutes."
 
 _APOLOGISE_AFTER: Final = {
@@ -127,6 +130,8 @@ def create_app(
         outbound = form.get("Direction") == DIRECTION
         if why := await bridge.reserve(settings, call_sid, "" if outbound else caller):
             log.info("caller refused", reason=why, call_sid=call_sid, caller=caller)
+            if request.headers.get(ELSEWHERE):
+                return f"{why}\n", 503
             overflow = settings.server.overflow_url
             return _twiml(twiml.redirect(overflow) if overflow else twiml.hang_up(BUSY))
         here = asked_for(request, settings)

@@ -1,0 +1,386 @@
+"""A deploy under load: two servers behind HAProxy are restarted, one after the other, while phones
+call all the time; and what the callers notice of it.
+
+    python -m tests.benchmarks.rolling [--calls 40] [--seconds 10] [--rounds 3]
+
+Everything is real but the people: `bridge serve` twice, with one PostgreSQL between them, Debian's
+HAProxy with deploy/haproxy.cfg, signed webhooks, tickets. Each caller calls, talks for so many
+seconds while the agent talks too, hangs up (or, every fourth, the agent does) and calls again. A
+restart is what a deploy does: SIGTERM, wait until the server has ended, start it, wait until it has
+a call. Every byte that was said must have been heard, both ways.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+import trio
+
+from bridge.records.store import Store
+from bridge.simulator.agent import AgentSession, Behaviour, SimulatedAgent
+from bridge.simulator.phone import (
+    CallEndedError,
+    PhoneTimeoutError,
+    SimulatedPhone,
+    TwimlError,
+    WebhookError,
+)
+from bridge.simulator.speech import SILENCE
+from bridge.simulator.twiml import ConnectStream, Hangup
+from tests.unit.records.postgres import cluster
+
+CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
+TOKEN = "twilio-token-of-the-rolling-test"
+QUIET = Behaviour(greeting="", hears=False, latency_every=0, idle_timeout=0)
+
+# A start takes seconds on a busy machine, a drain as long as the longest call.
+PATIENCE = 90.0
+
+# What was said last has been heard so much later, on the busiest machine.
+ARRIVES = 5.0
+
+# How often something is looked at that tells nobody.
+CHECKED = 0.05
+
+
+@dataclass
+class Figures:
+    """What callers noticed, and what the servers did meanwhile."""
+
+    calls: int = 0
+    caller_seconds: float = 0.0
+    agent_seconds: float = 0.0
+    setups: list[float] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    restarts: list[tuple[str, int, float]] = field(default_factory=list)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    dropped_bytes: int = 0
+
+    @property
+    def complaints(self) -> list[str]:
+        return [*self.refused, *self.cut, *self.lost, *self.faults]
+
+    def print(self) -> None:
+        for name, calls, took in self.restarts:
+            print(f"restart of {name}: {calls} calls on it, ended {took:.1f} s after SIGTERM")
+        said = (
+            f"{self.caller_seconds:.0f} s said by callers, {self.agent_seconds:.0f} s by the agent"
+        )
+        print(f"calls: {self.calls} ({dict(self.outcomes)}), {said}")
+        setups = sorted(self.setups)
+        print(f"webhook to media socket: median {statistics.median(setups):.3f} s, ", end="")
+        print(f"longest {setups[-1]:.3f} s")
+        print(f"webhooks refused: {len(self.refused)}; calls cut: {len(self.cut)}; ", end="")
+        print(
+            f"calls with audio lost: {len(self.lost)} ({self.dropped_bytes} bytes dropped); ",
+            end="",
+        )
+        print(f"faults Twilio would report: {len(self.faults)}")
+        for complaint in self.complaints[:20]:
+            print(f"  {complaint}", file=sys.stderr)
+
+
+def words(seed: str, seconds: float) -> bytes:
+    """Speech that no other call has, without a byte of silence, in whole 20 ms frames."""
+    size = round(seconds * 50) * 160
+    noise = random.Random(seed).randbytes(size)
+    return noise.replace(SILENCE, b"\x01")
+
+
+class Server:
+    """One `bridge serve`, which can be restarted on its address."""
+
+    def __init__(self, name: str, folder: Path, database: str, agent_port: int) -> None:
+        self.name = name
+        self.address = f"127.0.0.1:{free_port()}"
+        self._folder = folder / name
+        self._folder.mkdir()
+        (self._folder / "config.toml").write_text(
+            f'[server]\nbind = "{self.address}"\ndrain_seconds = 300\n'
+            f'[deepgram]\nurl = "ws://127.0.0.1:{agent_port}/v1/agent/converse"\n'
+            f'[records]\nurl = "{database}"\n'
+            '[logging]\nformat = "json"\nlevel = "info"\n'
+            # The simulated agent learns from the prompt whose call it is.
+            '[agent.listen.provider]\ntype = "deepgram"\nmodel = "nova-3"\n'
+            '[agent.think]\nprompt = "{caller}"\n'
+            '[agent.think.provider]\ntype = "open_ai"\nmodel = "gpt-4o-mini"\n'
+            '[agent.speak.provider]\ntype = "deepgram"\nmodel = "aura-2-thalia-en"\n'
+        )
+        self._process: trio.Process | None = None
+
+    async def start(self) -> None:
+        """Start it, and wait until it takes calls."""
+        environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        environment |= {"DEEPGRAM_API_KEY": "dg-test-key", "TWILIO_AUTH_TOKEN": TOKEN}
+        with (self._folder / "log").open("ab") as log:
+            self._process = await trio.lowlevel.open_process(
+                [sys.executable, "-c", "from bridge.cli import main; main()", "serve"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                cwd=self._folder,
+                env=environment,
+            )
+        while not await self._ready():
+            assert self._process.poll() is None, self.log()[-1:]
+            await trio.sleep(CHECKED)
+
+    async def stop(self) -> tuple[int, float]:
+        """As a deploy does: how many calls were on, and how many seconds it took to end."""
+        assert self._process is not None
+        began = trio.current_time()
+        self._process.send_signal(signal.SIGTERM)
+        status = await self._process.wait()
+        took = trio.current_time() - began
+        assert status == 0, f"{self.name} ended with {status}"
+        drains = [line for line in self.log() if line.get("event") == "draining"]
+        return drains[-1]["calls"], took
+
+    def kill(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+
+    def log(self) -> list[dict[str, Any]]:
+        lines = (self._folder / "log").read_text(errors="replace").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    async def _ready(self) -> bool:
+        async with httpx.AsyncClient() as client:
+            try:
+                answer = await client.get(f"http://{self.address}/readyz", timeout=5)
+            except httpx.HTTPError:
+                return False
+        return answer.status_code == 200
+
+
+class Rolling:
+    """The callers, and the restarts between them."""
+
+    def __init__(self, front: str, seconds: float) -> None:
+        self.figures = Figures()
+        self.agent = SimulatedAgent(self._speak, QUIET)
+        self._front = front
+        self._seconds = seconds
+        self._numbers = count()
+        self._sessions: dict[str, AgentSession] = {}
+        self._said: dict[str, trio.Event] = {}
+        self._over = trio.Event()
+
+    async def _speak(self, agent: AgentSession) -> None:
+        """The agent of a call: says its part, and hangs up if that is how the call ends."""
+        await agent.applied.wait()
+        assert agent.settings is not None
+        caller = agent.settings["agent"]["think"]["prompt"]
+        self._sessions[caller] = agent
+        await agent.say(caller, words("agent" + caller, self._seconds))
+        if ends_with_agent(caller):
+            # When the caller has said and heard all, which is for the test to know.
+            await self._said[caller].wait()
+            await agent.close()
+
+    async def caller(self) -> None:
+        """Call, again and again, until it is enough."""
+        await trio.sleep(random.uniform(0, self._seconds))
+        while not self._over.is_set():
+            number = f"+1555{next(self._numbers):07}"
+            try:
+                await self._call(number)
+            except (WebhookError, TwimlError) as error:
+                self.figures.refused.append(f"{number}: {error}")
+            except (CallEndedError, PhoneTimeoutError) as error:
+                self.figures.cut.append(f"{number}: {error}")
+
+    async def _call(self, number: str) -> None:
+        figures, part = self.figures, words("agent" + number, self._seconds)
+        said = self._said[number] = trio.Event()
+        phone = SimulatedPhone(from_number=number, auth_token=TOKEN)
+        began = trio.current_time()
+        speech = words("caller" + number, self._seconds)
+        async with phone.place_call(f"http://{self._front}") as phone:
+            figures.calls += 1
+            if [type(verb) for verb in phone.verbs] != [ConnectStream]:
+                figures.refused.append(f"{number}: {phone.verbs}")
+                return
+            figures.setups.append(trio.current_time() - began)
+            await phone.say(speech)
+            await phone.wait_heard(self._seconds)
+            with trio.move_on_after(ARRIVES):
+                while self._heard_of(number) != speech:  # noqa: ASYNC110  # audio wakes nobody
+                    await trio.sleep(CHECKED)
+            if ends_with_agent(number):
+                said.set()
+                await phone.wait_ended()
+            else:
+                await phone.hang_up()
+        if ends_with_agent(number):
+            verbs, ending = [ConnectStream, Hangup], "completed"
+        else:
+            verbs, ending = [ConnectStream], "caller_hung_up"
+        if [type(verb) for verb in phone.verbs] != verbs or phone.ending != ending:
+            figures.cut.append(f"{number}: {phone.ending}, {phone.verbs}")
+        figures.faults += [f"{number}: {fault}" for fault in phone.faults]
+        figures.caller_seconds += len(speech) / 8000
+        figures.agent_seconds += len(part) / 8000
+        if phone.received_audio != part:
+            figures.lost.append(f"{number}: {len(phone.received_audio)} of {len(part)} heard")
+        if (got := self._heard_of(number)) != speech:
+            figures.lost.append(f"{number}: the agent heard {len(got)} of {len(speech)}")
+        del self._sessions[number], self._said[number]
+
+    def _heard_of(self, number: str) -> bytes:
+        """What the agent has heard of this caller's words, without the silence between them."""
+        session = self._sessions.get(number)
+        return b"" if session is None else bytes(session.received_audio).replace(SILENCE, b"")
+
+    def enough(self) -> None:
+        """No call begins after this."""
+        self._over.set()
+
+
+def ends_with_agent(caller: str) -> bool:
+    """Every fourth call is ended by the agent, which brings a webhook more."""
+    return int(caller[1:]) % 4 == 0
+
+
+@asynccontextmanager
+async def haproxy(front: str, a: str, b: str) -> AsyncIterator[None]:
+    """HAProxy with the configuration that is shipped."""
+    program = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    assert program is not None, "HAProxy is missing: apt-get install -y haproxy"
+    environment = {"BRIDGE_FRONT": front, "BRIDGE_A": a, "BRIDGE_B": b}
+    process = await trio.lowlevel.open_process(
+        [program, "-db", "-f", str(CONFIG)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+    )
+    try:
+        yield
+        assert process.poll() is None, "HAProxy ended by itself"
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
+async def run(calls: int, seconds: float, rounds: int) -> Figures:
+    """Restart both servers `rounds` times under a load of `calls`, each `seconds` long."""
+    folder = Path(tempfile.mkdtemp(prefix="bridge-rolling-"))
+    front = f"127.0.0.1:{free_port()}"
+    rolling = Rolling(front, seconds)
+    with cluster() as database:
+        try:
+            async with trio.open_nursery() as nursery:
+                port = await nursery.start(rolling.agent.serve)
+                servers = [Server(name, folder, database.url, port) for name in "ab"]
+                try:
+                    # One after the other: the first makes the tables.
+                    for server in servers:
+                        await server.start()
+                    async with haproxy(front, servers[0].address, servers[1].address):
+                        await _restart_under_load(rolling, servers, front, calls, rounds)
+                    nursery.cancel_scope.cancel(reason="done")
+                finally:
+                    for server in servers:
+                        server.kill()
+            figures = rolling.figures
+            store = Store(database.url)
+            for record in store.list_calls(limit=100_000):
+                figures.outcomes[record.outcome] += 1
+                figures.dropped_bytes += record.dropped_bytes
+            store.close()
+        finally:
+            shutil.rmtree(folder)
+    return figures
+
+
+async def _restart_under_load(
+    rolling: Rolling, servers: list[Server], front: str, calls: int, rounds: int
+) -> None:
+    await _takes_calls(front)
+    async with trio.open_nursery() as nursery:
+        for _ in range(calls):
+            nursery.start_soon(rolling.caller)
+        while rolling.figures.calls < calls:  # noqa: ASYNC110  # the load is on
+            await trio.sleep(CHECKED)
+        for _ in range(rounds):
+            for server in servers:
+                with trio.fail_after(PATIENCE):
+                    had, took = await server.stop()
+                    rolling.figures.restarts.append((server.name, had, took))
+                    await server.start()
+                    # Until HAProxy gives it calls; it must not be the only one that does not.
+                    await _has_a_call(server)
+        rolling.enough()
+    for server in servers:
+        await server.stop()
+
+
+async def _takes_calls(front: str) -> None:
+    """Wait until HAProxy has found its servers."""
+    with trio.fail_after(PATIENCE):
+        while True:
+            async with httpx.AsyncClient() as client:
+                try:
+                    answer = await client.post(f"http://{front}/incoming-call", timeout=5)
+                    if answer.status_code == 403:  # not signed: it was a bridge that answered
+                        return
+                except httpx.HTTPError:
+                    pass
+            await trio.sleep(CHECKED)
+
+
+async def _has_a_call(server: Server) -> None:
+    while True:
+        async with httpx.AsyncClient() as client:
+            text = (await client.get(f"http://{server.address}/metrics", timeout=5)).text
+        if "bridge_calls_active 0.0" not in text:
+            return
+        await trio.sleep(CHECKED)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def main() -> None:
+    """Run it from the command line."""
+    parser = argparse.ArgumentParser(prog="rolling", description="A deploy under load.")
+    parser.add_argument("--calls", type=int, default=40)
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    figures = trio.run(partial(run, options.calls, options.seconds, options.rounds))
+    figures.print()
+    if figures.complaints or figures.dropped_bytes:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

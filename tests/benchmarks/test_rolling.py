@@ -1,0 +1,21 @@
+"""A deploy drops no call: two servers behind the shipped HAProxy configuration, restarted under
+load. `python -m tests.benchmarks.rolling` is the same with 40 calls, three times over.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from tests.benchmarks.rolling import run
+
+
+async def test_a_rolling_restart_drops_no_call() -> None:
+    with trio.fail_after(150):
+        figures = await run(8, 3, 1)
+    assert figures.complaints == []
+    assert figures.dropped_bytes == 0
+    # Both were restarted, with calls on them, and calls were ended from both sides.
+    assert [name for name, _, _ in figures.restarts] == ["a", "b"]
+    assert all(calls for _, calls, _ in figures.restarts)
+    assert set(figures.outcomes) == {"caller_hung_up", "agent_ended"}
+    assert sum(figures.outcomes.values()) == figures.calls
