@@ -38,12 +38,22 @@ GREETING_SECONDS = 6.0
 QUIET_SECONDS = 1.5
 GOODBYE_SECONDS = 2.0
 
-_REMEDIES = {
-    401: "set DEEPGRAM_API_KEY to a key from console.deepgram.com",
-    402: "add credit in the Deepgram console",
-    403: "give the key access to the Voice Agent in the Deepgram console",
-    404: "correct deepgram.url; Deepgram's is wss://agent.deepgram.com/v1/agent/converse",
-    429: "end other sessions of the Deepgram project, or ask Deepgram for more",
+# What a refused handshake means, and what to do: developers.deepgram.com/docs/errors
+_STATUSES = {
+    401: ("the key was refused", "set DEEPGRAM_API_KEY to a key from console.deepgram.com"),
+    402: ("the project is out of credit", "add credit in the Deepgram console"),
+    403: (
+        "the key may not use the Voice Agent",
+        "give it access in the Deepgram console, or make another",
+    ),
+    404: (
+        "there is no Voice Agent at this address",
+        "correct deepgram.url; Deepgram's is wss://agent.deepgram.com/v1/agent/converse",
+    ),
+    429: (
+        "the project has as many sessions open as it may",
+        "end others of the project's sessions, or ask Deepgram for more",
+    ),
 }
 
 
@@ -156,8 +166,10 @@ def explain(check: str, failure: Exception, where: str, name: str = "") -> Findi
         return wrong(check, "the agent ended the session at once", str(failure), _mend(name))
     status = failure.status if isinstance(failure, AgentUnavailable) else None
     if status is not None:
-        remedy = _REMEDIES.get(status, "try again later; see status.deepgram.com")
-        return wrong(check, f"{where} refuses the session", str(failure), remedy)
+        meaning, remedy = _STATUSES.get(
+            status, ("it cannot serve now", "try again later; see status.deepgram.com")
+        )
+        return wrong(check, f"{where} refuses the session", f"{status}, {meaning}", remedy)
     found = trouble(failure)
     match found.kind:
         case "certificate":

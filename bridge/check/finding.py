@@ -27,9 +27,9 @@ class Finding:
 
     @property
     def line(self) -> str:
-        """All of it in one line."""
+        """All of it in one line: what, why, and behind the arrow what to do."""
         text = self.what + (f": {self.why}" if self.why else "")
-        return text + (f"; {self.remedy}" if self.remedy else "")
+        return text + (f" -> {self.remedy}" if self.remedy else "")
 
 
 def ok(check: str, what: str) -> Finding:

@@ -24,6 +24,10 @@ from bridge.simulator.webhook import open_network_stream, sign
 
 WEBHOOK: Final = "/incoming-call"
 
+# Each question on a connection of its own: one that is kept stays with the worker process that has
+# it, and some proxies look at its first request only.
+_AFRESH: Final = httpx.Limits(max_keepalive_connections=0)
+
 # Under hypercorn's own command line each worker process has a name of its own; so many questions
 # meet the one that answered the public address, nearly always.
 QUESTIONS: Final = 8
@@ -51,8 +55,8 @@ async def check_server(settings: Settings, secrets: Secrets, url: str = "") -> l
     here = local_address(settings.server.bind)
     async with (
         # What is on this machine is asked without the proxy that others may need.
-        httpx.AsyncClient(timeout=ANSWER_SECONDS, trust_env=False) as inside,
-        httpx.AsyncClient(timeout=ANSWER_SECONDS) as client,
+        httpx.AsyncClient(timeout=ANSWER_SECONDS, limits=_AFRESH, trust_env=False) as inside,
+        httpx.AsyncClient(timeout=ANSWER_SECONDS, limits=_AFRESH) as client,
     ):
         findings, instance = await _check_here(inside, here)
         public = url or settings.server.public_url
