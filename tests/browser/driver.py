@@ -96,8 +96,13 @@ class Browser:
         self.driver.switch_to.active_element.send_keys(keys)
 
     def focused(self) -> str:
-        """The accessible name of what has the focus."""
-        return self.driver.switch_to.active_element.accessible_name
+        """The name of what has the focus: its label, or what it shows."""
+        return str(
+            self.run(
+                """const at = document.activeElement;
+                return at.ariaLabel ?? at.labels?.[0]?.textContent ?? at.innerText.trim()"""
+            )
+        )
 
     def tab_to(self, name: str, limit: int = 40) -> None:
         """Press Tab until the focus is on what is called so."""

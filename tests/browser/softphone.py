@@ -90,12 +90,18 @@ class Softphone:
         """Peaks of what is heard, by ms."""
         return [(at, peak) for at, peak in self.browser.run("return probe.loudness")]
 
-    def heard_until(self, at: float, within: float = 500) -> tuple[bool, float]:
-        """Whether the agent was heard just before `at`, and for how many ms after it still."""
-        loudness = self.loudness()
-        before = any(peak > SILENT for when, peak in loudness if at - 250 <= when < at)
-        after = [when for when, peak in loudness if at <= when < at + within and peak > SILENT]
-        return before, max(after, default=at) - at
+    def interruptions(self) -> list[float]:
+        """For each `clear` that came while the agent was heard: for how many ms it still was."""
+        loud = [at for at, peak in self.loudness() if peak > SILENT]
+        media = [at for at, _ in self.messages("in", "media")]
+        went_on = []
+        for cleared, _ in self.messages("in", "clear"):
+            if any(cleared - 100 <= at < cleared for at in loud):
+                # What comes afterwards is another reply.
+                end = min((at for at in media if at > cleared), default=float("inf"))
+                went_on.append(max((at for at in loud if cleared <= at < end), default=cleared))
+                went_on[-1] -= cleared
+        return went_on
 
 
 @contextmanager

@@ -49,6 +49,7 @@ const MICROPHONE = {
 const NO_SOUND = "This browser gives the page no sound, so the agent cannot be heard. Read it here.";
 
 const OUTCOME_WITHIN = 2000; // ms after the line is closed, for the server to say why
+const FIRST_PHRASES = 12;
 const SHOWN_KEY = 180; // ms a key looks pressed
 
 let call = null;
@@ -336,6 +337,16 @@ function showPhrases(phrases) {
     }),
   );
   $("phrases").hidden = phrases.length === 0;
+  showAllPhrases(false);
+}
+
+// The first few, and all of them for who wants to know.
+function showAllPhrases(all) {
+  const chips = [...$("chips").children];
+  for (const chip of chips.slice(FIRST_PHRASES)) chip.hidden = !all;
+  $("all-phrases").hidden = chips.length <= FIRST_PHRASES;
+  $("all-phrases").setAttribute("aria-expanded", String(all));
+  $("all-phrases").textContent = all ? "Show fewer" : `Show all ${chips.length}`;
 }
 
 function clock(seconds) {
@@ -373,6 +384,9 @@ new ResizeObserver(followLines).observe($("scroll"));
 $("call").onclick = place;
 $("hang-up").onclick = () => call?.hangUp();
 $("mute").onclick = () => call?.mute();
+$("all-phrases").onclick = ({ target }) => {
+  showAllPhrases(target.getAttribute("aria-expanded") !== "true");
+};
 $("keypad").onclick = () => {
   const open = document.body.classList.toggle("keys-open");
   $("keypad").setAttribute("aria-expanded", String(open));
