@@ -80,4 +80,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
+    except BaseExceptionGroup as group:
+        # Trio's nurseries hand on Ctrl-C in a group; whatever else is in it fell with it.
+        if group.subgroup(KeyboardInterrupt) is None:
+            raise
+        sys.exit(130)
     sys.exit(result if isinstance(result, int) else 0)
