@@ -11,6 +11,7 @@ import trio
 from quart import Response, request, websocket
 from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio import QuartTrio
+from quart_trio.wrappers import TrioResponse
 from werkzeug.exceptions import BadRequest
 from werkzeug.routing import MapAdapter
 
@@ -30,6 +31,7 @@ from bridge.control import (
 from bridge.control.dialling import DIRECTION
 from bridge.instance import HEADER, instance, share_ticket_key
 from bridge.log import get_logger
+from bridge.openapi import description
 from bridge.operating import Operator
 from bridge.outcome import Outcome
 from bridge.pages import pages_blueprint
@@ -63,6 +65,12 @@ _APOLOGISE_AFTER: Final = {
 }
 
 
+class PlainResponse(TrioResponse):
+    """Text unless it says that it is something else: some of it repeats what a stranger sent."""
+
+    default_mimetype = "text/plain"
+
+
 class Application(QuartTrio):
     """Quart-Trio, reading websockets directly, and refusing a nonsensical Host quietly.
 
@@ -71,6 +79,7 @@ class Application(QuartTrio):
     """
 
     asgi_websocket_class = DirectWebsocketConnection
+    response_class = PlainResponse
 
     def create_url_adapter(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
         """As Quart's; a Host that cannot be one matches nothing and is answered 400."""
@@ -187,6 +196,10 @@ def create_app(
     async def metrics() -> Response:
         body, content_type = await bridge.exposed_metrics(request.headers.get("Accept"))
         return Response(body, content_type=content_type)
+
+    @app.get("/openapi.json")
+    async def openapi() -> dict[str, Any]:
+        return description()
 
     @app.errorhandler(Refused)
     async def refused(error: Refused) -> tuple[str, int]:

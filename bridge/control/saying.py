@@ -12,7 +12,9 @@ from bridge.control.dialling import BadRequest
 MAX_WORDS: Final = 1000
 
 
-class _Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The JSON of `POST /calls/{sid}/say`."""
+
     text: str
 
 
@@ -22,7 +24,7 @@ def read_words(body: bytes) -> str:
     Raises BadRequest, with status 400 for what is not that JSON and 422 for no words or too many.
     """
     try:
-        text = msgspec.json.decode(body, type=_Said).text
+        text = msgspec.json.decode(body, type=Said).text
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise BadRequest("", f'expected {{"text": "..."}}: {error}', status=400) from error
     words = " ".join("".join(c if c.isprintable() else " " for c in text).split())
