@@ -166,7 +166,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 # Keys of the contract that are read and checked but change nothing yet. Whoever makes one work
 # takes its line out, and puts the key into the shipped config.toml.
-NOT_YET = ("deepgram.prewarm",)
+NOT_YET: tuple[str, ...] = ()
 
 
 def warnings_for(settings: Settings) -> list[str]:

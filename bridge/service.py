@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 import trio
@@ -33,6 +33,7 @@ from bridge.keeping import Keepers, RecordKeeper
 from bridge.live import Live
 from bridge.metrics import Metrics
 from bridge.outcome import Outcome
+from bridge.prewarm import Prepared, Prewarming
 from bridge.records.recorder import NullRecorder, Recorder, recorder_for
 from bridge.records.wav import CallRecording
 from bridge.registry import Registry
@@ -86,6 +87,10 @@ class Bridge:
         self.live = Live(self.calls)
         self.stalls = Stalls()
         self.admission = Admission()
+        self.prewarming = Prewarming()
+        # Whether this is the server's only process; who starts several says so.
+        self.alone = True
+        self._told_of_prewarming = False
         self.account = AccountLimit("")
         self.tickets = Tickets(ticket_keys())
         self.epoch = EpochClock(time.time, trio.current_time, patience=TICKET_SECONDS)
@@ -143,11 +148,13 @@ class Bridge:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.recorder.run)
             nursery.start_soon(self.account.run)
+            self.prewarming.nursery = nursery
             if self.tracing is not None:
                 nursery.start_soon(self.tracing.run)
             try:
                 yield
             finally:
+                self.prewarming.nursery = None
                 with trio.CancelScope(shield=True):  # bounded by the recorder's own STOP_SECONDS
                     await self.recorder.aclose()
                 if self.tracing is not None:
@@ -266,9 +273,7 @@ class Bridge:
     ) -> None:
         """Carry one call from its socket's first message to its last. `entry` is the socket's;
         `purpose` is what its ticket has to be for."""
-        secrets, functions = self._secrets, self._functions
-        assert secrets is not None
-
+        functions = self._functions
         chosen: dict[str, Any] | None = None
 
         @asynccontextmanager
@@ -280,21 +285,33 @@ class Bridge:
             close_by: GoodbyeBy,
         ) -> AsyncIterator[AgentSession]:
             nonlocal chosen
-            if chosen is None:
-                chosen = await self._choose_agent(settings, info, call)
-            message = settings_message(chosen, call.functions.schemas(), history)
-            async with open_within(
-                settings.deepgram.connect_budget,
-                lambda: open_session(
-                    nursery,
-                    settings.deepgram.url,
-                    key=secrets.deepgram_api_key,
-                    settings=message,
-                    timeout=settings.deepgram.connect_timeout,
-                    close_by=close_by,
-                    open_stream=self._open_stream,
-                ),
-            ) as session:
+            budget, began = settings.deepgram.connect_budget, trio.current_time()
+            schemas = call.functions.schemas()
+            async with AsyncExitStack() as stack:
+                if chosen is None and (
+                    warm := await self.prewarming.claim(info.call_sid, close_by)
+                ):
+                    stack.push_async_callback(warm.aclose)
+                    prepared, session = warm.prepared, warm.session
+                    assert prepared is not None
+                    assert session is not None
+                    # Or the configuration has been edited in between.
+                    if prepared.message == settings_message(prepared.table, schemas):
+                        chosen = self._answered_by(call, prepared.agent, prepared.table)
+                        yield session
+                        return
+                    await warm.aclose()
+                if chosen is None:
+                    chosen = self._answered_by(call, *await self._choose_agent(settings, info))
+                message = settings_message(chosen, schemas, history)
+                # What was spent on a session ahead of the call counts, but one try is left.
+                spent = trio.current_time() - began
+                session = await stack.enter_async_context(
+                    open_within(
+                        max(budget - spent, min(budget, settings.deepgram.connect_timeout)),
+                        lambda: self._open_session(settings, nursery, message, close_by),
+                    )
+                )
                 yield session
 
         call = Call(
@@ -324,16 +341,65 @@ class Bridge:
         except (TwilioError, ValueError) as error:
             log.warning("transfer by REST failed, going by /call-ended", reason=str(error))
 
-    async def _choose_agent(self, settings: Settings, info: CallInfo, call: Call) -> dict[str, Any]:
-        """The agent's table for this call, with what is known of the caller filled in."""
+    def prewarm(self, settings: Settings, call_sid: str, parameters: Mapping[str, str]) -> None:
+        """Open the agent's session for a call that has just got its slot, where that is wanted and
+        of use. `parameters` are its stream's. Does not wait."""
+        if not settings.deepgram.prewarm:
+            return
+        if not self.alone or settings.server.workers > 1:
+            if not self._told_of_prewarming:
+                self._told_of_prewarming = True
+                log.warning(
+                    "deepgram.prewarm is off: with several worker processes, a call's webhook and "
+                    "its socket may reach different ones"
+                )
+            return
+        known = {name: value for name, value in parameters.items() if value and name != TICKET}
+        info = CallInfo(
+            call_sid=call_sid,
+            stream_sid="",
+            caller=known.get("From", ""),
+            called=known.get("To", ""),
+            parameters=known,
+        )
+        # Their descriptions alone: those of the call itself are what is called.
+        built_ins = built_in(cast("Call", None), settings.functions)
+        schemas = (self._functions + built_ins).schemas()
+
+        async def prepare() -> Prepared:
+            name, table = await self._choose_agent(settings, info)
+            return Prepared(name, table, settings_message(table, schemas))
+
+        self.prewarming.begin(call_sid, prepare, partial(self._open_session, settings))
+
+    def _open_session(
+        self, settings: Settings, nursery: trio.Nursery, message: str, close_by: GoodbyeBy
+    ) -> AbstractAsyncContextManager[AgentSession]:
+        assert self._secrets is not None
+        return open_session(
+            nursery,
+            settings.deepgram.url,
+            key=self._secrets.deepgram_api_key,
+            settings=message,
+            timeout=settings.deepgram.connect_timeout,
+            close_by=close_by,
+            open_stream=self._open_stream,
+        )
+
+    async def _choose_agent(self, settings: Settings, info: CallInfo) -> tuple[str, dict[str, Any]]:
+        """The agent's name and table for this call, with what is known of the caller filled in."""
         context: dict[str, str] = {}
         if settings.call.context_url:
             context = await fetch_context(settings.call.context_url, info, CONTEXT_SECONDS)
         chosen_by_name = info.parameters.get("direction") in ("outbound-api", "softphone")
         wanted = info.parameters.get("agent", "") if chosen_by_name else None
-        call.report.agent, table = choose_agent(settings, info.called, wanted)
+        name, table = choose_agent(settings, info.called, wanted)
+        return name, fill_in(table, variables_of(info, context))
+
+    def _answered_by(self, call: Call, name: str, table: dict[str, Any]) -> dict[str, Any]:
+        call.report.agent = name
         call.timekeeper.force_end_turn = _is_flux(table)
-        return fill_in(table, variables_of(info, context))
+        return table
 
     def _measure(self, call: Call) -> None:
         report, conversation = call.report, call.conversation

@@ -88,6 +88,7 @@ def softphone_blueprint(bridge: Bridge, gate: Gate) -> Blueprint:
         ticket = bridge.ticket(call_sid, SOFTPHONE)
         parameters = {"From": SOFTPHONE, "To": _number(settings.agents, asked.agent)}
         parameters |= {"direction": SOFTPHONE, "agent": asked.agent, TICKET: ticket}
+        bridge.prewarm(settings, call_sid, parameters)
         return jsonify(
             call_sid=call_sid,
             stream_url=f"{stream}/media-stream?ticket={ticket}",

@@ -154,6 +154,7 @@ def create_app(
             action=f"{address.web}/call-ended",
             parameters={**parameters, TICKET: bridge.ticket(call_sid)},
         )
+        bridge.prewarm(settings, call_sid, parameters)
         return _twiml(document)
 
     @app.websocket("/media-stream")

@@ -133,6 +133,12 @@ class AgentSession:
         """Send a message. Raises AgentClosed when the session is over."""
         await self._send(messages.encode(message))
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more can be sent, as far as is known; what came can still be read."""
+        over = self._connection.closed is not None or self._reader.error is not None
+        return over or bool(self._given_up)
+
     async def abandon(self, why: str) -> None:
         """Give the session up: whoever sends or receives is told so with these words."""
         self._given_up = why
