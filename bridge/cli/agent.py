@@ -1,20 +1,29 @@
-"""`bridge agent`: the simulated agent as a server of its own."""
+"""`bridge agent`: an agent on this machine as a server of its own."""
 
 from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import click
 import trio
 
-from bridge.cli import Failure, Misconfigured
+from bridge.cli import Failure, Misconfigured, reason
+from bridge.local import missing
+from bridge.local.agent import local_agent
+from bridge.local.dialogue import Dialogue, DialogueError, load_dialogue
+from bridge.local.pool import Pool
+from bridge.local.speech_worker import WorkerBroken
 from bridge.simulator.agent import AgentSession, SimulatedAgent
 from bridge.simulator.script import ECHO_BEHAVIOUR, ScriptError, echo, load_script
 
 # Sessions are kept for people who look at them from Python; a long-running server needs few.
 KEEP_SESSIONS = 4
+
+FILES = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command(short_help="Run a local agent that speaks the Voice Agent protocol.")
@@ -26,44 +35,82 @@ KEEP_SESSIONS = 4
     type=click.IntRange(0, 65535),
     help="Port to listen on; 0 takes a free one.",
 )
-@click.option(
-    "--script",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="A TOML file: what the agent hears, says and does.",
-)
-def agent(host: str, port: int, script: Path | None) -> int:
+@click.option("--dialogue", type=FILES, help="A TOML file: what the agent understands and says.")
+@click.option("--script", type=FILES, help="A TOML file for an agent that acts to a script.")
+@click.option("--echo", "echoes", is_flag=True, help="An agent that repeats what it hears.")
+def agent(host: str, port: int, dialogue: Path | None, script: Path | None, echoes: bool) -> int:
     """Run a local agent that speaks Deepgram's Voice Agent protocol. It needs no key.
 
-    Without --script it greets, then repeats each thing the caller says in the caller's own voice.
-    It recognises no words. Ctrl-C ends it.
+    It is the front desk of a restaurant, hears real speech and speaks; it knows a few phrases, and
+    --dialogue gives it others. With --script or --echo it recognises no words, and needs none of
+    the packages for it. Ctrl-C ends it.
     """
+    if sum(map(bool, (dialogue, script, echoes))) > 1:
+        raise Misconfigured("--dialogue, --script, --echo: choose one of them")
+    if script is not None or echoes:
+        try:
+            play, behaviour = load_script(script) if script else (echo, ECHO_BEHAVIOUR)
+        except ScriptError as error:
+            raise Misconfigured(str(error)) from None
+        server = SimulatedAgent(play, behaviour, on_event=_print, keep_sessions=KEEP_SESSIONS)
+        return trio.run(_listen, host, port, partial(_serve, server, "The simulated agent"))
+    if why := missing():
+        raise Failure(f"{why}; or bridge agent --echo, which recognises no words")
+    known = read_dialogue(dialogue)
+    return trio.run(_listen, host, port, partial(_serve_local, known))
+
+
+def read_dialogue(path: Path | None) -> Dialogue:
+    """The dialogue in a file, or the one that comes with bridge. Raises Misconfigured."""
     try:
-        play, behaviour = load_script(script) if script else (echo, ECHO_BEHAVIOUR)
-    except ScriptError as error:
+        return load_dialogue(path)
+    except DialogueError as error:
         raise Misconfigured(str(error)) from None
-    server = SimulatedAgent(play, behaviour, on_event=_print, keep_sessions=KEEP_SESSIONS)
-    return trio.run(_serve, server, host, port)
 
 
-async def _serve(server: SimulatedAgent, host: str, port: int) -> int:
+Serve = Callable[[str, list[trio.SocketListener]], Awaitable[None]]
+
+
+async def _listen(host: str, port: int, serve: Serve) -> int:
     try:
         listeners = await trio.open_tcp_listeners(port, host=host)
     except OSError as error:
         raise Failure(
             f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port"
         ) from None
+    received = 0
     # Signals are read as events, since KeyboardInterrupt could strike in the middle of a session.
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with trio.open_nursery() as nursery:
-            bound = await nursery.start(server.serve_listeners, listeners)
-            shown = f"[{host}]" if ":" in host else host
-            address = f"ws://{shown}:{bound}/v1/agent/converse"
-            _say(f"The simulated agent listens on {address}")
-            _say("For a bridge that talks to it, put into config.toml:")
-            _say(f'[deepgram]\nurl = "{address}"')
-            number = await anext(aiter(signals))
-            nursery.cancel_scope.cancel()
-    return 130 if number == signal.SIGINT else 0
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(serve, host, listeners)
+                received = await anext(aiter(signals))
+                nursery.cancel_scope.cancel()
+        except* WorkerBroken as group:
+            raise Failure(str(reason(group))) from None
+    return 130 if received == signal.SIGINT else 0
+
+
+async def _serve_local(dialogue: Dialogue, host: str, listeners: list[trio.SocketListener]) -> None:
+    pool = Pool(dialogue.setup())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pool.run)
+        server = local_agent(dialogue, pool, on_event=_print, keep_sessions=KEEP_SESSIONS)
+        count = len(dialogue.readable())
+        _say(f"It knows {count} phrases and speaks with {pool.voice}; it recognises nothing else.")
+        await _serve(server, "The local agent", host, listeners)
+
+
+async def _serve(
+    server: SimulatedAgent, name: str, host: str, listeners: list[trio.SocketListener]
+) -> None:
+    async with trio.open_nursery() as nursery:
+        bound = await nursery.start(server.serve_listeners, listeners)
+        shown = f"[{host}]" if ":" in host else host
+        address = f"ws://{shown}:{bound}/v1/agent/converse"
+        _say(f"{name} listens on {address}")
+        _say("For a bridge that talks to it, put into config.toml:")
+        _say(f'[deepgram]\nurl = "{address}"')
 
 
 def _print(session: AgentSession, text: str) -> None:

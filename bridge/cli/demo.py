@@ -1,10 +1,19 @@
-"""`bridge demo`: the server, an agent and a phone on this machine, and a call between them."""
+"""`bridge demo`: the server, an agent and a softphone on this machine; and a call, if you like."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
+import re
 import secrets
 import signal
-from collections.abc import Awaitable, Callable
+import subprocess
+import sys
+import tempfile
+import webbrowser
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,17 +22,28 @@ import trio
 from rich.console import Console
 
 from bridge.cli import Failure, Misconfigured, reason
+from bridge.cli.agent import FILES, read_dialogue
+from bridge.cli.call_result import summary
 from bridge.cli.call_view import CallView
-from bridge.cli.phone import Plan, call, speech, summary
+from bridge.cli.phone import Plan, call, speech
 from bridge.config import (
     DeepgramSettings,
+    FunctionSettings,
     LoggingSettings,
     RecordSettings,
     Secrets,
     ServerSettings,
     Settings,
+    default_agent,
+    printable,
 )
 from bridge.config_file import FixedConfig
+from bridge.local import missing
+from bridge.local.agent import local_agent
+from bridge.local.dialogue import Dialogue
+from bridge.local.pool import Pool
+from bridge.local.speech_worker import WorkerBroken
+from bridge.local.synthesis import SynthesisError, synthesise_all
 from bridge.server.serve import hypercorn_config, serve
 from bridge.simulator.agent import SimulatedAgent
 from bridge.simulator.phone import SimulatedPhone
@@ -31,36 +51,117 @@ from bridge.simulator.script import ECHO_BEHAVIOUR, echo
 from bridge.simulator.speech import write_wav
 from bridge.web import create_app
 
+# What the built-in caller says to the restaurant, each when the agent has finished.
+CALLER = (
+    "When are you open?",
+    "I would like to book a table for two at half past seven.",
+    "Could you repeat that, please?",
+    "Goodbye.",
+)
+
+FUNCTIONS = "bridge.local.restaurant"
+RECEPTION = "+15550100003"  # of the numbers that are nobody's
+INSTALL_SECONDS = 600
+
 BANNER = """\
-bridge   {server}   the real server; POST /incoming-call is its webhook
-agent    {agent}   simulated: it repeats what it hears
-phone    calls the server as Twilio would, over real sockets
+bridge demo: all of it on this machine, no accounts and no keys
+
+  softphone  {server}/softphone   open it, press the green button, and talk or type
+  console    {server}/            live calls, transcripts, timings
+  agent      {agent}
+  records    {records}
+{say}
+From another terminal, as Twilio would call:
+  TWILIO_AUTH_TOKEN={token} bridge phone {example} --url {server}
+A real number next: get a key from https://console.deepgram.com, then
+  export DEEPGRAM_API_KEY=…; bridge serve --tunnel; bridge number +15551234567 --url ADDRESS
 """
 
-STAYING = """\
-The server and the agent stay up until Ctrl-C. Call them yourself, from another terminal:
-    TWILIO_AUTH_TOKEN={token} bridge phone speech.wav --url {server} --save heard.wav
+SAY = """\
+
+Say, for instance (the softphone lists all {count} phrases, and it knows no others):
+{examples}
 """
+
+EXAMPLES = ("hours", "book", "repeat", "person", "help", "goodbye")
+
+
+@dataclass(frozen=True)
+class House:
+    """What is up: `server` is its address, `token` signs as Twilio does."""
+
+    server: str
+    token: str
 
 
 @click.command()
-@click.option("--phone", "audio", metavar="AUDIO.wav", help="What the caller says.")
-@click.option("--save", type=click.Path(path_type=Path), help="Write what the caller heard (WAV).")
-@click.option("--stay", is_flag=True, help="Stay up after the call, until Ctrl-C.")
+@click.option("--open", "opens", is_flag=True, help="Open the softphone in the browser.")
+@click.option(
+    "--phone", "audio", metavar="AUDIO.wav", help="Let a simulated phone call and say this."
+)
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path),
+    help="Write what that caller heard (WAV); without --phone, a built-in caller calls.",
+)
+@click.option("--stay", is_flag=True, help="Stay up after that call, until Ctrl-C.")
 @click.option("--port", default=0, help="The server's port.  [default: a free one]")
-def demo(audio: str | None, save: Path | None, stay: bool, port: int) -> int:
+@click.option("--dialogue", type=FILES, help="What the agent understands and says (TOML).")
+@click.option("--echo", "echoes", is_flag=True, help="An agent that only repeats what it hears.")
+@click.option(
+    "--records",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keep the records of the calls in this folder.  [default: gone afterwards]",
+)
+def demo(
+    opens: bool,
+    audio: str | None,
+    save: Path | None,
+    stay: bool,
+    port: int,
+    dialogue: Path | None,
+    echoes: bool,
+    records: Path | None,
+) -> int:
     """Everything on this machine, no accounts and no keys.
 
-    Starts the real server and a simulated agent, and calls them with a simulated phone: the caller
-    says a few sentences, the agent repeats each in the caller's own voice. Configuration and
-    environment of the machine are left out of it.
+    Starts the real server, an agent that hears and speaks, and a page that is a phone, and says
+    what to open and what to say; Ctrl-C ends it. With --phone or --save, a simulated phone calls
+    instead, and the transcript is printed. Configuration and environment of the machine are left
+    out of it.
     """
     if save is not None and not save.parent.is_dir():
         raise Misconfigured(f"--save {save}: there is no folder {save.parent}")
-    words = speech(Path(audio) if audio else None)
+    if echoes and dialogue is not None:
+        raise Misconfigured("--dialogue, --echo: choose one of them")
+    if records is not None:
+        records = records.absolute()
+        try:
+            records.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Misconfigured(f"--records {records}: {error.strerror or error}") from None
+    # The caller's words are read first: what is wrong with them should not take long to hear of.
+    words = [speech(Path(audio))] if audio else []
+    known = None if echoes else read_dialogue(dialogue)
+    if known is not None:
+        _provide()
+    if echoes and save is not None and not words:
+        words = [speech(None)]
+    calls = bool(words) or save is not None
+    work = partial(
+        _demo,
+        known,
+        words,
+        calls=calls,
+        save=save,
+        stay=stay or not calls,
+        port=port,
+        opens=opens,
+        records=records,
+    )
     try:
-        signum = trio.run(_until_signalled, partial(_demo, words, save=save, stay=stay, port=port))
-    except* OSError as group:
+        signum = trio.run(_until_signalled, work)
+    except* (OSError, WorkerBroken, SynthesisError) as group:
         raise Failure(f"cannot start: {reason(group)}") from None
     return 130 if signum == signal.SIGINT else 0
 
@@ -85,33 +186,157 @@ async def _until_signalled(work: Callable[[], Awaitable[None]]) -> int | None:
     return received
 
 
-async def _demo(words: bytes, *, save: Path | None, stay: bool, port: int) -> None:
+async def _demo(
+    dialogue: Dialogue | None,
+    words: list[bytes],
+    *,
+    calls: bool,
+    save: Path | None,
+    stay: bool,
+    port: int,
+    opens: bool,
+    records: Path | None,
+) -> None:
+    with ExitStack() as stack:
+        if records is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bridge-demo-")))
+        else:
+            folder = records
+        async with _house(dialogue, port, folder, kept=records is not None) as house:
+            if opens:
+                page = f"{house.server}/softphone"
+                await trio.to_thread.run_sync(webbrowser.open, page, abandon_on_cancel=True)
+            if calls:
+                if not words:
+                    words = await synthesise_all(list(CALLER))
+                await _call(house, words, save)
+            if stay:
+                click.echo("Ctrl-C ends it.", err=True)
+                await trio.sleep_forever()
+
+
+@asynccontextmanager
+async def _house(
+    dialogue: Dialogue | None, port: int, folder: Path, *, kept: bool
+) -> AsyncIterator[House]:
+    """Agent and server, until this is left."""
     async with trio.open_nursery() as nursery:
-        simulated = SimulatedAgent(echo, ECHO_BEHAVIOUR, keep_sessions=1)
-        agent_port = await nursery.start(simulated.serve)
-        agent = f"ws://127.0.0.1:{agent_port}/v1/agent/converse"
+        phrases: list[str] = []
+        agent_settings, functions = default_agent(), FunctionSettings()
+        if dialogue is None:
+            agent = SimulatedAgent(echo, ECHO_BEHAVIOUR, keep_sessions=1)
+            who = "it repeats what it hears, in the caller's own voice"
+        else:
+            pool = Pool(dialogue.setup())
+            await nursery.start(pool.run)
+            agent = local_agent(dialogue, pool, keep_sessions=1)
+            phrases = dialogue.readable()
+            who = f"it knows {len(phrases)} phrases, and speaks with {pool.voice}"
+            if dialogue.file.greeting:
+                agent_settings["greeting"] = dialogue.file.greeting
+            functions = FunctionSettings(module=FUNCTIONS, transfer_to={"reception": RECEPTION})
+        agent_port = await nursery.start(agent.serve)
         settings = Settings(
             server=ServerSettings(bind=f"127.0.0.1:{port}"),
-            deepgram=DeepgramSettings(url=agent),
+            deepgram=DeepgramSettings(url=f"ws://127.0.0.1:{agent_port}/v1/agent/converse"),
+            functions=functions,
             logging=LoggingSettings(level="warning"),
-            records=RecordSettings(url=""),
+            records=RecordSettings(url=f"sqlite:///{folder / 'calls.db'}"),
+            agent=agent_settings,
         )
         # Protected like any other: the phone signs as Twilio does, with a token of its own.
         token = secrets.token_hex(16)
         app = create_app(FixedConfig(settings), Secrets(twilio_auth_tokens=(token,)))
+        app.extensions["bridge"].phrases = tuple(phrases)
         run_server = partial(serve, app, hypercorn_config(settings), shutdown=trio.Event())
         server = (await nursery.start(run_server))[0]
-        click.echo(BANNER.format(server=server, agent=agent), err=True)
-        view = CallView(Console(stderr=True))
-        caller = SimulatedPhone(on_event=view.event, auth_token=token)
-        try:
-            await call(caller, server, Plan(words), view)
-        finally:
-            # Also after an interruption: what was heard until then is there to be listened to.
-            if save is not None and view.watching:
-                write_wav(save, caller.heard)
-        click.echo(summary(caller, view, save))
-        if stay:
-            click.echo(STAYING.format(server=server, token=token), err=True)
-            await trio.sleep_forever()
+        where = f"{folder / 'calls.db'}" + ("" if kept else " (gone afterwards; --records FOLDER)")
+        banner = BANNER.format(
+            server=server,
+            agent=who,
+            records=where,
+            token=token,
+            say=_what_to_say(dialogue) if dialogue else "",
+            example='--say "when are you open"' if dialogue else "speech.wav",
+        )
+        click.echo(banner, err=True)
+        yield House(server, token)
         nursery.cancel_scope.cancel(reason="the demo is over")
+
+
+def _what_to_say(dialogue: Dialogue) -> str:
+    """The first phrase of a few turns; of the first turns where a dialogue has no such."""
+    named = {
+        turn.name: phrases[0]
+        for turn, phrases in zip(dialogue.file.turns, dialogue.phrases, strict=True)
+    }
+    chosen = [name for name in EXAMPLES if name in named] or list(named)[: len(EXAMPLES)]
+    examples = "\n".join(f"  {dialogue.shown(named[name])}" for name in chosen)
+    return SAY.format(count=len(dialogue.readable()), examples=examples)
+
+
+async def _call(house: House, words: list[bytes], save: Path | None) -> None:
+    """A simulated phone calls and says `words`, each when the agent has replied to the last."""
+    view = CallView(Console(stderr=True))
+    caller = SimulatedPhone(on_event=view.event, auth_token=house.token)
+    try:
+        await call(caller, house.server, Plan(words[0], then=tuple(words[1:])), view)
+    finally:
+        # Also after an interruption: what was heard until then is there to be listened to.
+        if save is not None and view.watching:
+            write_wav(save, caller.heard)
+    click.echo(transcript(view))
+    click.echo(summary(caller, view, save))
+
+
+def transcript(view: CallView) -> str:
+    """Who said what and when, and how long each reply took from the end of the caller's speech."""
+    if view.live is None:
+        return ""
+    lines, replies = [], iter(view.reply_seconds)
+    answers = False
+    for line in view.live.transcript:
+        at, role = line.get("at"), str(line.get("role", ""))
+        shown = f"{at:6.1f} s" if isinstance(at, int | float) else " " * 8
+        took = ""
+        if role == "agent" and answers and (seconds := next(replies, None)) is not None:
+            took = f"  ({seconds:.2f} s after the caller)"
+        answers = role != "agent"
+        heard = "  [cut off]" if line.get("heard") == "cut" else ""
+        lines.append(f"{shown}  {role:<7} {printable(str(line.get('words', '')))}{heard}{took}")
+    return "\n".join([*lines, ""])
+
+
+def _provide() -> None:
+    """See to it that the local agent's packages are there. Raises Failure with the remedy."""
+    if not missing():
+        return
+    wanted = local_requirements(importlib.metadata.requires("bridge") or [])
+    click.echo(
+        f"Installing what the local agent hears and speaks with: {', '.join(wanted)}", err=True
+    )
+    command = [sys.executable, "-m", "pip", "install", "--quiet", *wanted]
+    try:
+        done = subprocess.run(  # noqa: S603 - our own list of requirements
+            command, stdout=sys.stderr.fileno(), timeout=INSTALL_SECONDS, check=False
+        )
+        failed = done.returncode != 0
+    except (OSError, subprocess.TimeoutExpired):
+        failed = True
+    importlib.invalidate_caches()
+    if failed or missing():
+        raise Failure(
+            f"{missing() or 'they cannot be installed'}; or bridge demo --echo, which needs none"
+        )
+
+
+def local_requirements(requirements: list[str]) -> list[str]:
+    """Those of the extra `local`, without what says so. The name of the project is not given to
+    pip: where it is not installed as a package, an index would have another one of that name."""
+    found = []
+    for text in requirements:
+        requirement, _, marker = text.partition(";")
+        if re.search(r"extra == ['\"]local['\"]", marker):
+            rest = re.sub(r"\s*(and\s+)?extra == ['\"]local['\"]", "", marker).strip(" ()")
+            found.append(f"{requirement.strip()}; {rest}" if rest else requirement.strip())
+    return found

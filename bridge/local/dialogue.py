@@ -136,11 +136,12 @@ class Dialogue:
 
     def readable(self) -> list[str]:
         """Its phrases as people read them, in the file's order, none twice."""
-        examples = {
-            name: slot.example or next(iter(slot.words)) for name, slot in self.file.slots.items()
-        }
-        shown = (phrase.readable(examples) for turn in self.phrases for phrase in turn)
-        return list(dict.fromkeys(shown))
+        return list(dict.fromkeys(self.shown(phrase) for turn in self.phrases for phrase in turn))
+
+    def shown(self, phrase: Phrase) -> str:
+        """One phrase as people read it, with an example ⟨marked⟩ for each slot."""
+        slots = self.file.slots.items()
+        return phrase.readable({n: slot.example or next(iter(slot.words)) for n, slot in slots})
 
     def _phrase(self, where: str, text: str) -> Phrase:
         try:

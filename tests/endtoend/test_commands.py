@@ -252,13 +252,13 @@ async def test_speech_goes_in_and_an_answer_comes_out(commands: Commands, server
 
 
 async def test_the_built_in_agent_greets_and_repeats(commands: Commands) -> None:
-    """`bridge agent` as it is, and a phone that lets it greet first; nothing is configured but
-    where the agent is."""
+    """`bridge agent --echo`, and a phone that lets it greet first; nothing is configured but where
+    the agent is."""
     agent_port = free_port()
     commands.write("config.toml", configuration(agent_port))
     write_tone(commands.folder / "speech.wav", 0.6)
     async with (
-        commands.start(*BRIDGE, "agent", "--port", str(agent_port)) as agent_process,
+        commands.start(*BRIDGE, "agent", "--echo", "--port", str(agent_port)) as agent_process,
         commands.serve("bridge serve") as (_, url),
     ):
         await listening(agent_port, agent_process)
@@ -274,7 +274,7 @@ async def test_the_built_in_agent_greets_and_repeats(commands: Commands) -> None
 
 
 async def test_the_agent_takes_any_free_port_and_says_which(commands: Commands) -> None:
-    async with commands.start(*BRIDGE, "agent", "--port", "0") as agent:
+    async with commands.start(*BRIDGE, "agent", "--echo", "--port", "0") as agent:
         with trio.fail_after(START_SECONDS):
             while 'converse"\n' not in agent.stderr:  # as in `listening`
                 assert agent.process.poll() is None, agent.stderr

@@ -14,7 +14,9 @@ from bridge.local.phones import MAX_DISTANCE, Pronunciations, distance, is_phone
     [
         ("AH", "AH", 0.0),
         ("AH B", "AH", 0.5),
-        ("AH B K", "AH D K", 1 / 3),
+        ("AH B K", "AH M K", 1 / 3),
+        ("AH B K", "AH D K", 0.6 / 3),  # both are stops
+        ("AH B K", "AH P K", 0.3 / 3),  # the same, with voice and without
         ("AH B K D", "B K D", 0.25),
         ("AH", "B", 1.0),
         ("", "AH", 1.0),
