@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -26,7 +26,9 @@ from bridge.simulator.activity import Turn, VoiceDetector, reply_seconds
 from bridge.simulator.phone import Event, SimulatedPhone
 from bridge.simulator.speech import RATE, ulaw_to_pcm
 
-_SHOWN_LINES = 6  # of the transcript, below which the terminal's own scrolling is better
+# On a terminal what is said stands out from what happens.
+_STYLES = {"agent": "bold", "caller": "bold cyan", "keypad": "bold cyan"}
+
 _LEVEL_CELLS = 12
 _QUIETEST_DB, _LOUDEST_DB = -48.0, -6.0  # of 16-bit full scale, as root mean square
 
@@ -129,11 +131,14 @@ class CallView:
             at = line.get("at")
             since = float(at) if isinstance(at, int | float) else 0.0
             shown = f"{who} pressed {words}" if who == "keypad" else f"{who}: “{words}”"
-            self._line(self._connected_at + since, shown)
+            self._line(self._connected_at + since, shown, _STYLES.get(who, "bold"))
 
     def note(self, words: str) -> None:
         """Show a line of our own."""
-        click.echo(words, err=True) if self._live is None else self._live.console.print(Text(words))
+        if self._live is None:
+            click.echo(words, err=True)
+        else:
+            self._live.console.print(Text(words))
 
     def hear(self, heard: bytes, sent: bytes, last: bool = False) -> None:
         """Show who spoke in the next µ-law bytes the caller heard and those the caller sent."""
@@ -179,17 +184,13 @@ class CallView:
         else:
             self._line(turn.end, f"{who} falls silent ({turn.end - turn.start:.1f} s)")
 
-    def _line(self, at: float, words: str) -> None:
-        line = f"{_clock(at)} {words}"
+    def _line(self, at: float, words: str, style: str = "dim") -> None:
         if self._live is None:
-            click.echo(line, err=True)
+            click.echo(f"{_clock(at)} {words}", err=True)
         else:
-            self._live.console.print(Text(line))
+            self._live.console.print(Text.assemble((f"{_clock(at)} ", "dim"), (words, style)))
 
     def _panel(self, phone: SimulatedPhone, now: float) -> Group:
-        parts: list[RenderableType] = [Text()]
-        for who, words in self._told[-_SHOWN_LINES:]:
-            parts.append(Text(f"{who:>7}  {words}", style="" if who == "agent" else "cyan"))
         table = Table.grid(padding=(0, 3))
         sides = [
             Text.assemble(
@@ -205,7 +206,7 @@ class CallView:
             Text(self._replies()),
             Text(f"queue {phone.queued:4.1f} s", style="dim"),
         )
-        return Group(*parts, table)
+        return Group(Text(), table)
 
     def _replies(self) -> str:
         """The latest reply's latency and the median: the bridge's own figures where it tells them,
