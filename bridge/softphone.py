@@ -17,12 +17,12 @@ import secrets
 from typing import Any, Final
 
 import msgspec
-from quart import Blueprint, Response, jsonify, request
+from quart import Blueprint, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from bridge.addresses import BadHost, public_address
 from bridge.call import TICKET
-from bridge.control import Gate
+from bridge.control import Gate, Seen
 from bridge.log import get_logger
 from bridge.service import Bridge
 from bridge.signed import asked_for
@@ -47,11 +47,11 @@ def softphone_blueprint(bridge: Bridge, gate: Gate) -> Blueprint:
     @softphone.before_request
     async def let_in() -> Answer | None:
         peer = _peer()
-        refused = gate.refusal(bridge.api_token, request.headers, peer)
+        refused = gate.refusal(bridge.api_token, request.headers, peer, g.get("seen"))
         if refused is None:
             return None
         if refused.is_news:
-            log.warning("softphone refused", status=refused.status, peer=peer)
+            log.warning("softphone refused", status=refused.status, peer=_client())
         extra = {"WWW-Authenticate": "Bearer"} if refused.status == 401 else {}
         return jsonify(error=refused.message), refused.status, extra
 
@@ -82,9 +82,9 @@ def softphone_blueprint(bridge: Bridge, gate: Gate) -> Blueprint:
             stream = f"{'wss' if secure else 'ws'}://{here.host}"
         call_sid = "CA" + secrets.token_hex(16)
         if why := await bridge.reserve(settings, call_sid, ""):
-            log.info("softphone busy", reason=why, peer=_peer())
+            log.info("softphone busy", reason=why, peer=_client())
             return jsonify(error="all lines are busy; try again in a moment"), 503
-        log.info("softphone call", call_sid=call_sid, peer=_peer(), agent=asked.agent)
+        log.info("softphone call", call_sid=call_sid, peer=_client(), agent=asked.agent)
         ticket = bridge.ticket(call_sid, SOFTPHONE)
         parameters = {"From": SOFTPHONE, "To": _number(settings.agents, asked.agent)}
         parameters |= {"direction": SOFTPHONE, "agent": asked.agent, TICKET: ticket}
@@ -110,6 +110,12 @@ def softphone_blueprint(bridge: Bridge, gate: Gate) -> Blueprint:
 def _peer() -> str:
     client = request.scope.get("client")
     return str(client[0]) if client else ""
+
+
+def _client() -> str:
+    """Who asked, for the log."""
+    seen: Seen | None = g.get("seen")
+    return seen.client if seen is not None else _peer()
 
 
 def _number(agents: dict[str, dict[str, Any]], agent: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Final, NoReturn, cast
 
 import trio
-from quart import Response, request, websocket
+from quart import Response, g, request, websocket
 from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio import QuartTrio
 from quart_trio.wrappers import TrioResponse
@@ -24,6 +24,7 @@ from bridge.config_file import SettingsSource
 from bridge.control import (
     TWILIO_ENDPOINTS,
     Gate,
+    Seen,
     control_blueprint,
     outbound_parameters,
     with_webhook,
@@ -122,6 +123,23 @@ def create_app(
     @app.before_serving
     async def prepare() -> None:
         bridge.prepare()
+
+    @app.before_request
+    async def look() -> None:
+        settings = bridge.settings_now()
+        public = settings.server.public_url.partition("://")[2].partition("/")[0]
+        here = asked_for(request, settings)
+        g.seen = Seen(here.client, (here.host, public) if public else (here.host,))
+
+    @app.after_request
+    async def keep_to_itself(response: Response) -> Response:
+        # Nothing here is for other pages to frame, run or guess the type of. The pages of our own
+        # say more, and what they say stays.
+        response.headers.setdefault(
+            "Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"
+        )
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        return response
 
     @app.before_request
     async def only_twilio() -> None:

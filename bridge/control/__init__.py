@@ -4,7 +4,7 @@
 `ControlHost` that is passed to it.
 """
 
-from bridge.control.access import Gate, Refusal
+from bridge.control.access import Gate, Refusal, Seen
 from bridge.control.api import TWILIO_ENDPOINTS, control_blueprint
 from bridge.control.dialling import (
     AnswerWith,
@@ -41,6 +41,7 @@ __all__ = [
     "Progress",
     "Records",
     "Refusal",
+    "Seen",
     "SettingsPolicy",
     "StatusUpdate",
     "control_blueprint",

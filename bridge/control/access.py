@@ -17,9 +17,9 @@ from __future__ import annotations
 import hmac
 import ipaddress
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from werkzeug.datastructures import Headers
@@ -56,6 +56,14 @@ class Refusal:
     is_news: bool = True
 
 
+class Seen(NamedTuple):
+    """A request through the proxies that are trusted: the client's address, and the names by which
+    this server is reached, besides the Host header."""
+
+    client: str
+    hosts: tuple[str, ...]
+
+
 class Gate:
     """Lets requests in or says why not. One per application, for what it remembers of failures.
 
@@ -66,10 +74,13 @@ class Gate:
         self._clock = clock
         self._failures: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
-    def refusal(self, token: str, headers: Headers, peer: str) -> Refusal | None:
+    def refusal(
+        self, token: str, headers: Headers, peer: str, seen: Seen | None = None
+    ) -> Refusal | None:
         """None for a request that may pass. `peer` is the address that the connection came from,
-        `token` is BRIDGE_API_TOKEN or ""."""
-        if _is_cross_site(headers):
+        `token` is BRIDGE_API_TOKEN or "". `seen` is what trusted proxies say besides: it widens
+        which pages are ours and tells one guesser from another, and makes nobody local."""
+        if _is_cross_site(headers, seen.hosts if seen is not None else ()):
             return Refusal(403, "a page of another site may not do this")
         if not token:
             return None if _is_local(headers, peer) else _NOT_LOCAL
@@ -78,7 +89,7 @@ class Gate:
         same = hmac.compare_digest(given.strip().encode(errors="replace"), token.encode())
         if scheme.lower() == "bearer" and same:
             return None
-        count = self._count_failure(peer)
+        count = self._count_failure(seen.client if seen is not None else peer)
         if count > FAILURES_PER_MINUTE:
             return Refusal(
                 429, "too many requests without the right token; wait a minute", is_news=False
@@ -110,16 +121,17 @@ _NOT_LOCAL: Final = Refusal(
 )
 
 
-def _is_cross_site(headers: Headers) -> bool:
+def _is_cross_site(headers: Headers, hosts: Sequence[str]) -> bool:
     if headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
         return True
     origin = headers.get("Origin")
     if origin is None:
         return False
     try:
-        return urlsplit(origin).netloc.lower() != headers.get("Host", "").lower()
+        page = urlsplit(origin).netloc.lower()
     except ValueError:
         return True
+    return page not in {host.lower() for host in (headers.get("Host", ""), *hosts)}
 
 
 def _is_local(headers: Headers, peer: str) -> bool:

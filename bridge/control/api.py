@@ -27,11 +27,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import trio
-from quart import Blueprint, Response, jsonify, request
+from quart import Blueprint, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from bridge.addresses import BadHost, PublicAddress, is_loopback, public_address
-from bridge.control.access import Gate
+from bridge.control.access import Gate, Seen
 from bridge.control.dialling import (
     AnswerWith,
     BadRequest,
@@ -88,11 +88,11 @@ def control_blueprint(
     async def let_in() -> Answer | None:
         if request.endpoint in TWILIO_ENDPOINTS:
             return None
-        refused = door.refusal(host.api_token, request.headers, _peer())
+        refused = door.refusal(host.api_token, request.headers, _peer(), g.get("seen"))
         if refused is None:
             return None
         if refused.is_news:
-            log.warning("control API refused", status=refused.status, peer=_peer())
+            log.warning("control API refused", status=refused.status, peer=_client())
         extra = {"WWW-Authenticate": "Bearer"} if refused.status == 401 else {}
         return jsonify(error=refused.message), refused.status, extra
 
@@ -265,6 +265,12 @@ def _peer() -> str:
     return str(client[0]) if client else ""
 
 
+def _client() -> str:
+    """Who asked, for the log: through the proxies that are trusted, if the application knows."""
+    seen: Seen | None = g.get("seen")
+    return seen.client if seen is not None else _peer()
+
+
 async def _json_body() -> bytes:
     # A web page can send any other type to another site without asking it first.
     if request.mimetype != "application/json":
@@ -382,7 +388,7 @@ async def _leave(rest: TwilioRest, call_sid: str, message: str) -> None:
 
 def _audit(what: str, result: str, **facts: str) -> None:
     """The line that tells afterwards who had a call placed or ended, whatever came of it."""
-    log.info(f"operator {what}", result=result, peer=_peer(), **facts)
+    log.info(f"operator {what}", result=result, peer=_client(), **facts)
 
 
 def _twilio_answer(error: TwilioError) -> Answer:
