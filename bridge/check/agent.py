@@ -24,7 +24,7 @@ from bridge.agent.session import (
     open_session,
 )
 from bridge.agent.settings import settings_message
-from bridge.answering import choose_agent, fill_in
+from bridge.answering import choose_agent, fill, fill_in
 from bridge.builtin import built_in
 from bridge.call import Call
 from bridge.check.finding import Finding, ok, warning, wrong
@@ -88,11 +88,38 @@ async def check_agents(
         return [*findings, wrong("agent", "no session can be opened", str(error))]
     for name in ("", *settings.agents):
         found = await _check_one(name, settings, secrets, functions, open_stream)
-        findings.append(found)
+        findings += [found, *check_names(name, settings)]
         if found.status == "wrong" and not found.what.startswith(_REFUSES):
             break
     return findings
 
+
+def check_names(name: str, settings: Settings) -> list[Finding]:
+    """Whether an agent's greeting and prompts name facts that a caller's call does not have."""
+    if settings.call.context_url:
+        return []  # which may know anything
+    _, table = choose_agent(settings, "", name or None)
+    think = table.get("think")
+    several = think if isinstance(think, list) else [think]
+    prompts = [one.get("prompt") for one in several if isinstance(one, dict)]
+    unknown: dict[str, None] = {}
+    for text in (table.get("greeting"), *prompts):
+        if isinstance(text, str):
+            unknown.update(dict.fromkeys(fill(text, _KNOWN)[1]))
+    if not unknown:
+        return []
+    return [
+        warning(
+            _named(name),
+            "greeting or prompt names " + ", ".join(f"{{{one}}}" for one in unknown),
+            "a call has {caller} and {called}; others only if it is dialled with them",
+            "correct the name, write {{ and }} for braces, or set call.context_url",
+        )
+    ]
+
+
+# What is filled in for every call that comes in.
+_KNOWN = dict.fromkeys(("caller", "called", "From", "To", "CallSid"), "")
 
 _REFUSES = "the agent refuses the Settings"
 
@@ -104,7 +131,7 @@ async def _check_one(
     functions: Functions,
     open_stream: OpenStream | None,
 ) -> Finding:
-    check = f"agents.{name}" if name else "agent"
+    check = _named(name)
     _, table = choose_agent(settings, "", name or None)
     table = fill_in(table, {"caller": "+15550100001", "called": "+15550100002"})
     message = settings_message(table, functions.schemas())
@@ -191,6 +218,10 @@ def explain(check: str, failure: Exception, where: str, name: str = "") -> Findi
             what = f"{where} gives no session"
             remedy = "see that deepgram.url is right and that a firewall lets this machine out"
     return wrong(check, what, found.why, remedy)
+
+
+def _named(name: str) -> str:
+    return f"agents.{name}" if name else "agent"
 
 
 def _mend(name: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 import trio
 import trustme
 
-from bridge.check.agent import check_agents, hosts
+from bridge.check.agent import check_agents, check_names, hosts
 from bridge.config import Secrets, Settings
 from bridge.simulator.agent import AgentSession, Behaviour, SimulatedAgent, silent
 from tests.world import QUIET, SECRETS, settings
@@ -128,6 +128,22 @@ async def test_one_of_several_agents_is_refused():
     assert "[agents.sales]" in found[1].remedy
     greetings = [session.settings["agent"]["greeting"] for session in made.sessions]
     assert greetings[-1] == "We are closed."
+
+
+@pytest.mark.parametrize(
+    ("agent", "names"),
+    [
+        ({"greeting": "Hello {caller}, this is {called}. {{not}}"}, None),
+        ({"greeting": "Hello {nmae}!"}, "{nmae}"),
+        ({"think": {"prompt": "You serve {firm}."}}, "{firm}"),
+        ({"think": [{"prompt": "{a} {b} {a}"}, {"prompt": "{c}"}]}, "{a}, {b}, {c}"),
+    ],
+)
+def test_names_that_no_call_has(agent, names):
+    found = check_names("", settings(agent=agent))
+    assert [one.what for one in found] == ([f"greeting or prompt names {names}"] if names else [])
+    asked = settings(agent=agent, call={"context_url": "https://crm.example/caller"})
+    assert check_names("", asked) == []
 
 
 async def test_a_key_that_is_missing_is_not_tried():
