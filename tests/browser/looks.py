@@ -1,9 +1,13 @@
 """What a page must be for everybody: every control has a name, every text can be read.
 
-The rules are WCAG 2.2's: 4.1.2 (name, role, value) and 1.4.3 (contrast: 4.5 to 1, large text 3).
+The rules are WCAG 2.2's: 4.1.2 (name, role, value) and 1.4.3 (contrast: 4.5 to 1, large text 3),
+judged by us; and all that axe-core knows, judged by it.
 """
 
 from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
 
 from tests.browser.driver import Browser
 
@@ -71,3 +75,15 @@ def unnamed(browser: Browser) -> list[str]:
         and node["role"]["value"] in NAMED
         and not node.get("name", {}).get("value", "").strip()
     ]
+
+
+def faults(browser: Browser) -> list[str]:
+    """What axe-core finds wrong with the page: its rule, and the first element that breaks it."""
+    browser.run(_axe())
+    found = browser.run("return axe.run(document, {resultTypes: ['violations']})")
+    return [f"{rule['id']}: {rule['nodes'][0]['html'][:120]}" for rule in found["violations"]]
+
+
+@cache
+def _axe() -> str:
+    return files("axe_core_python").joinpath("axe.min.js").read_text(encoding="utf-8")

@@ -18,7 +18,7 @@ from selenium.webdriver.common.keys import Keys
 from bridge.simulator.agent import AgentSession
 from tests.browser.driver import NARROW, WIDE, Browser
 from tests.browser.house import House, house, simulated
-from tests.browser.looks import unnamed, unreadable
+from tests.browser.looks import faults, unnamed, unreadable
 from tests.browser.softphone import SILENT, softphone
 from tests.world import QUIET, SECRETS, settings
 
@@ -117,6 +117,28 @@ def test_a_second_call_begins_anew(browser: Browser, here: House) -> None:
             phone.said("Agent", "Good evening.")
             assert len(phone.lines) == 1
             phone.hang_up()
+
+
+def test_who_leaves_the_page_hangs_up(browser: Browser, here: House) -> None:
+    with softphone(browser, here) as phone:
+        phone.call()
+        phone.said("Agent", "Good evening.")
+        browser.open(f"{here.address}/")
+        here.quiet()
+    assert phone.record().outcome == "caller_hung_up"
+
+
+def test_a_full_house_is_said(browser: Browser, here: House) -> None:
+    with softphone(browser, here) as phone:
+        here.bridge.begin_drain()
+        try:
+            browser.click("#call")
+            browser.until(lambda: "busy" in phone.notice, why=phone.notice)
+            assert phone.state == "No call"
+            assert browser.find("#call").is_displayed()
+        finally:
+            here.bridge.draining = False
+        browser.complaints()  # that a request was answered 503
 
 
 # ---- the microphone ------------------------------------------------------------------------------
@@ -296,6 +318,7 @@ def assert_for_everybody(browser: Browser) -> None:
         for dark in (False, True):
             browser.look(width=width, dark=dark)
             assert unreadable(browser) == []
+            assert faults(browser) == []
         assert unnamed(browser) == []
         over = browser.run("return document.documentElement.scrollWidth - innerWidth")
         assert over <= 0, "nothing sticks out to the side"
@@ -308,11 +331,11 @@ def test_what_happens_is_told_to_who_cannot_see(browser: Browser, here: House) -
         phone.said("Agent", "Good evening.")
         roles: dict[str, Any] = {
             selector: browser.find(selector).aria_role
-            for selector in ("#state", "#lines", "#elapsed", "#keys")
+            for selector in ("#state", "#log", "#elapsed", "#keys")
         }
         assert roles == {
             "#state": "status",
-            "#lines": "log",
+            "#log": "log",
             "#elapsed": "timer",
             "#keys": "group",
         }
