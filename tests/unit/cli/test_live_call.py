@@ -14,6 +14,7 @@ from rich.console import Console
 
 from bridge.cli.call_result import as_json, summary
 from bridge.cli.call_view import CallView, bar, level
+from bridge.cli.caller import may_ask
 from bridge.cli.live_call import EventParser, LiveCall, follow
 from bridge.cli.phone import Plan, call
 from bridge.simulator.agent import AgentSession
@@ -153,6 +154,13 @@ def test_what_is_said_is_shown_once_and_safely(capsys):
         "00:01.0 agent: “\\x1b[31mred”",
         "00:04.0 keypad pressed 5#",
     ]
+
+
+def test_who_is_asked():
+    assert may_ask("http://127.0.0.1:5000", "")
+    assert may_ask("https://voice.example.com", "token")
+    assert not may_ask("https://voice.example.com", "")
+    assert not may_ask("http://voice.example.com", "token")
 
 
 def test_levels():
