@@ -246,7 +246,7 @@ class Conversation:
             begins = not self.playback.queued(now)
             self.playback.sent(len(piece), now)
             self.transcript.audio_sent(len(piece))
-            self.turns.audio_sent(now)
+            begins |= self.turns.audio_sent(now)
             self._silence.agent_audio(now)
             if self.recording is not None:
                 self.recording.agent(piece, now - self._began_at)

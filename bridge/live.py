@@ -10,14 +10,15 @@ that belongs to the hub, so nothing runs when nobody watches, and a fault in her
 stream and no call.
 
 Events are absolute, not relative ("the transcript is, from line 3 on, …"), so that one too many
-does no harm. Hence the remedy for a viewer that reads too slowly: when its queue of QUEUE_EVENTS is
+does no harm. Hence the remedy for a viewer that reads too slowly: when its queue (see `viewer`) is
 full, all of it is thrown away, and what the viewer gets next is a fresh `snapshot`, made when it
 asks for it. That is also how every stream begins. A viewer is never waited for.
 
 The events are, each with JSON:
 
-    snapshot    all there is to know; takes the place of everything before
-    began       a call that has been introduced, whole
+    snapshot    the server, and the SIDs of the live calls, each of which follows as `began`; takes
+                the place of everything before
+    began       a call, whole: it has been introduced, or the viewer has come later
     call        facts of a call that changed
     transcript, turns, functions
                 a list of a call: what it is from item `from` on
@@ -25,13 +26,12 @@ The events are, each with JSON:
     ended       how a call ended
     server      facts of the server that changed
 
-Who watches one call gets those of this call, beginning with a `snapshot` as soon as there is such a
-call, and the stream ends with its `ended`.
+Who watches one call gets those of this call, beginning with a `snapshot` that has it whole, as soon
+as there is such a call; the stream ends with its `ended`.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -43,14 +43,11 @@ import trio
 from bridge import view
 from bridge.call import Call
 from bridge.seen import Seen, changed
+from bridge.viewer import Viewer, event
 
 # Each is a connection, a task and a queue. A few people with the console open, and every softphone
 # that is talking.
 MAX_VIEWERS: Final = 100
-
-# At the busiest, some seconds of one call. Events are shared between queues; a snapshot is not in
-# any queue.
-QUEUE_EVENTS: Final = 256
 
 # Changes are gathered for so long: no eye is quicker, and calls change in bursts.
 GATHER_SECONDS: Final = 0.05
@@ -69,91 +66,6 @@ class TooManyViewers(Exception):
 
 class Stopped(Exception):
     """The server stops, so there will be nothing to see."""
-
-
-class Viewer:
-    """Somebody who watches: everything, or one call. Made by `Live.watching`."""
-
-    def __init__(self, live: Live, call_sid: str, call: Call | None) -> None:
-        self.call_sid = call_sid
-        self.resynchronised = 0
-        """How often this viewer was too slow."""
-        self._live = live
-        self._call = call
-        self._over = False
-        self._stale = True
-        self._queue: deque[bytes] = deque()
-        self._wake = trio.Event()
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether there is something to see: always, unless it is of a call yet to come."""
-        return not self.call_sid or self._call is not None
-
-    async def next(self, within: float) -> bytes | None:
-        """Wait for the next event and return it as one server-sent event; None if there is none
-        `within` so many seconds.
-
-        Raises trio.EndOfChannel when there will be no more: the call is over and its `ended` was
-        returned, or the server stops. Cancelling it loses nothing.
-        """
-        await trio.lowlevel.checkpoint()
-        deadline = trio.current_time() + within
-        while not self._live.closed:
-            self._live.refresh()
-            if (event := self._take()) is not None:
-                return event
-            if trio.current_time() >= deadline:
-                return None
-            self._wake = trio.Event()
-            with trio.CancelScope(deadline=min(deadline, self._live.due_at)):
-                await self._wake.wait()
-        raise trio.EndOfChannel
-
-    def _take(self) -> bytes | None:
-        if self._stale and self.has_begun:
-            self._stale = False
-            return self._live.snapshot(self._call)
-        if self._queue:
-            return self._queue.popleft()
-        if not self._over:
-            return None
-        if self._call is None:
-            raise trio.EndOfChannel
-        if self._live.settle(self._call):
-            return self._take()  # its last changes come before its end
-        call, self._call = self._call, None
-        return event("ended", **view.ending(call))
-
-    # ---- by the hub -----------------------------------------------------------------------------
-
-    def put(self, event: bytes) -> None:
-        """Queue an event; with the queue full, a fresh snapshot instead of all of it."""
-        if self._stale:
-            return  # it gets all there is to know anyway
-        if len(self._queue) < QUEUE_EVENTS:
-            self._queue.append(event)
-        else:
-            self.resynchronised += 1
-            self.begin_anew()
-        self._wake.set()
-
-    def begin_anew(self, call: Call | None = None) -> None:
-        """Let the next event be a snapshot: of `call`, where one call is watched."""
-        self._queue.clear()
-        self._stale = True
-        self._call = call or self._call
-        self._wake.set()
-
-    def call_over(self, call: Call) -> None:
-        """The call is over, and nothing about it will change any more."""
-        if self._call is call:
-            self._over = True
-            self._wake.set()
-
-    def wake(self) -> None:
-        """Something has changed that this viewer may want to find out about."""
-        self._wake.set()
 
 
 class Live:
@@ -195,7 +107,7 @@ class Live:
             raise Stopped
         if self._viewers >= MAX_VIEWERS:
             raise TooManyViewers
-        viewer = Viewer(self, call_sid, self.find(call_sid) if call_sid else None)
+        viewer = Viewer(self, call_sid)
         group = self._of_call.setdefault(call_sid, set()) if call_sid else self._everything
         group.add(viewer)
         self._viewers += 1
@@ -278,29 +190,31 @@ class Live:
         self._gather(trio.current_time())
         return True
 
-    def snapshot(self, call: Call | None) -> bytes:
-        """All there is to know now, of one call or of everything, as an event."""
+    def snapshot(self) -> tuple[bytes, list[Call]]:
+        """How the server stands, as an event, and the calls that are live, the oldest first."""
+        live = [call for call in self._calls if _sid(call)]
+        live.sort(key=lambda call: call.seconds_so_far, reverse=True)
+        sids = [_sid(call) for call in live]
+        return event("snapshot", server=dict(self.server()), call_sids=sids), live
+
+    def whole(self, call: Call, name: str) -> bytes:
+        """All there is to know of a call now, as an event of that name."""
         now = trio.current_time()
-        # First of all, so that what changes from now on is compared with what is shown now.
-        self._look(now)
-        if call is not None:
-            return event("snapshot", call=view.whole(call, now))
-        live = sorted(self._watched(), key=lambda call: call.seconds_so_far, reverse=True)
-        return event(
-            "snapshot",
-            server=dict(self.server()),
-            calls=[view.whole(call, now) for call in live],
-        )
+        if call not in self._seen and self.find(_sid(call)) is call:
+            self._compare(call, now)  # what changes from now on is told
+        return event(name, call=view.whole(call, now))
 
     def _look(self, now: float) -> None:
-        """Look at all calls, told of or not, and at the server."""
+        """Look at what no call tells of: states that time brings, audio, the server."""
         self._looked_at = now
-        watched = self._watched()
-        self._dirty |= dict.fromkeys(watched)
         self._gather(now)
         audio: dict[str, dict[str, int]] = {}
-        for call in watched:
-            if new := self._seen[call].new_audio(call, now):
+        for call, seen in list(self._seen.items()):
+            if not self._interested(_sid(call)):
+                del self._seen[call]
+                continue
+            self._tell_facts(call, seen, now)
+            if new := seen.new_audio(call, now):
                 audio[_sid(call)] = new
         if audio:
             self._tell(self._everything, event("audio", calls=audio))
@@ -310,8 +224,8 @@ class Live:
         if self._everything and now >= self._server_looked_at + SERVER_LOOK_SECONDS:
             self._server_looked_at = now
             old, self._seen_server = self._seen_server, dict(self.server())
-            if new_facts := changed(old, self._seen_server):
-                self._tell(self._everything, event("server", **new_facts))
+            if news := changed(old, self._seen_server):
+                self._tell(self._everything, event("server", **news))
 
     def _gather(self, now: float) -> None:
         """Tell of what changed in the calls that said so."""
@@ -333,20 +247,19 @@ class Live:
             self._server_looked_at = float("-inf")
             self._tell(self._everything, event("began", call=view.whole(call, now)))
             return
-        stamp, viewers = _stamp(call), self._interested(_sid(call))
+        viewers = self._interested(_sid(call))
         for name, first, items in seen.new_items(call, now):
             rest = [msgspec.Raw(item) for item in items]
-            self._tell(viewers, event(name, **stamp, **{"from": first, "items": rest}))
+            self._tell(viewers, event(name, **_stamp(call), **{"from": first, "items": rest}))
+        self._tell_facts(call, seen, now)
+
+    def _tell_facts(self, call: Call, seen: Seen, now: float) -> None:
         if facts := seen.new_facts(call, now):
-            self._tell(viewers, event("call", **stamp, **facts))
+            self._tell(self._interested(_sid(call)), event("call", **_stamp(call), **facts))
 
     def _tell(self, viewers: Iterable[Viewer], event: bytes) -> None:
         for viewer in viewers:
             viewer.put(event)
-
-    def _watched(self) -> list[Call]:
-        """The live calls that somebody watches."""
-        return [call for call in self._calls if _sid(call) and self._interested(_sid(call))]
 
     def _interested(self, call_sid: str) -> set[Viewer]:
         if not call_sid:
@@ -360,14 +273,6 @@ class Live:
         self._dirty.clear()
         self._over.clear()
         self._seen.clear()
-
-
-def event(name: str, **data: Any) -> bytes:
-    """A server-sent event: its name, and one line of JSON.
-
-    https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
-    """
-    return b"event: %s\ndata: %s\n\n" % (name.encode(), msgspec.json.encode(data))
 
 
 def _sid(call: Call) -> str:

@@ -10,7 +10,7 @@ from bridge.call import Call
 
 # How many of a list's last items may still change: lines that are not heard yet, functions that
 # run. What changes further back is not noticed.
-TAIL: Final = 32
+TAIL: Final = 16
 
 
 class Seen:

@@ -60,11 +60,13 @@ class Turns:
         if turn.audio_received_at is None:
             turn.audio_received_at = now - self._began_at
 
-    def audio_sent(self, now: float) -> None:
-        """Agent audio was written to the phone."""
+    def audio_sent(self, now: float) -> bool:
+        """Agent audio was written to the phone. Returns whether it was the turn's first."""
         turn = self._current()
-        if turn.audio_sent_at is None:
-            turn.audio_sent_at = now - self._began_at
+        if turn.audio_sent_at is not None:
+            return False
+        turn.audio_sent_at = now - self._began_at
+        return True
 
     def mark_sent(self, name: str) -> None:
         """A mark was sent behind this turn's audio."""

@@ -77,11 +77,16 @@ class Watcher:
     def _apply(self, name: str, data: dict[str, Any]) -> None:
         match name:
             case "snapshot":
-                calls = [data["call"]] if "call" in data else data["calls"]
-                self.calls = {call["call_sid"]: call for call in calls}
-                self.server = data.get("server", {})
+                if "call" in data:
+                    self.calls = {data["call"]["call_sid"]: data["call"]}
+                else:
+                    # Each of them follows, whole; until then what is told of it does not matter.
+                    self.calls = {}
+                    self.server = data["server"]
             case "began":
                 self.calls[data["call"]["call_sid"]] = data["call"]
+            case _ if data.get("call_sid", "") not in {"", *self.calls}:
+                pass
             case "call":
                 self.calls[data["call_sid"]] |= data
             case "transcript" | "turns" | "functions":
@@ -89,8 +94,8 @@ class Watcher:
                 assert data["from"] <= len(items), "a gap"
                 items[data["from"] :] = data["items"]
             case "audio":
-                for call_sid, audio in data["calls"].items():
-                    self.calls[call_sid] |= audio
+                for call_sid in set(data["calls"]) & set(self.calls):
+                    self.calls[call_sid] |= data["calls"][call_sid]
             case "ended":
                 self.endings[data["call_sid"]] = data
                 self.said = self.lines(self.calls.pop(data["call_sid"], {"transcript": []}))
@@ -103,6 +108,11 @@ class Watcher:
         while (left := until - trio.current_time()) > 0:
             if (event := await viewer.next(left)) is not None:
                 self.take(event)
+
+    async def catch_up(self, viewer: Viewer) -> None:
+        """Read what is there already."""
+        while (event := await viewer.next(0)) is not None:
+            self.take(event)
 
     async def watch_to_the_end(self, viewer: Viewer) -> None:
         """Read until the stream ends."""

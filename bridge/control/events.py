@@ -24,8 +24,9 @@ from quart import Blueprint, Response, jsonify
 
 from bridge import view
 from bridge.control.host import ControlHost, Records
-from bridge.live import MAX_VIEWERS, Live, Stopped, TooManyViewers, event
+from bridge.live import MAX_VIEWERS, Live, Stopped, TooManyViewers
 from bridge.twilio.rest import is_call_sid
+from bridge.viewer import event
 
 # A proxy drops a response that is silent for a minute or so, and a viewer that has vanished is
 # found out by writing to it.

@@ -27,19 +27,16 @@ const recent = new RecentCalls(byId("recent"), {
 });
 
 const events = {
-  snapshot({ server: facts, calls }) {
+  snapshot({ server: facts, call_sids: sids }) {
     server = facts;
-    const sids = new Set(calls.map((call) => call.call_sid));
-    for (const [sid, card] of cards) if (!sids.has(sid) && !card.over) drop(sid);
-    for (const call of calls) {
-      if (cards.has(call.call_sid) && !cards.get(call.call_sid).over) cards.get(call.call_sid).replace(call);
-      else add(call);
-    }
+    for (const [sid, card] of cards) if (!sids.includes(sid) && !card.over) drop(sid);
     recent.refresh();
   },
   began({ call }) {
+    const known = cards.get(call.call_sid);
+    if (known && !known.over) return known.replace(call);
     add(call);
-    say(`Call of ${who(call.caller)}`);
+    return say(`Call of ${who(call.caller)}`);
   },
   call(data) {
     change(data.call_sid, (call) => Object.assign(call, data));
