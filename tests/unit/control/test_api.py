@@ -368,6 +368,21 @@ async def test_live_and_recent_calls(world: ControlWorld) -> None:
     assert len((await world.ask("GET", "/calls?limit=1")).json()["recent"]) == 1
 
 
+async def test_a_call_of_another_process_is_listed_as_elsewhere(world: ControlWorld) -> None:
+    """By its record, which has no end; not one that only rings, and not one of ours."""
+    ringing, over = "CA" + "b" * 32, "CA" + "c" * 32
+    world.records.stored[SID] = {"call_sid": SID, "revision": 1}
+    world.records.stored[ringing] = {"call_sid": ringing, "status": "ringing"}
+    world.records.stored[over] = {"call_sid": over, "revision": 2, "outcome": "caller_hung_up"}
+    listed = (await world.ask("GET", "/calls")).json()
+    assert listed["live"] == []
+    assert [call["call_sid"] for call in listed["recent"] if call.get("elsewhere")] == [SID]
+    assert (await world.ask("GET", f"/calls/{SID}")).json()["elsewhere"] is True
+    world.live.append(FakeCall())
+    listed = (await world.ask("GET", "/calls")).json()
+    assert not any("elsewhere" in call for call in listed["live"] + listed["recent"])
+
+
 @pytest.mark.parametrize("limit", ["0", "-1", "501", "x", "", "1e2", "\u0661", "9" * 5000])
 async def test_a_limit_that_is_none(world: ControlWorld, limit: str) -> None:
     response = await world.ask("GET", "/calls", params={"limit": limit})
