@@ -259,6 +259,10 @@ def encode(record: CallRecord) -> bytes:
 def decode(line: bytes) -> CallRecord:
     """The record of such a line. Fields that this version does not know are left out.
 
-    Raises msgspec.DecodeError or msgspec.ValidationError.
+    Raises msgspec.DecodeError, of which a ValidationError is one, for any other line.
     """
-    return msgspec.json.decode(line, type=CallRecord)
+    try:
+        return msgspec.json.decode(line, type=CallRecord)
+    except (UnicodeError, RecursionError) as error:
+        # msgspec leaves these two as they are, though they are faults of the line.
+        raise msgspec.DecodeError(str(error)) from error
