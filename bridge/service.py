@@ -49,6 +49,9 @@ log = logs.get_logger(__name__)
 # What a caller waits in silence for an answer about who they are, at most.
 CONTEXT_SECONDS: Final = 2.0
 
+# How long a slot is kept where the call may go elsewhere: what Twilio takes on a good day.
+SHORTLY: Final = 5.0
+
 # From the webhook's answer to the socket's `start`: longer than a slot is kept, since who comes
 # late may still find one.
 TICKET_SECONDS: Final = 60.0
@@ -199,6 +202,10 @@ class Bridge:
         """The settings last read: for those who cannot wait for a file."""
         return self._settings
 
+    def _several(self, settings: Settings) -> bool:
+        """Whether a call's webhook and its socket may reach different processes of this server."""
+        return not self.alone or settings.server.workers > 1
+
     def _account_calls(self) -> int:
         return self._settings.limits.account_calls
 
@@ -208,12 +215,16 @@ class Bridge:
         return self.admission.is_full(Limits.of(self._settings))
 
     async def reserve(
-        self, settings: Settings, call_sid: str, caller: str, *, seconds: float = RESERVED_SECONDS
+        self, settings: Settings, call_sid: str, caller: str, *, seconds: float | None = None
     ) -> str:
         """Take a slot for a call that is about to begin; "", or why there is none."""
         if self.draining:
             return "the server is stopping"
         limits = Limits.of(settings)
+        if seconds is None:
+            # With several processes its ticket lets the call in, whichever of them it reaches, and
+            # the slot here would stand empty when that is another.
+            seconds = SHORTLY if self._several(settings) else RESERVED_SECONDS
         return await self.admission.reserve(call_sid, caller, limits, seconds=seconds)
 
     def ticket(self, call_sid: str, purpose: Purpose = "phone") -> str:
@@ -235,7 +246,7 @@ class Bridge:
             if why := self.tickets.check(ticket, call_sid, self.epoch(), purpose=purpose):
                 return why
         # Who has a ticket was let in, perhaps by a worker process that is not this one.
-        promised = announced and settings.server.workers > 1
+        promised = announced and self._several(settings)
         return entry.bind(call_sid, parameters.get("From", ""), promised=promised)
 
     async def exposed_metrics(self, accept: str | None) -> tuple[bytes, str]:
@@ -346,7 +357,7 @@ class Bridge:
         of use. `parameters` are its stream's. Does not wait."""
         if not settings.deepgram.prewarm:
             return
-        if not self.alone or settings.server.workers > 1:
+        if self._several(settings):
             if not self._told_of_prewarming:
                 self._told_of_prewarming = True
                 log.warning(

@@ -102,10 +102,17 @@ class Doors:
             log.warning(
                 f"refused {what}",
                 signature="wrong" if given else "none",
-                checked_against=url[:_SHOWN],
+                checked_against=_without_values(url)[:_SHOWN],
                 others_since_the_last_line=unsaid,
             )
         raise Refused
+
+
+def _without_values(url: str) -> str:
+    """An address for the log: what its query says may be about people."""
+    address, mark, query = url.partition("?")
+    names = [part.partition("=")[0] + "=…" for part in query.split("&")] if mark else []
+    return address + mark + "&".join(names)
 
 
 def asked_for(request: BaseRequestWebsocket, settings: Settings) -> Asked:

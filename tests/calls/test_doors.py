@@ -149,11 +149,11 @@ async def test_what_was_checked_is_in_the_log_now_and_then(autojump_clock: Clock
     """The address, so that a proxy's part in it can be seen; and how often it happened."""
     async with in_memory() as world:
         for _ in range(20):
-            await ask(world, "/incoming-call?a=%41", token="another-token")
+            await ask(world, "/incoming-call?a=%41&name=Ann", token="another-token")
         await trio.sleep(SECONDS_BETWEEN_LINES)
         await ask(world, "/call-ended", token=None)
         first, second = refusals(world)
-    assert first["checked_against"] == "http://127.0.0.1:5000/incoming-call?a=%41"
+    assert first["checked_against"] == "http://127.0.0.1:5000/incoming-call?a=…&name=…"
     assert (first["signature"], first["others_since_the_last_line"]) == ("wrong", 0)
     assert (second["signature"], second["others_since_the_last_line"]) == ("none", 19)
 
@@ -442,3 +442,28 @@ async def test_a_page_shares_the_lines_with_everybody(autojump_clock: Clock) -> 
         async with world.call() as phone:
             await phone.wait_ended()
         assert phone.verbs == [Say(BUSY), Hangup()]
+
+
+# ---- several worker processes -------------------------------------------------------------------
+
+
+async def test_a_call_that_another_process_let_in_is_carried(autojump_clock: Clock) -> None:
+    """Its webhook reached a worker with a line; the one that gets its socket may have none left."""
+    using = settings(server={"max_calls": 1, "workers": 2})
+    async with in_memory(using=using) as here, in_memory(using=using) as there:
+        bridge = here.app.extensions["bridge"]
+        async with here.call() as phone:
+            await here.agent.wait_for_session()
+            start = start_message(there.app, SID)
+            async with media_socket(here) as socket:
+                await socket.send_message(start)
+                await here.agent.wait_for_session(2)
+                assert len(bridge.admission) == 2
+                # But it says busy to the next, and is not ready for more.
+                async with here.call() as one_more:
+                    await one_more.wait_ended()
+                assert one_more.verbs == [Say(BUSY), Hangup()]
+                assert bridge.full
+            await phone.hang_up()
+        await here.quiet()
+        assert len(bridge.admission) == 0
