@@ -292,9 +292,12 @@ class Server:
 
 @asynccontextmanager
 async def running(
-    agent_url: str, connect_timeout: float = CONNECT_TIMEOUT, core: int | None = None
+    agent_url: str, *, patience: float = CONNECT_TIMEOUT, core: int | None = None
 ) -> AsyncIterator[Server]:
-    """Start a server whose agent is at `agent_url`. It is stopped on leaving, whatever happens."""
+    """Start a server whose agent is at `agent_url`. It is stopped on leaving, whatever happens.
+
+    `patience` is how many seconds it waits for agents to connect, and for phones to say `start`.
+    """
     with tempfile.TemporaryDirectory(prefix="bridge-churn-") as directory:
         folder = Path(directory)
         with trio.socket.socket() as probe:
@@ -303,9 +306,10 @@ async def running(
         config = folder / "config.toml"
         config.write_text(
             f'[server]\nbind = "{address}"\nmax_calls = 10000\n'
-            f'[deepgram]\nurl = "{agent_url}"\nconnect_timeout = {connect_timeout}\n'
+            f'[deepgram]\nurl = "{agent_url}"\nconnect_timeout = {patience}\n'
+            f"connect_budget = {max(8.0, 2 * patience)}\n"
             f'[records]\nurl = "sqlite:///{folder}/calls.db"\n'
-            f"[call]\nteardown_seconds = {TEARDOWN_SECONDS}\nstart_timeout = 1\n"
+            f"[call]\nteardown_seconds = {TEARDOWN_SECONDS}\nstart_timeout = {patience}\n"
             '[logging]\nlevel = "info"\nformat = "json"\n'
         )
         environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}

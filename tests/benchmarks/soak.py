@@ -37,7 +37,7 @@ import trio
 from bridge.load import machine
 from bridge.load.ends import AgentEnd, PhoneEnd, Target, place_call
 from bridge.load.flow import FRAME_NS, Flow, Integrity, Window
-from bridge.load.generator import SET_UP_EACH, SETTLE, TEAR_DOWN, Schedule, exact_loop
+from bridge.load.generator import SETTLE, TEAR_DOWN, Schedule, exact_loop
 from bridge.load.summary import at_share
 from bridge.load.wire import WireError
 from tests.benchmarks.churn import Server, _settled, running
@@ -51,8 +51,11 @@ SHORTEST: Final = 5.0
 LONGEST: Final = 60.0
 """How long a call lasts, in seconds, evenly spread; never longer than a row."""
 
-CONNECT_TIMEOUT: Final = 10.0
-"""The server's, for the agent: a busy machine is no broken agent."""
+PATIENCE: Final = 20.0
+"""The server's, in seconds, for agents and phones: a busy machine is no broken peer."""
+
+SET_UP: Final = 60.0
+"""Seconds from a call's webhook to its agent. They take turns, however busy the machine is."""
 
 SLACK: Final = 60.0
 """For a row to come, beyond the time it is of."""
@@ -102,9 +105,15 @@ class Soak:
             await self._call(next(self._numbers))
 
     async def _call(self, number: int) -> None:
-        async with self._placing, asyncio.timeout(SET_UP_EACH):
+        async with self._placing, asyncio.timeout(SET_UP):
             phone = await place_call(self._target)
-            agent = await self._ready.get()
+            ready = asyncio.ensure_future(self._ready.get())
+            first: set[asyncio.Future[Any]] = {ready, phone.closed}
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            if not ready.done():
+                ready.cancel()
+                raise WireError("the server ended a call before it had an agent for it")
+            agent = ready.result()
         up, down = Flow(number, self._window), Flow(number, self._window)
         phone.uplink = agent.uplink = up
         phone.downlink = agent.downlink = down
@@ -285,7 +294,7 @@ async def soak(options: argparse.Namespace) -> int:
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as agents:
         agents.set_inheritable(True)
         url = f"ws://127.0.0.1:{agents.getsockname()[1]}/v1/agent/converse"
-        async with running(url, CONNECT_TIMEOUT, server_core) as server:
+        async with running(url, patience=PATIENCE, core=server_core) as server:
             rows, end, states, complaints = await _run(
                 options, server, agents.fileno(), generator_core, say
             )

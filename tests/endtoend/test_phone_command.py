@@ -33,7 +33,8 @@ async def answers(session: AgentSession) -> None:
 
 @pytest.mark.skipif(bool(missing(recognition=False)), reason="no voice on this machine")
 async def test_texts_are_said_one_after_the_other() -> None:
-    hearing = msgspec.structs.replace(QUIET, hears=True)
+    # Longer than a pause between words, and than a busy machine holds a frame back.
+    hearing = msgspec.structs.replace(QUIET, hears=True, speech_end=1.0)
     async with on_loopback(answers, hearing) as world:
         with trio.fail_after(PATIENCE):
             done = await trio.run_process(
