@@ -1,4 +1,4 @@
-"""The server under measurement: `bridge serve` in a process of its own, on a core of its own."""
+"""The server under measurement, bridge or what it is compared with, in a process of its own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 10.0
 """From SIGTERM on; then it is killed."""
 
-_COMMAND: Final = (sys.executable, "-c", "from bridge.cli import main; main()", "serve")
+_BRIDGE: Final = (sys.executable, "-c", "from bridge.cli import main; main()", "serve")
+_FLOOR: Final = (sys.executable, "-m", "tests.benchmarks.asyncio_relay")
 
 
 class ServerError(Exception):
@@ -48,8 +49,11 @@ class Server:
 
 
 @asynccontextmanager
-async def running(agent_url: str, *, frame_ms: int, core: int | None) -> AsyncIterator[Server]:
+async def running(
+    agent_url: str, *, frame_ms: int, core: int | None, floor: bool = False
+) -> AsyncIterator[Server]:
     """Start a server whose agent is at `agent_url`; it is stopped on leaving, whatever happens.
+    With `floor`, that is `asyncio_relay` in place of bridge.
 
     Raises ServerError when it does not answer within START_SECONDS.
     """
@@ -61,8 +65,13 @@ async def running(agent_url: str, *, frame_ms: int, core: int | None) -> AsyncIt
             f'[server]\nbind = "{address}"\n'
             f'[deepgram]\nurl = "{agent_url}"\n'
             f"[call]\nframe_ms = {frame_ms}\n"
+            f'[records]\nurl = "sqlite:///{folder}/calls.db"\n'
             '[logging]\nlevel = "warning"\n'
         )
+        command = _BRIDGE
+        if floor:
+            command = (*_FLOOR, "--bind", address, "--agent", agent_url)
+            command += ("--frame-ms", str(frame_ms))
         errors = folder / "stderr"
         # Only what this says is measured: no tokens, proxies or switches of whoever runs it.
         environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
@@ -70,7 +79,7 @@ async def running(agent_url: str, *, frame_ms: int, core: int | None) -> AsyncIt
         environment["TWILIO_AUTH_TOKEN"] = AUTH_TOKEN
         with errors.open("wb") as stderr:
             process = await trio.lowlevel.open_process(
-                _COMMAND,
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
