@@ -129,6 +129,7 @@ class Call:
             phone,
             self._silence,
             began_at=self._began_at,
+            frame_ms=settings.frame_ms,
             greeting_protected=not settings.interruptible_greeting,
         )
         self._leaving = Leaving(
@@ -298,20 +299,23 @@ class Call:
         if why := self._admit(start):
             return self._end(Outcome.PROTOCOL_ERROR, why)
         self._introduce(start)
+        # From here on it is audio, which the agent gets in frames: no need to look more often.
+        self._phone.receive_every(self._settings.frame_ms / 1000)
         try:
             while True:
-                match await self._phone.receive():
-                    case phone_says.Media(media=media):
-                        self._uplink.put(media.payload)
-                        if self._recording is not None:
-                            self._recording.caller(media.payload, self.seconds_so_far)
-                    case phone_says.Dtmf(dtmf=dtmf):
-                        self.timekeeper.key_pressed(dtmf.digit)
-                    case phone_says.Mark(mark=mark):
-                        self.conversation.mark_returned(mark.name)
-                    case phone_says.Stop():
-                        hung_up = (Outcome.CALLER_HUNG_UP, "the phone said stop")
-                        return self._end(*(self._leaving.handed_over or hung_up))
+                for message in await self._phone.receive():
+                    match message:
+                        case phone_says.Media(media=media):
+                            self._uplink.put(media.payload)
+                            if self._recording is not None:
+                                self._recording.caller(media.payload, self.seconds_so_far)
+                        case phone_says.Dtmf(dtmf=dtmf):
+                            self.timekeeper.key_pressed(dtmf.digit)
+                        case phone_says.Mark(mark=mark):
+                            self.conversation.mark_returned(mark.name)
+                        case phone_says.Stop():
+                            hung_up = (Outcome.CALLER_HUNG_UP, "the phone said stop")
+                            return self._end(*(self._leaving.handed_over or hung_up))
         except PhoneGone:
             self._end(Outcome.PHONE_LOST, "the phone's socket closed without stop")
         except NotAPhone as error:

@@ -15,10 +15,11 @@ import msgspec
 import trio
 
 from bridge.agent import messages as agent_says
-from bridge.agent.session import AgentFailed, AgentSession
+from bridge.agent.session import AgentClosed, AgentFailed, AgentSession
 from bridge.audio import PHONE_FRAME_BYTES, SAMPLE_RATE, Framer
 from bridge.barge_in import StaleAudioGate
 from bridge.functions.calls import FunctionCalls
+from bridge.grid import Nap, next_tick
 from bridge.log import get_logger
 from bridge.parting import Parting
 from bridge.playback import Playback
@@ -71,6 +72,7 @@ class Recording(Protocol):
 class Conversation:
     """The state of one call's conversation, and the router of the agent's messages.
 
+    `frame_ms` is how long audio in the middle of a reply may wait for more to be sent with it.
     `greeting_protected`: the caller cannot interrupt the first utterance. Times are seconds of
     Trio's clock; what is kept for the record counts from `began_at`.
     """
@@ -81,6 +83,7 @@ class Conversation:
         silence: Silence,
         *,
         began_at: float,
+        frame_ms: int,
         greeting_protected: bool = False,
     ) -> None:
         self._phone = phone
@@ -90,6 +93,10 @@ class Conversation:
         self._gate = StaleAudioGate()
         self._frames = Framer(PHONE_FRAME_BYTES)
         self._audio = bytearray()
+        # When what has come is to be played; None: as soon as it comes.
+        self._play_at: float | None = None
+        self._frame_seconds = frame_ms / 1000
+        self._nap = Nap(self._frame_seconds)
         # What the agent was given to say: when it says it, that is no word of its own.
         self._given: list[str] = []
         # What it was given as the caller's words: they are in the transcript already.
@@ -128,15 +135,33 @@ class Conversation:
         self._silence.session_opened(trio.current_time())
         self.running = functions
         self.changed()
-        while True:
-            for message in await agent.receive():
-                if isinstance(message, bytes):
-                    self._hear_audio(message)
-                else:
-                    await self._hear(message, functions, nursery)
-                    self.changed()
-            # All that came together goes out together: fewer messages, the same delay.
+        self._play_at = None
+        try:
+            while True:
+                nap = None if self._play_at is None else self._nap
+                for message in await agent.receive(nap):
+                    if isinstance(message, bytes):
+                        self._hear_audio(message)
+                    else:
+                        await self._hear(message, functions, nursery)
+                        self.changed()
+                await self._play_if_due()
+        except (AgentFailed, AgentClosed):
+            # What it said before is still worth hearing.
             await self._play()
+            raise
+
+    async def _play_if_due(self) -> None:
+        """Play what has come: the first audio of a reply at once, the rest at the next tick.
+
+        All that is played together is one message: fewer of them, and no more delay than a frame.
+        What comes after a tick that brought nothing is as good as a new reply.
+        """
+        now = trio.current_time()
+        waiting = len(self._audio)
+        if self._play_at is None or now >= self._play_at or waiting >= MAX_MEDIA_BYTES:
+            await self._play()
+            self._play_at = next_tick(now, self._frame_seconds) if waiting else None
 
     def _hear_audio(self, audio: bytes) -> None:
         now = trio.current_time()
@@ -202,6 +227,7 @@ class Conversation:
         """The agent has sent an utterance whole: play its last bytes, and ask to be told when the
         caller has heard it."""
         self._gate.audio_done()
+        self._play_at = None
         self._audio += self._frames.flush()
         await self._play()
         if self.playback.may_be_playing:
@@ -222,6 +248,8 @@ class Conversation:
         self._cuts += 1
         self._audio.clear()
         self._frames.flush()
+        self._play_at = None
+        self._nap.end()
         await self._phone.clear()
         now = trio.current_time()
         self.barge_in_seconds.append(now - signalled_at)

@@ -11,6 +11,8 @@ caller's tasks without a word. What is used is its connection, with three things
   the cause of the session's end and never crashes the call by itself.
 - A cancelled send leaves half a frame on the wire. Such a connection is closed without ceremony;
   a Close frame after half a frame would be read as audio.
+
+And one thing is made cheaper, the way from the reader to who receives: see `bridge.inbox`.
 """
 
 from __future__ import annotations
@@ -24,8 +26,15 @@ from urllib.parse import SplitResult, urlsplit
 
 import trio
 import trio_websocket
+import wsproto
+from wsproto.connection import Connection
+from wsproto.events import Event as WebsocketEvent
+from wsproto.handshake import H11Handshake
 
 from bridge.agent import breaches, messages
+from bridge.frames import QuickConnection
+from bridge.grid import Nap
+from bridge.inbox import Inbox
 from bridge.log import get_logger
 from bridge.vanished import notice_when_vanished
 
@@ -101,13 +110,14 @@ class AgentSession:
 
     def __init__(
         self,
-        connection: trio_websocket.WebSocketConnection,
+        connection: _Connection,
         stream: trio.abc.Stream,
         reader: _Reader,
         key: str = "",
     ) -> None:
         self._connection = connection
         self._key = key
+        self._inbox = connection.inbox
         self._stream = stream
         self._reader = reader
         self._sends_underway = 0
@@ -144,27 +154,21 @@ class AgentSession:
         self._given_up = why
         await _discard(self._stream)
 
-    async def receive(self) -> list[messages.Message | bytes]:
+    async def receive(self, nap: Nap | None = None) -> list[messages.Message | bytes]:
         """Wait for something from the agent and return all that is there, in order.
 
-        Bytes are µ-law at 8 kHz of any length. Unknown messages and bad ones are left out, so the
-        list may be empty. Raises AgentClosed when the session is over and everything was returned,
-        and when nothing but bad messages comes.
+        Bytes are µ-law at 8 kHz of any length. With `nap`, this returns after it, and audio alone
+        does not end it; words do. Unknown messages and bad ones are left out, so the list may be
+        empty. Raises AgentClosed when the session is over and everything was returned, and when
+        nothing but bad messages comes.
         """
         if self._early:
             early, self._early = self._early, []
             return early
         try:
-            raw = [await self._connection.get_message()]
-        except trio_websocket.ConnectionClosed as closed:
-            raise self._closed(closed) from self._reader.error
-        # trio-websocket has no "receive what is there"; the channel it fills does.
-        waiting = self._connection._recv_channel
-        while len(raw) < MESSAGES_WAITING:
-            try:
-                raw.append(waiting.receive_nowait())
-            except (trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
-                break
+            raw = await self._inbox.take(nap)
+        except trio.EndOfChannel:
+            raise self._closed() from self._reader.error
         read = [m for m in map(self._parse, raw) if m is not None]
         if self._bad_on_end >= BAD_MESSAGES_ON_END and not read:
             raise AgentClosed(
@@ -199,17 +203,17 @@ class AgentSession:
         with trio.move_on_after(SEND_TIMEOUT) as patience:
             try:
                 await self._connection.send_message(data)
-            except trio_websocket.ConnectionClosed as closed:
+            except trio_websocket.ConnectionClosed:
                 self._sends_underway -= 1
-                raise self._closed(closed) from self._reader.error
+                raise self._closed() from self._reader.error
             self._sends_underway -= 1
         if patience.cancelled_caught:
             # The reader, which may be waiting for ever, hears of it by this.
             await self.abandon(_DEAF)
             raise AgentClosed(_DEAF, clean=False)
 
-    def _closed(self, closed: trio_websocket.ConnectionClosed) -> AgentClosed:
-        reason = closed.reason
+    def _closed(self) -> AgentClosed:
+        reason = self._connection.closed
         if self._given_up:
             return AgentClosed(self._given_up, clean=False)
         if self._reader.error is not None:
@@ -231,11 +235,98 @@ class AgentSession:
             await _discard(self._stream)
 
 
-class _Reader:
-    """Stands in for a nursery in trio-websocket's connect: the library's reader task, kept apart.
+class _Connection(trio_websocket.WebSocketConnection):
+    """trio-websocket's connection, as its `wrap_client_stream` makes it, with an `Inbox` for the
+    memory channel it passes messages on by."""
 
-    The only method the library uses is `start_soon`, once.
-    """
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        target: SplitResult,
+        headers: list[tuple[bytes, bytes]],
+    ) -> None:
+        super().__init__(
+            stream,
+            _Protocol(),
+            host=target.netloc,
+            path=target.path + (f"?{target.query}" if target.query else "") or "/",
+            client_extra_headers=headers,
+            max_message_size=MAX_MESSAGE_BYTES,
+            receive_buffer_size=RECEIVE_BYTES,
+        )
+        self.inbox = Inbox(MESSAGES_WAITING)
+        self._send_channel = _ReadersEnd(self.inbox)  # type: ignore[assignment]
+        self._recv_channel = _ReceiversEnd(self.inbox)  # type: ignore[assignment]
+
+    async def shake_hands(self, reader: _Reader) -> None:
+        """Start the library's reader, and wait until the websocket is open."""
+        reader.start_soon(self._reader_task)
+        await self._open_handshake.wait()
+
+    async def _send(self, event: WebsocketEvent) -> None:
+        # As the library's, but where nobody else is writing, which is nearly always, without the
+        # turn of the scheduler that taking the lock costs.
+        try:
+            self._stream_lock.acquire_nowait()
+        except trio.WouldBlock:
+            return await super()._send(event)
+        try:
+            await self._stream.send_all(self._wsproto.send(event))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._abort_web_socket()
+            raise trio_websocket.ConnectionClosed(self._close_reason) from None
+        finally:
+            self._stream_lock.release()
+
+
+class _Protocol(wsproto.WSConnection):
+    """wsproto's client, whose websocket is a `QuickConnection` once hands are shaken."""
+
+    def __init__(self) -> None:
+        super().__init__(wsproto.ConnectionType.CLIENT)
+        self.handshake = _Handshake(wsproto.ConnectionType.CLIENT)
+
+
+class _Handshake(H11Handshake):
+    @property
+    def connection(self) -> Connection | None:
+        """The websocket; None before it is open."""
+        if self._connection is not None and not isinstance(self._connection, QuickConnection):
+            # What came with the answer to the handshake, and behind it.
+            early, _ = self._h11_connection.trailing_data
+            self._connection = QuickConnection(wsproto.ConnectionType.CLIENT, None, early)
+        return self._connection
+
+
+class _ReadersEnd:
+    """The end of a memory channel that the library's reader uses, as far as it does."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self.send = inbox.put
+        self._inbox = inbox
+
+    async def aclose(self) -> None:
+        self._inbox.end()
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, *exception: object) -> None:
+        self._inbox.end()
+
+
+class _ReceiversEnd:
+    """The other end, which the library closes when we close the connection."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+
+    async def aclose(self) -> None:
+        self._inbox.discard()
+
+
+class _Reader:
+    """The library's reader task, in the call's nursery and kept apart."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
@@ -351,19 +442,12 @@ async def _handshake(
     reader: _Reader, stream: trio.abc.Stream, target: SplitResult, key: str
 ) -> AgentSession:
     headers = [(b"Authorization", b"Token " + key.encode("ascii"))] if key else []
-    connection: trio_websocket.WebSocketConnection | None = None
+    connection = _Connection(stream, target, headers)
+    opened = False
     with reader.handshake:
-        connection = await trio_websocket.wrap_client_stream(
-            reader,  # type: ignore[arg-type]  # start_soon is all it needs of a nursery
-            stream,  # type: ignore[arg-type]  # any Trio stream will do
-            target.netloc,
-            target.path + (f"?{target.query}" if target.query else "") or "/",
-            extra_headers=headers,
-            message_queue_size=MESSAGES_WAITING,
-            max_message_size=MAX_MESSAGE_BYTES,
-            receive_buffer_size=RECEIVE_BYTES,
-        )
-    if connection is not None:
+        await connection.shake_hands(reader)
+        opened = True
+    if opened:
         return AgentSession(connection, stream, reader, key)
     if isinstance(reader.error, trio_websocket.ConnectionRejected):
         status = reader.error.status_code

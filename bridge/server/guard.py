@@ -11,11 +11,15 @@ that was refused to close the connection, for one that speaks HTTP/2 and asks no
 `GuardedWSStream`, the websocket, take the place of hypercorn's classes. Those are private, so the
 version is pinned in pyproject.toml, and tests/unit/server/test_guard.py fails without each remedy,
 and when a remedy has become needless.
+
+They are also where carrying a call is made cheap: a socket is read on the grid if that is asked for
+(`read_every`, see `bridge.grid`), and a websocket's messages go both ways without the detour
+through ASGI, whose queue, events and checks cost more than the messages (`inbox`, `send_text`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Final, cast
 
@@ -23,6 +27,7 @@ import h11
 import hypercorn.protocol
 import hypercorn.protocol.h2
 import hypercorn.protocol.h11
+import hypercorn.protocol.ws_stream
 import hypercorn.trio.run
 import trio
 from hypercorn.config import Config
@@ -31,12 +36,16 @@ from hypercorn.protocol.events import Body, Data, Request, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, FrameTooLargeError, WSStream
-from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.typing import AppWrapper, ASGIReceiveCallable, ASGIReceiveEvent
+from hypercorn.typing import ConnectionState as StateOfConnection
 from wsproto.connection import ConnectionState
-from wsproto.events import CloseConnection, Message, Ping
+from wsproto.events import CloseConnection, Message, Ping, TextMessage
 from wsproto.frame_protocol import CloseReason
 
+from bridge.frames import QuickConnection
+from bridge.grid import Nap
+from bridge.inbox import Inbox
 from bridge.log import get_logger
 from bridge.server.crowd import Crowd, Pace
 from bridge.vanished import notice_when_vanished
@@ -62,8 +71,9 @@ PARSED_AT_ONCE: Final = 4096
 # How long saying goodbye may take to a peer that does not read.
 CLOSE_TIMEOUT: Final = 1.0
 
-# Where an application finds its connection's guard in the ASGI scope's `state`.
+# Where an application finds its connection, and its websocket, in the ASGI scope's `state`.
 GUARD_KEY: Final = "bridge.guard"
+WEBSOCKET_KEY: Final = "bridge.websocket"
 
 
 # Those of this process.
@@ -82,6 +92,7 @@ class GuardedTCPServer(TCPServer):
         self._application = app
         self._finish_by = float("inf")
         self._writing = trio.CancelScope()
+        self._nap: Nap | None = None
         self._life = trio.CancelScope()
         # hypercorn's default is 16 MiB, for each of all calls; what an operator chose stays.
         if "websocket_max_message_size" not in vars(config):
@@ -111,12 +122,23 @@ class GuardedTCPServer(TCPServer):
         self._life.cancel(reason="too many connections, and this one asks for nothing")
 
     def finish_by(self, deadline: float) -> None:
-        """Bound all writes by a time on Trio's clock, the one under way included.
+        """Bound all writes by a time on Trio's clock, the one under way included, and read as
+        things come from now on: what the peer still says is wanted at once.
 
         The earliest time asked for holds.
         """
         self._finish_by = min(self._finish_by, deadline)
         self._writing.deadline = min(self._writing.deadline, deadline)
+        self.read_every(0)
+
+    def read_every(self, seconds: float) -> None:
+        """Read the socket at the ticks of the grid of so many seconds; 0: as things come.
+
+        Until the next tick nothing is noticed, neither a message nor a lost connection.
+        """
+        if self._nap is not None:
+            self._nap.end()
+        self._nap = Nap(seconds) if seconds else None
 
     async def protocol_send(self, event: Event) -> None:
         """Write to the socket within WRITE_TIMEOUT, or drop the connection.
@@ -136,22 +158,43 @@ class GuardedTCPServer(TCPServer):
             with trio.CancelScope(shield=isinstance(event, Updated)):
                 await super().protocol_send(event)
             return
-        async with self.send_lock:
-            deadline = min(trio.current_time() + WRITE_TIMEOUT, self._finish_by)
-            with trio.CancelScope(shield=True, deadline=deadline) as self._writing:
-                try:
-                    await self.stream.send_all(event.data)
-                    return
-                except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    pass
-                except trio.BusyResourceError:
-                    # `_close` is saying EOF, at the peer's wish: behind that nothing can be said.
-                    return
+        # The last moment to cancel it.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            # Nearly always free; taking it in the other way costs a turn of the scheduler.
+            self.send_lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self.send_lock.acquire()
+        try:
+            await self._write(event.data)
+        finally:
+            self.send_lock.release()
+
+    async def _write(self, data: bytes) -> None:
+        drop = True
+        deadline = min(trio.current_time() + WRITE_TIMEOUT, self._finish_by)
+        with trio.CancelScope(shield=True, deadline=deadline) as self._writing:
+            try:
+                await self.stream.send_all(data)
+                return
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+            except trio.BusyResourceError:
+                # `_close` is saying EOF, at the peer's wish: behind that nothing can be said.
+                drop = False
+        if drop:
             await trio.aclose_forcefully(self.stream)
+            self.read_every(0)
+        # A write that fails need not be a checkpoint, and then a loop of them lets nobody run.
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def _read_data(self) -> None:
+        """As hypercorn's, but on the grid if that is asked for."""
         try:
-            await super()._read_data()
+            while await self._read_once():
+                if self._nap is not None:
+                    await self._nap.until_tick()
+            await self.protocol.handle(Closed())
         except Exception as error:
             # What the peer sent broke hypercorn's protocol code. To the application that is a
             # disconnect like any other, and it may still finish what it does on one.
@@ -160,6 +203,19 @@ class GuardedTCPServer(TCPServer):
         # hypercorn's timer for idle connections would keep this one, and its descriptor, five
         # seconds longer than its peer.
         await self.idle_task.stop()
+
+    async def _read_once(self) -> bool:
+        """Read what is there and deal with it; return whether more can come."""
+        try:
+            if self.config.read_timeout is None:
+                data = await self.stream.receive_some(MAX_RECV)
+            else:
+                with trio.fail_after(self.config.read_timeout):
+                    data = await self.stream.receive_some(MAX_RECV)
+        except (trio.ClosedResourceError, trio.BrokenResourceError, trio.TooSlowError):
+            return False
+        await self.protocol.handle(RawData(bytes(data)))
+        return data != b""
 
     async def _close(self) -> None:
         # Cancelled in the first of its steps it forgets the second. With TLS, they write.
@@ -219,12 +275,33 @@ class GuardedH11Protocol(H11Protocol):
 
 class GuardedWSStream(WSStream):
     """One websocket of hypercorn's, without compression, read no faster than anybody speaks, and
-    over when it has gone wrong."""
+    over when it has gone wrong.
+
+    With an `inbox`, messages are put there, and its end is the disconnect.
+    """
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        self.inbox: Inbox | None = None
+        self._app_put: Callable[[ASGIReceiveEvent], Awaitable[None]] | None = None
         self._pace = Pace(FRAMES_PER_SECOND, FRAMES_AT_ONCE)
         self._frames = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GuardedWSStream:
+        """Itself, as the guard."""
+        return self
+
+    async def send_text(self, text: str) -> None:
+        """Send a text message, whole or not at all; nothing happens when the websocket is over.
+
+        What comes of the application's `websocket.send`, without the steps between. Always a
+        checkpoint.
+        """
+        over = self.closed or self.state is not ASGIWebsocketState.CONNECTED
+        if over or self.connection.state is not ConnectionState.OPEN:
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._send_wsproto_event(TextMessage(data=text))
 
     async def handle(self, event: StreamEvent) -> None:
         """Take what the peer sent. Once the websocket is refused, the connection is closed."""
@@ -233,7 +310,10 @@ class GuardedWSStream(WSStream):
             # is cancelled while it waits for its turn leaves the peer unable to read the next.
             name = b"sec-websocket-extensions"
             headers = [item for item in event.headers if item[0].lower() != name]
-            await super().handle(replace(event, headers=headers))
+            state = StateOfConnection({**event.state, WEBSOCKET_KEY: self})
+            await super().handle(replace(event, headers=headers, state=state))
+            if self.app_put is not None:
+                self._app_put, self.app_put = self.app_put, self._put
             if self.closed:
                 await self._hang_up()
         elif isinstance(event, Body | Data) and not self.closed and not self.handshake.accepted:
@@ -284,6 +364,18 @@ class GuardedWSStream(WSStream):
                     await self._fail(event.code, event.reason)
         return None
 
+    async def _put(self, event: ASGIReceiveEvent) -> None:
+        """What hypercorn has for the application: into the inbox, if there is one."""
+        assert self._app_put is not None
+        if self.inbox is None:
+            await self._app_put(event)
+        elif event["type"] == "websocket.receive":
+            data = event["bytes"]
+            await self.inbox.put(event["text"] or "" if data is None else data)
+        else:
+            self.inbox.end()
+            await self._app_put(event)
+
     async def _fail(self, code: int, reason: str | None = None) -> None:
         await self._send_wsproto_event(CloseConnection(code=code, reason=reason))
         await self._hang_up()
@@ -298,3 +390,4 @@ def install() -> None:
     hypercorn.protocol.H11Protocol = GuardedH11Protocol  # type: ignore[attr-defined]
     hypercorn.protocol.h11.WSStream = GuardedWSStream  # type: ignore[attr-defined, assignment]
     hypercorn.protocol.h2.WSStream = GuardedWSStream  # type: ignore[attr-defined, assignment]
+    hypercorn.protocol.ws_stream.Connection = QuickConnection  # type: ignore[attr-defined]

@@ -4,7 +4,7 @@ quart-trio runs a second task per websocket, which moves messages to a second qu
 handler when the peer disconnects and drops what was received but not read yet, Twilio's `stop`
 among it. Here `receive` reads ASGI directly: every message is delivered, and a disconnect is an
 exception from `receive`, after the last of them. Nobody is told of a disconnect who does not
-receive; a call's receiver always does.
+receive; a call's receiver always does. Messages that came together are received together.
 
 Quart also closes with 1000, "normal", after a crash, and forgets errors that arrive in one group
 with `Cancelled`. Here the peer is told 1011, and every error is logged, once, whole.
@@ -31,14 +31,21 @@ from quart.wrappers import Response, Websocket
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIWebsocketConnection
 
+from bridge.inbox import Inbox
 from bridge.log import get_logger
-from bridge.server.guard import GUARD_KEY, GuardedTCPServer
+from bridge.server.guard import GUARD_KEY, WEBSOCKET_KEY, GuardedTCPServer, GuardedWSStream
 from bridge.twilio.media_stream import PhoneGone
 
 log = get_logger(__name__)
 
 NORMAL_CLOSURE: Final = 1000
 INTERNAL_ERROR: Final = 1011
+
+# Where a handler finds what comes on its websocket, in the ASGI scope's `state`.
+INCOMING_KEY: Final = "bridge.incoming"
+
+# So many messages wait for the handler; then the socket is not read any more.
+MESSAGES_WAITING: Final = 32
 
 # A proxy says in X-Forwarded-Proto what the HTTP request's scheme was, and ProxyFixMiddleware
 # believes it; Quart finds no websocket route for it and answers 400.
@@ -54,23 +61,18 @@ class DirectWebsocketConnection(TrioASGIWebsocketConnection):
         self._close_code = NORMAL_CLOSURE
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        gone = False
-
-        async def receive_message() -> str | bytes:
-            nonlocal gone
-            if gone:
-                # So that a loop which ignores the exception cannot freeze the process.
-                await trio.lowlevel.checkpoint()
-                raise PhoneGone
-            event: Any = await receive()
-            if event["type"] == "websocket.disconnect":
-                gone = True
-                raise PhoneGone
-            data: bytes | None = event.get("bytes")
-            return data if data is not None else event["text"]
-
+        state = self.scope.setdefault("state", {})  # type: ignore[typeddict-item]
+        incoming = state[INCOMING_KEY] = Incoming(receive, state.get(WEBSOCKET_KEY))
         websocket = self._create_websocket_from_scope(send)
-        websocket._receive = receive_message
+        websocket._receive = incoming.one
+        try:
+            await self._run(websocket, receive, send)
+        finally:
+            incoming.discard()
+
+    async def _run(
+        self, websocket: Websocket, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
         await receive()  # websocket.connect
         response = await self._respond(websocket)
         if self._accepted and not self._closed:
@@ -121,18 +123,71 @@ class DirectWebsocketConnection(TrioASGIWebsocketConnection):
         await send(cast("WebsocketResponseBodyEvent", rest))
 
 
+class Incoming:
+    """What comes on one websocket. `guarded` is hypercorn's end of it, if it is ours."""
+
+    def __init__(self, receive: ASGIReceiveCallable, guarded: GuardedWSStream | None) -> None:
+        self._receive = receive
+        self._inbox: Inbox | None = None
+        if guarded is not None:
+            self._inbox = guarded.inbox = Inbox(MESSAGES_WAITING)
+        self._left: list[str | bytes] = []
+        self._gone = False
+
+    async def all(self) -> list[str | bytes]:
+        """Return the messages that came together. Raises PhoneGone when there will be none."""
+        if self._gone:
+            # So that a loop which ignores the exception cannot freeze the process.
+            await trio.lowlevel.checkpoint()
+            raise PhoneGone
+        if self._left:
+            left, self._left = self._left, []
+            return left
+        if self._inbox is not None:
+            try:
+                return await self._inbox.take()
+            except trio.EndOfChannel:
+                self._gone = True
+                raise PhoneGone from None
+        event: Any = await self._receive()
+        if event["type"] == "websocket.disconnect":
+            self._gone = True
+            raise PhoneGone
+        data: bytes | None = event.get("bytes")
+        return [data if data is not None else event["text"]]
+
+    async def one(self) -> str | bytes:
+        """Return one message, as Quart wants it. Raises PhoneGone when there will be none."""
+        message, *self._left = await self.all()
+        return message
+
+    def discard(self) -> None:
+        """Nobody receives any more."""
+        if self._inbox is not None:
+            self._inbox.discard()
+
+
 class QuartMediaSocket:
-    """A `MediaSocket` on a Quart websocket under `DirectWebsocketConnection`."""
+    """A `MediaSocket` on a Quart websocket, best under `DirectWebsocketConnection`."""
 
     def __init__(self, websocket: Websocket) -> None:
         self._websocket = websocket
-        guard = websocket.scope.get("state", {}).get(GUARD_KEY)
-        self._guard: GuardedTCPServer | None = guard
+        state: Any = websocket.scope.get("state", {})
+        self._incoming: Incoming | None = state.get(INCOMING_KEY)
+        self._guard: GuardedTCPServer | None = state.get(GUARD_KEY)
+        self._guarded: GuardedWSStream | None = state.get(WEBSOCKET_KEY)
         self._closed = False
 
-    async def receive(self) -> str | bytes:
-        """Return the next message. Raises PhoneGone when there will be none."""
-        return await self._websocket.receive()
+    async def receive(self) -> list[str | bytes]:
+        """Return the messages that came together. Raises PhoneGone when there will be none."""
+        if self._incoming is None:
+            return [await self._websocket.receive()]
+        return await self._incoming.all()
+
+    def receive_every(self, seconds: float) -> None:
+        """From now on look for messages at the ticks of that grid only; see `bridge.grid`."""
+        if self._guard is not None and not self._closed:
+            self._guard.read_every(seconds)
 
     async def send(self, text: str) -> None:
         """Send a text message, whole or not at all; nothing happens when the socket is gone.
@@ -141,10 +196,14 @@ class QuartMediaSocket:
         loop of sends would keep every other task of the process from running, the one that ends
         the call among them. It does not raise, because a failing phone is not the sender's news.
         """
-        await trio.lowlevel.checkpoint()
-        # Behind our own Close nothing may follow: hypercorn raises, and the agent, which speaks on
-        # while the caller's last words are sent, is not at fault.
-        if not self._closed:
+        if self._closed:
+            # Behind our own Close nothing may follow: hypercorn raises, and the agent, which
+            # speaks on while the caller's last words are sent, is not at fault.
+            await trio.lowlevel.checkpoint()
+        elif self._guarded is not None:
+            await self._guarded.send_text(text)
+        else:
+            await trio.lowlevel.checkpoint()
             await self._websocket.send(text)
 
     async def close(self, code: int, *, by: float) -> None:

@@ -31,8 +31,13 @@ class PhoneGone(Exception):
 class MediaSocket(Protocol):
     """What a call needs of the websocket Twilio opened; the server provides it."""
 
-    async def receive(self) -> str | bytes:
-        """Return the next message. Raises PhoneGone when there will be none."""
+    async def receive(self) -> list[str | bytes]:
+        """Return the messages that came together, at least one, in order. Raises PhoneGone when
+        there will be none."""
+
+    def receive_every(self, seconds: float) -> None:
+        """From now on look for messages at the ticks of the grid of so many seconds only, but for
+        the closing; see `bridge.grid`. A wish: a socket that cannot do that delivers as ever."""
 
     async def send(self, text: str) -> None:
         """Send a text message, whole or not at all. Says nothing when the socket is gone."""
@@ -54,6 +59,8 @@ class MediaStream:
         self._outbound: messages.Outbound | None = None
         self._stream_sid = ""
         self._bad_on_end = 0
+        # What came in one batch with `start`, and behind it.
+        self._early: list[str | bytes] = []
         self.bad_messages = 0
         self.bytes_received = 0
         self.frames_received = 0
@@ -66,25 +73,37 @@ class MediaStream:
         Raises PhoneGone when the socket closes first, NotAPhone when all that comes is nonsense.
         """
         while True:
-            match await self._next():
-                case messages.Start(start=details):
-                    self._stream_sid = details.stream_sid
-                    self._outbound = messages.Outbound(details.stream_sid)
-                    return details
-                case messages.Connected():
-                    pass
-                case early:
-                    self._skip(f"{type(early).__name__} before start")
+            received = await self._socket.receive()
+            for position, text in enumerate(received, start=1):
+                match self._parse(text):
+                    case messages.Start(start=details):
+                        self._stream_sid = details.stream_sid
+                        self._outbound = messages.Outbound(details.stream_sid)
+                        self._early = received[position:]
+                        return details
+                    case messages.Connected() | None:
+                        pass
+                    case early:
+                        self._skip(f"{type(early).__name__} before start")
 
-    async def receive(self) -> messages.Message:
-        """Wait for the next message of the stream.
+    def receive_every(self, seconds: float) -> None:
+        """From now on `receive` returns at the ticks of the grid of so many seconds, no sooner;
+        see `bridge.grid`."""
+        self._socket.receive_every(seconds)
 
-        Bad messages are counted and skipped, unknown ones skipped. Raises PhoneGone at the end,
-        and NotAPhone after BAD_MESSAGES_ON_END bad ones on end.
+    async def receive(self) -> list[messages.Message]:
+        """Wait for the next messages of the stream and return all that came together, in order.
+
+        Bad messages are counted and skipped, unknown ones skipped, so the list may be empty.
+        Raises PhoneGone at the end, and NotAPhone after BAD_MESSAGES_ON_END bad ones on end.
         """
-        while True:
-            message = await self._next()
-            if isinstance(message, messages.Start | messages.Connected):
+        received, self._early = self._early or await self._socket.receive(), []
+        stream: list[messages.Message] = []
+        for text in received:
+            message = self._parse(text)
+            if message is None:
+                pass
+            elif isinstance(message, messages.Start | messages.Connected):
                 self._skip(f"a second {type(message).__name__}")
             elif message.stream_sid not in (self._stream_sid, ""):
                 self._skip(f"{type(message).__name__} of another stream")
@@ -93,7 +112,8 @@ class MediaStream:
                 if isinstance(message, messages.Media):
                     self.bytes_received += len(message.media.payload)
                     self.frames_received += 1
-                return message
+                stream.append(message)
+        return stream
 
     async def play(self, audio: bytes) -> None:
         """Queue µ-law at 8 kHz, any length, behind what the phone still has to play."""
@@ -123,17 +143,16 @@ class MediaStream:
             raise RuntimeError("the stream SID is not known yet")
         return self._outbound
 
-    async def _next(self) -> messages.Message:
-        while True:
-            text = await self._socket.receive()
-            try:
-                message = messages.parse(text)
-            except messages.BadMessage as error:
-                self._skip(str(error))
-                continue
-            if not isinstance(message, messages.Unknown):
-                return message
+    def _parse(self, text: str | bytes) -> messages.Message | None:
+        try:
+            message = messages.parse(text)
+        except messages.BadMessage as error:
+            self._skip(str(error))
+            return None
+        if isinstance(message, messages.Unknown):
             log.debug("unknown event skipped", event_name=message.event[:64])
+            return None
+        return message
 
     def _skip(self, reason: str) -> None:
         self.bad_messages += 1

@@ -5,9 +5,9 @@
 
 uvloop and websockets, the fastest there is for Python, with compression and keep-alive pings off,
 and JSON by msgspec's typed decoders as in bridge. It does what a relay cannot leave out: webhook,
-media socket, agent session, caller's audio in frames of the same length, agent's audio to the phone
-message by message. It has nothing of what makes a bridge: no barge-in, no functions, no bounds on
-queues or waits, no teardown but the sockets' own, no log, no record. So it is a floor, and no rival.
+media socket, agent session, caller's audio in frames of the same length, agent's audio to the
+phone message by message. It has nothing of what makes a bridge: no barge-in, no functions, no
+bounds on waits, no teardown but the sockets' own, no log, no record. So it is a floor, no rival.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Relay:
         try:
             await reader.readuntil(b"\r\n\r\n")
             body = _TWIML % self._media_socket
-            writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+            head = f"Content-Type: text/xml\r\nContent-Length: {len(body)}"
+            writer.write(f"HTTP/1.1 200 OK\r\n{head}\r\n\r\n{body}".encode())
             await writer.drain()
         except asyncio.IncompleteReadError:
             pass  # whoever asks whether the server is there
@@ -98,6 +99,7 @@ class Relay:
                     await agent.send(bytes(audio))
                     audio.clear()
             elif message.event == "stop":
+                await agent.send(bytes(audio))
                 return
 
     async def _downlink(

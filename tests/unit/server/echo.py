@@ -41,8 +41,8 @@ class Echo:
         socket = await self.accept()
         try:
             while True:
-                message = await socket.receive()
-                await socket.send(message if isinstance(message, str) else message.decode())
+                for message in await socket.receive():
+                    await socket.send(message if isinstance(message, str) else message.decode())
         except PhoneGone:
             self._is_told()
 

@@ -59,7 +59,7 @@ async def _heard_by_a_slow_handler(*, stock: bool) -> list[str | bytes]:
 
     async def handler(socket: QuartMediaSocket) -> None:
         while True:
-            heard.append(await socket.receive())
+            heard.extend(await socket.receive())
             await trio.sleep(0.005)
 
     async with serving(running(handler, stock=stock)) as server:
@@ -148,7 +148,7 @@ async def _received_as(message: str | bytes, *, stock: bool) -> Any:
     received: list[Any] = []
 
     async def handler(socket: QuartMediaSocket) -> None:
-        received.append(await socket.receive())
+        received.extend(await socket.receive())
 
     async with serving(running(handler, stock=stock)) as server:
         peer = await server.live_call()
