@@ -32,7 +32,8 @@ class Figures:
     """One number of calls. Delays in ms, memory in KB of 1024 bytes, CPU in ms per call-second.
 
     `uplink_beyond` is the delay of the last 160 bytes of each message the agent receives,
-    `uplink_total` that of all, the wait for their frame to fill included.
+    `uplink_total` that of all, the wait for their frame included, which is a frame's length at most
+    (`call.frame_ms`); so is that of the agent's audio in the middle of a reply.
     """
 
     calls: int
@@ -56,6 +57,10 @@ class Figures:
     frames_reordered: int
     frames_foreign: int
     notes: list[str] = field(default_factory=list)
+
+    def added_p99_ms(self, frame_ms: int) -> float:
+        """The 99th percentile of what delays are longer than a frame, in the worse direction."""
+        return max(0.0, max(self.uplink_total_p99_ms, self.downlink_p99_ms) - frame_ms)
 
     @property
     def faults(self) -> int:
@@ -185,9 +190,9 @@ def table(rows: Sequence[Figures], frame_ms: int) -> str:
         lines.append("  ".join(cells))
     lines += [
         "",
-        f"Delays in ms, per 160-byte frame. Uplink total has the wait for a frame of {frame_ms} ms",
-        "to fill; beyond framing is the delay of the last 160 bytes of each. RSS per call is",
-        "(under load - idle) / calls: with 1 call, that is all one-off allocations as well.",
+        "Delays in ms, per 160-byte piece. Total and down have the wait for a frame in them, at",
+        f"most its {frame_ms} ms; beyond is the delay of the last piece of each. RSS per call is",
+        "(under load - idle) / calls: with few calls, one-off allocations weigh as much.",
         "Others: work on the server's core that is not the server's process, the kernel's for its",
         "sockets included. Late: how much after its time the load generator sent a frame.",
         "Every other job on the machine shows in these figures: compare ratios, run it twice.",

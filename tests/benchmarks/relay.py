@@ -1,6 +1,10 @@
 """What carrying a call costs: delay, CPU and memory of the real server, at several loads.
 
-    python -m tests.benchmarks.relay [--calls 1,25,50] [--seconds 10] [--rounds 2]
+    python -m tests.benchmarks.relay [--calls 1,25,50] [--seconds 5] [--rounds 1] [--pairs 2]
+
+First pairs of runs with 10 calls, bridge and then `asyncio_relay`, which does the least that
+carries the same calls, for a ratio of CPU time that means something on other machines. Then one
+core is loaded more and more until it is full; or with the given numbers of calls.
 
 The real server runs in one process on one core; the load generator, phones and agents both, in
 another on another core. Each call is 160 bytes 50 times a second, both ways, over loopback
@@ -28,12 +32,16 @@ import msgspec
 import trio
 
 from bridge.load import machine
+from tests.benchmarks.compare import fill, pairs, pairs_text
 from tests.benchmarks.figures import Figures, figures, medians, table
 from tests.benchmarks.load import SET_UP_EACH, SETTLE, TEAR_DOWN, WARM_UP
 from tests.benchmarks.server import Server, ServerError, running, stop
 
 SLACK_SECONDS: Final = 30.0
 """For the load generator to start, to sort its figures and to end."""
+
+PAIR_CALLS: Final = 10
+"""As many as the known figures of other bridges are of."""
 
 PROFILE_SLACK_SECONDS: Final = 60.0
 """For py-spy to write what it has sampled."""
@@ -44,14 +52,14 @@ class BenchmarkError(Exception):
 
 
 async def measure(
-    calls: int, seconds: float, frame_ms: int, profile: Path | None = None
+    calls: int, seconds: float, frame_ms: int, profile: Path | None = None, *, floor: bool = False
 ) -> Figures:
-    """Run one server under one load. Raises BenchmarkError, ServerError."""
+    """Run one server, bridge or the `floor`, under one load. Raises BenchmarkError, ServerError."""
     server_core, generator_core = machine.cores()
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as agents:
         agents.set_inheritable(True)
         url = f"ws://127.0.0.1:{agents.getsockname()[1]}/v1/agent/converse"
-        async with running(url, frame_ms=frame_ms, core=server_core) as server:
+        async with running(url, frame_ms=frame_ms, core=server_core, floor=floor) as server:
             command = [
                 *(sys.executable, "-m", "tests.benchmarks.load"),
                 *("--calls", str(calls), "--seconds", str(seconds), "--frame-ms", str(frame_ms)),
@@ -148,28 +156,52 @@ async def run(options: argparse.Namespace) -> int:
     )
     if not options.json:
         print(", ".join(f"{name} {value}" for name, value in facts.items()))
-        print("Noisy by nature; medians of", options.rounds, "rounds.\n", flush=True)
-    rounds: list[list[Figures]] = [[] for _ in options.calls]
-    for number in range(options.rounds):
-        for runs, calls in zip(rounds, options.calls, strict=True):
-            _progress(f"round {number + 1} of {options.rounds}: {calls} calls")
-            runs.append(await measure(calls, options.seconds, options.frame_ms))
+        print("Noisy by nature: trust ratios of runs that follow each other.\n", flush=True)
+
+    async def bridge(calls: int) -> Figures:
+        _progress(f"bridge, {calls} calls")
+        return await measure(calls, options.seconds, options.frame_ms)
+
+    async def floor(calls: int) -> Figures:
+        _progress(f"asyncio, {calls} calls")
+        return await measure(calls, options.seconds, options.frame_ms, floor=True)
+
+    found = await pairs(bridge, floor, options.pairs, PAIR_CALLS)
+    if found and not options.json:
+        print(pairs_text(found, options.frame_ms) + "\n", flush=True)
+    rounds: list[list[Figures]] = []
+    full = ""
+    if options.calls is None:
+        runs, full = await fill(bridge, options.frame_ms)
+        rounds = [[run] for run in runs]
+    else:
+        rounds = [[] for _ in options.calls]
+        for _ in range(options.rounds):
+            for runs, calls in zip(rounds, options.calls, strict=True):
+                runs.append(await bridge(calls))
     rows = [medians(runs) for runs in rounds]
     if options.profile is not None:
         # A run of its own: the sampled process is stopped for every sample.
-        _progress(f"profile: {max(options.calls)} calls")
-        await measure(max(options.calls), options.seconds, options.frame_ms, options.profile)
+        calls = max(options.calls or [PAIR_CALLS])
+        _progress(f"profile: {calls} calls")
+        await measure(calls, options.seconds, options.frame_ms, options.profile)
     if options.json:
         document: dict[str, Any] = {
             "machine": facts,
             "frame_ms": options.frame_ms,
+            "pairs": [
+                {"bridge": asdict(pair.bridge), "floor": asdict(pair.floor), "ratio": pair.ratio}
+                for pair in found
+            ],
+            "full": full,
             "figures": [asdict(row) for row in rows],
             "rounds": [[asdict(one) for one in runs] for runs in rounds],
         }
         print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
     else:
         print(table(rows, options.frame_ms))
-    damaged = sum(row.faults for row in rows)
+        print(full)
+    damaged = sum(run.faults for run in [*rows, *(pair.bridge for pair in found)])
     if damaged:
         print(f"relay: {damaged} frames did not arrive once and in order", file=sys.stderr)
     return 1 if damaged else 0
@@ -210,9 +242,12 @@ def main() -> None:
         prog="python -m tests.benchmarks.relay",
         description="Print what carrying calls costs: delay, CPU and memory of the real server.",
     )
-    parser.add_argument("--calls", type=_numbers, default=[1, 25, 50], metavar="N,N,…")
-    parser.add_argument("--seconds", type=float, default=10.0, help="measured time of each run")
-    parser.add_argument("--rounds", type=int, default=2, help="how often each load is run")
+    parser.add_argument(
+        "--calls", type=_numbers, metavar="N,N,…", help="default: until a core is full"
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="measured time of each run")
+    parser.add_argument("--rounds", type=int, default=1, help="how often each of --calls is run")
+    parser.add_argument("--pairs", type=int, default=2, help="runs beside asyncio; 0: none")
     parser.add_argument("--frame-ms", type=int, default=60, help="call.frame_ms of the server")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
     parser.add_argument(

@@ -44,11 +44,17 @@ async def relay(*arguments: str) -> subprocess.CompletedProcess[bytes]:
 
 
 async def test_prints_figures_of_one_call() -> None:
-    done = await relay("--calls", "1", "--seconds", "1", "--rounds", "1", "--json")
+    done = await relay("--calls", "1", "--seconds", "1", "--pairs", "1", "--json")
     assert done.returncode == 0, done.stderr.decode()
     document = json.loads(done.stdout)
     assert {"cores", "cpu", "python", "trio", "date", "load_before"} <= document["machine"].keys()
     [figures] = document["figures"]
+    [pair] = document["pairs"]
+    for each in ("bridge", "floor"):
+        assert pair[each]["calls"] == 10
+        assert {name: pair[each][name] for name in POSITIVE if not pair[each][name] > 0} == {}
+    assert pair["ratio"] > 0
+    assert pair["bridge"]["frames_lost"] == pair["floor"]["frames_lost"] == 0
     assert figures["calls"] == 1
     assert {name: figures[name] for name in POSITIVE if not figures[name] > 0} == {}
     # One second both ways, and the warm-up before it.
