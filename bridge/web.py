@@ -155,7 +155,9 @@ def create_app(
             return "CallSid: expected CA and 32 hexadecimal digits\n", 400
         # It travelled with the address that Twilio was told to ask, which its signature covers.
         outbound = form.get("Direction") == DIRECTION
-        if why := await bridge.reserve(settings, call_sid, "" if outbound else caller):
+        # Who withholds the number is one caller with all others who do, or there were no limit.
+        counted = "" if outbound else caller or "withheld"
+        if why := await bridge.reserve(settings, call_sid, counted):
             log.info("caller refused", reason=why, call_sid=call_sid, caller=caller)
             if request.headers.get(ELSEWHERE):
                 return f"{why}\n", 503

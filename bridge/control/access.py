@@ -58,7 +58,7 @@ class Refusal:
 
 class Seen(NamedTuple):
     """A request through the proxies that are trusted: the client's address, and the names by which
-    this server is reached, besides the Host header."""
+    this server is reached, besides the Host header; the first is the one that was asked for."""
 
     client: str
     hosts: tuple[str, ...]

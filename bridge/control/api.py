@@ -290,7 +290,9 @@ async def _json_body() -> bytes:
 
 
 def _reachable(public_url: str) -> PublicAddress:
-    address = public_address(public_url, request.headers.get("Host", ""))
+    seen: Seen | None = g.get("seen")
+    host = seen.hosts[0] if seen is not None else request.headers.get("Host", "")
+    address = public_address(public_url, host)
     if is_loopback(address.web.partition("://")[2].partition("/")[0]) and not public_url:
         raise DialRefused(
             "Twilio cannot reach this server by the address you used; set server.public_url, or "

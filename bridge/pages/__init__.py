@@ -18,9 +18,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Final, NamedTuple
 
-from quart import Blueprint, Response, request
+from quart import Blueprint, Response, g, request
 
-from bridge.control.access import may_see_pages
+from bridge.control.access import Seen, may_see_pages
 
 _TYPES: Final = {
     ".css": "text/css; charset=utf-8",
@@ -134,5 +134,6 @@ def _serve(asset: Asset) -> Response:
 
 def _host() -> str:
     """What the browser asked for, without what would end a directive or begin another."""
-    host = request.headers.get("Host", "")
+    seen: Seen | None = g.get("seen")
+    host = seen.hosts[0] if seen is not None else request.headers.get("Host", "")
     return "".join(char for char in host if char.isascii() and (char.isalnum() or char in ".-:[]_"))

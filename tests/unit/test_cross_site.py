@@ -14,7 +14,10 @@ from structlog.testing import capture_logs
 
 from bridge.config import Secrets
 from bridge.config_file import FixedConfig
+from bridge.twilio.rest import TwilioRest
 from bridge.web import create_app
+from tests.twilio_standin import ACCOUNT_SID, OWN_NUMBER, TwilioStandIn
+from tests.twilio_standin import AUTH_TOKEN as STANDIN_TOKEN
 from tests.world import AUTH_TOKEN, settings
 
 TOKEN = "api-token-5EC237-0123456789"
@@ -138,6 +141,25 @@ async def test_the_name_a_trusted_proxy_was_asked_by_is_ours() -> None:
     assert (await ask(application(), "GET", "/calls", **behind, **forwarded)).status_code == 403
     app = application(server={"public_url": f"https://{HOST}"})
     assert (await ask(app, "GET", "/calls", **behind, **origin)).status_code == 200
+
+
+async def test_twilio_is_sent_to_the_name_the_proxy_was_asked_by() -> None:
+    twilio = TwilioStandIn()
+    app = application(server={"trusted_proxies": ("10.0.0.7",)})
+    rest = TwilioRest(ACCOUNT_SID, STANDIN_TOKEN, transport=twilio.transport())
+    app.extensions["bridge"].twilio = rest
+    headers = {"Authorization": f"Bearer {TOKEN}", "X-Forwarded-Host": HOST}
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app, client=("10.0.0.7", 40000)), base_url="http://inside"
+    ) as client:
+        numbers = {"to": "+15551234567", "from": OWN_NUMBER}
+        response = await client.post("/calls", json=numbers, headers=headers)
+        page = await client.get("/softphone", headers=headers)
+    assert response.status_code == 201
+    (call,) = twilio.calls.values()
+    assert call.asked("Url") == f"https://{HOST}/incoming-call"
+    assert f"wss://{HOST}" in page.headers["Content-Security-Policy"]
+    await rest.aclose()
 
 
 async def test_a_trusted_proxy_makes_nobody_local() -> None:
