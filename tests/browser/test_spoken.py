@@ -31,7 +31,7 @@ GREETING = "Good evening!"
 # What the caller says, and the seconds of silence before it: for the greeting; for the reply to
 # the first; and into the middle of the reply to the second, which takes ten.
 SAID = [
-    (2.0, "i would like to book a table for four at seven"),
+    (3.0, "i would like to book a table for four at seven"),
     (7.5, "what can i say"),
     (3.5, "when are you open"),
 ]
@@ -107,10 +107,11 @@ def test_a_spoken_conversation(browser: Browser, here: House, spoken: None) -> N
     assert len([role for role, _ in said if role == "caller"]) >= 4
     assert ("keypad", "5") in said
     assert record.barge_ins >= 1
-    # The agent says a reply sentence by sentence: the caller cut in on the long one.
-    assert [line.heard for line in record.transcript if "please repeat that" in line.words] == [
-        "cut"
-    ]
+    # A reply comes sentence by sentence, and where in it the caller cut in is a matter of timing.
+    help_began = next(i for i, (_, words) in enumerate(said) if words.startswith("Say: a table"))
+    help_ended = next(i for i, (role, _) in enumerate(said) if i > help_began and role == "caller")
+    help_heard = [line.heard for line in record.transcript[help_began:help_ended]]
+    assert set(help_heard) & {"cut", "unheard"}, help_heard
     assert [function.name for function in record.functions] == ["book_table"]
     assert record.functions[0].result == "ok"
     timed = [turn for turn in record.turns if turn.caller_stopped_at and turn.first_audio_sent_at]

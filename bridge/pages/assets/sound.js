@@ -113,7 +113,7 @@ export class Sound {
 
   close() {
     this.closed = true;
-    this.post = () => {};
+    this.post = this.onMessage = () => {};
     clearInterval(this.timer);
     if (this.stream) stop(this.stream);
     this.source?.disconnect();
@@ -137,13 +137,13 @@ export class Sound {
       channelCount: 1,
       channelCountMode: "explicit",
     });
-    node.port.onmessage = (event) => this.onMessage(event.data);
+    node.port.onmessage = ({ data }) => this.onMessage(data);
     this.post = (message) => node.port.postMessage(message);
     this.#play(node);
   }
 
   #startScript() {
-    const engine = new Engine(this.context.sampleRate, this.onMessage);
+    const engine = new Engine(this.context.sampleRate, (message) => this.onMessage(message));
     const node = this.context.createScriptProcessor(BLOCK, 1, 1);
     node.onaudioprocess = ({ inputBuffer, outputBuffer }) => {
       engine.process(inputBuffer.getChannelData(0), outputBuffer.getChannelData(0));
@@ -153,7 +153,7 @@ export class Sound {
   }
 
   #startClock() {
-    const engine = new Engine(CLOCK_RATE, this.onMessage);
+    const engine = new Engine(CLOCK_RATE, (message) => this.onMessage(message));
     const block = new Float32Array((CLOCK_RATE * CLOCK_MS) / 1000);
     const began = performance.now();
     let done = 0;
