@@ -76,7 +76,7 @@ class Warm:
             self._patience.deadline = float("inf")
         try:
             await self._ready.wait()
-        except trio.Cancelled:
+        except BaseException:
             await self.aclose()
             raise
         return (

@@ -23,6 +23,7 @@ from trio_websocket import ConnectionClosed, HandshakeError
 from bridge.call import Call
 from bridge.config_file import FixedConfig
 from bridge.functions import Functions, function
+from bridge.prewarm import GIVE_BACK_SECONDS, HOLD_SECONDS
 from bridge.server.serve import hypercorn_config
 from bridge.simulator.agent import AgentSession, Behaviour, SimulatedAgent
 from bridge.web import create_app
@@ -183,6 +184,8 @@ async def get_time() -> str:
 ONCE = settings(deepgram={"max_reconnects": 0, "connect_budget": 0.1})
 # ...or it is not, because the agent is called again.
 AGAIN = settings(deepgram={"max_reconnects": 2, "connect_budget": 8.0})
+# ...or it has begun before the call, and a call that finds it lost opens its own.
+WARM = settings(deepgram={"max_reconnects": 0, "connect_budget": 0.1, "prewarm": True})
 
 app = create_app(FixedConfig(ONCE), SECRETS)
 bridge = app.extensions["bridge"]
@@ -198,11 +201,12 @@ def play(
     seed: int = 0,
     second: tuple[Fault, int] | None = None,
     reconnect: bool = False,
+    warm: bool = False,
 ) -> Run:
     """Play the call, with `fault` at step `at` if given; `polite` phones close their socket.
 
     `second` is another fault, so many steps after the first. With `reconnect` a lost agent is
-    called again.
+    called again; with `warm` its session is opened at the webhook, which came just before.
     """
     _run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[attr-defined]
     _run._r.seed(seed)
@@ -226,7 +230,7 @@ def play(
             async with trio.open_nursery() as nursery:
                 await world(nursery)
         run.guard_hit = guard.cancelled_caught
-        run.live_calls = len(bridge.calls) + len(bridge.admission)
+        run.live_calls += len(bridge.calls) + len(bridge.admission)
 
     async def world(nursery: trio.Nursery) -> None:
         agent = SimulatedAgent(script, behaviour)
@@ -239,7 +243,10 @@ def play(
             return ours
 
         bridge._open_stream = to_agent
-        bridge._config = FixedConfig(AGAIN if reconnect else ONCE)
+        using = WARM if warm else AGAIN if reconnect else ONCE
+        bridge._config = FixedConfig(using)
+        bridge.prewarming.nursery = nursery
+        bridge.prewarm(using, "CA1", {"From": "+15550001111"})
         phone_end, server_end = trio.testing.memory_stream_pair()
         server_scope, phone_scope = trio.CancelScope(), trio.CancelScope()
 
@@ -286,6 +293,9 @@ def play(
         async with trio.open_nursery() as connection:
             connection.start_soon(phone_task, run, phone_end, polite, phone_scope)
             connection.start_soon(serve)
+        if warm:  # a call that never came is given up by then
+            await trio.sleep(HOLD_SECONDS + GIVE_BACK_SECONDS)
+            run.live_calls = len(bridge.prewarming)
         # Our sockets must be closed by now; the agent may still be waiting for a goodbye.
         run.agent_streams_open = sum(is_open(ours) for ours, _ in agent_streams)
         await trio.testing.wait_all_tasks_blocked()

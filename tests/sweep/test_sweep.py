@@ -35,7 +35,9 @@ KEEP_ALIVE_SECONDS = 5.0  # hypercorn's default
 FAULTS: tuple[Fault, ...] = ("cancel", "raise", "lose phone", "lose agent")
 
 
-def broken_promises(run: Run, fault: Fault, *, reconnect: bool = False, **_: Any) -> list[str]:
+def broken_promises(
+    run: Run, fault: Fault, *, reconnect: bool = False, warm: bool = False, **_: Any
+) -> list[str]:
     """What must hold whatever happens, and did not."""
     broken = []
     if run.error is not None:
@@ -52,10 +54,11 @@ def broken_promises(run: Run, fault: Fault, *, reconnect: bool = False, **_: Any
         broken.append("the phone was not told")
     if len(run.outcomes) != (1 if run.began or run.outcomes else 0):
         broken.append(f"the outcome was recorded {len(run.outcomes)} times")
-    if run.outcomes and run.outcomes[0] not in (allowed := allowed_outcomes(run, fault, reconnect)):
+    allowed = allowed_outcomes(run, fault, reconnect, warm)
+    if run.outcomes and run.outcomes[0] not in allowed:
         broken.append(f"the outcome was {run.outcomes[0]}, expected one of {sorted(allowed)}")
     if run.injected_at is not None:
-        goes_on = reconnect and run.outcomes == ["caller_hung_up"]
+        goes_on = (reconnect or warm) and run.outcomes == ["caller_hung_up"]
         if goes_on:
             pass
         elif run.outcomes and run.call_ended_at - run.injected_at > TEARDOWN_SECONDS + 0.001:
@@ -72,13 +75,16 @@ def broken_promises(run: Run, fault: Fault, *, reconnect: bool = False, **_: Any
     return broken
 
 
-def allowed_outcomes(run: Run, fault: Fault, reconnect: bool) -> set[str]:
+def allowed_outcomes(run: Run, fault: Fault, reconnect: bool, warm: bool) -> set[str]:
     """What the call's outcome may be: what was recorded before the fault, or else its effect."""
     if run.outcome_then is not None:
         return {run.outcome_then}
     # `stop` may have been on its way when the fault struck; both are then true.
     either = {"caller_hung_up"} if run.stop_sent else set()
     lost = {"caller_hung_up"} if reconnect else {"agent_failed", "agent_unreachable"}
+    if warm:
+        # Before the call had it, or after.
+        lost = lost | {"caller_hung_up"}
     match fault:
         case "cancel":
             return {"server_shutdown"} | either
@@ -124,6 +130,19 @@ def test_every_promise_holds_after_a_fault_at_every_step(
     points, found = sweep(fault, **kind)
     with capsys.disabled():
         print(f"\n    sweep: {fault} at each of {points} steps ({len(found)} broken)", end="")
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("fault", "stride"), [("raise", 1), ("cancel", 4), ("lose phone", 4), ("lose agent", 4)]
+)
+def test_they_hold_when_the_session_is_opened_at_the_webhook(
+    fault: Fault, stride: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At each step where a bug may strike, and at every fourth of the others'."""
+    points, found = sweep(fault, stride, warm=True)
+    with capsys.disabled():
+        print(f"\n    sweep: {fault} at {points // stride} steps ({len(found)} broken)", end="")
     assert not found
 
 
