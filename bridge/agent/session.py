@@ -35,7 +35,7 @@ from bridge.agent import breaches, messages
 from bridge.frames import QuickConnection
 from bridge.grid import Nap
 from bridge.inbox import Inbox
-from bridge.log import get_logger
+from bridge.log import SHORTEST_SECRET, get_logger
 from bridge.vanished import notice_when_vanished
 
 log = get_logger(__name__)
@@ -116,7 +116,8 @@ class AgentSession:
         key: str = "",
     ) -> None:
         self._connection = connection
-        self._key = key
+        # One that is made up for a local agent may be part of any word.
+        self._key = key if len(key) >= SHORTEST_SECRET else ""
         self._inbox = connection.inbox
         self._stream = stream
         self._reader = reader

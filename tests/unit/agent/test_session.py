@@ -93,7 +93,11 @@ async def nothing(_agent: AgentSession) -> None:
 
 
 async def converse(
-    behaviour: Behaviour, body: Body = nothing, *, cancel_after: float = float("inf")
+    behaviour: Behaviour,
+    body: Body = nothing,
+    *,
+    cancel_after: float = float("inf"),
+    key: str = "secret",
 ) -> Peer:
     """Open a session with a peer that behaves like this, run `body`, leave."""
     ours, theirs = trio.testing.memory_stream_pair()
@@ -109,7 +113,7 @@ async def converse(
             async with open_session(
                 call,
                 "ws://agent.test/v1/agent/converse",
-                key="secret",
+                key=key,
                 settings='{"type":"Settings"}',
                 timeout=CONNECT,
                 close_by=lambda: trio.current_time() + CLOSE,
@@ -200,6 +204,28 @@ async def test_bad_and_unknown_messages_are_skipped(autojump_clock: Clock) -> No
         assert agent.bad_messages == 2
 
     await converse(behaviour, body)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"), [("a-real-key", "[secret] extra"), ("x", "a-real-key extra")]
+)
+async def test_a_key_is_taken_out_of_what_is_said_unless_it_is_part_of_words(
+    autojump_clock: Clock, key: str, words: str
+) -> None:
+    """Whoever has a local agent sets DEEPGRAM_API_KEY to anything."""
+
+    async def behaviour(peer: Peer) -> None:
+        await peer.settle()
+        await peer.text('{"type":"ConversationText","role":"user","content":"a-real-key extra"}')
+        await peer.read_to_end()
+
+    async def body(agent: AgentSession) -> None:
+        received: list[Any] = []
+        while not received:
+            received += await agent.receive()
+        assert received == [messages.ConversationText("user", words)]
+
+    await converse(behaviour, body, key=key)
 
 
 # ---- opening ----------------------------------------------------------------------------------
