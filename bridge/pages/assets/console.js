@@ -13,7 +13,8 @@ import { brief, latencies, median, outcomeWords, span, who } from "./words.js";
 const STAY = 15000; // ms that the card of a call stays after its end
 const OPEN_UP_TO = 3; // with more calls, cards come closed
 const RECORDED = [400, 2500]; // ms after an end when its record is looked for
-const REFRESH = 30000; // ms between looks at the records when nothing is heard of
+const REFRESH = 30000; // ms between looks at the records when nothing is heard of,
+const REFRESH_OTHERS = 5000; // and where other workers have calls that only records tell of
 
 const byId = (id) => document.getElementById(id);
 const cards = new Map();
@@ -24,6 +25,7 @@ let drawing = false;
 const recent = new RecentCalls(byId("recent"), {
   isLive: (sid) => cards.has(sid) && !cards.get(sid).over,
   server: () => server,
+  onChange: () => draw(),
 });
 
 const events = {
@@ -117,7 +119,10 @@ function draw() {
     drawAlerts();
     drawTiles();
     const all = [...cards.values()];
-    setChildren(byId("live"), all.length ? all.map((card) => card.element) : [nobody()]);
+    const others = recent.elsewhere();
+    setText(elsewhere, `${others === 1 ? "One more call is" : `${others} more calls are`} on in other worker processes. They are listed below, and what was said shows when they are over.`);
+    const shown = all.length || others ? all.map((card) => card.element) : [nobody()];
+    setChildren(byId("live"), others ? [...shown, elsewhere] : shown);
   });
 }
 
@@ -128,7 +133,7 @@ function drawTiles() {
   const up = server.started_at ? (Date.now() - Date.parse(server.started_at)) / 1000 : 0;
   const taking = server.draining ? "Draining" : live >= most ? "Full" : "Taking calls";
   const tiles = [
-    ["On the line", String(live), `of ${most}${workers > 1 ? `, worker ${server.pid} of ${workers}` : ""}`, meter(live, most)],
+    ["On the line", String(live), `of ${most}${workers > 1 ? `, in one of ${workers} workers` : ""}`, meter(live, most)],
     ["Server", taking, `up ${span(up)}`],
     ["Reply time", times.length ? brief(median(times)) : "–", times.length ? "median of the calls on now" : "no reply yet"],
     ["Loop stalls", String(stalls), stalls ? `${brief(server.stall_seconds)} in all` : "the loop has not stood still"],
@@ -183,6 +188,7 @@ const steps = h(
     way("Connect a real number", ["With Twilio’s credentials in the environment and this server reachable (", h("code", {}, "bridge serve --tunnel"), " gives it an address):", h("code", { class: "command" }, "bridge number +15551234567")]),
   ),
 );
+const elsewhere = h("p", { class: "card muted empty" });
 const quiet = h("p", { class: "card muted empty" }, "Nobody is on the line.");
 
 function way(title, rest) {
@@ -207,9 +213,13 @@ setInterval(() => {
     card.sample();
   }
 }, 250);
+let refreshed = 0;
 setInterval(() => {
-  if (!document.hidden && connected) recent.refresh().then(draw);
-}, REFRESH);
+  const pause = server.workers > 1 ? REFRESH_OTHERS : REFRESH;
+  if (document.hidden || !connected || performance.now() - refreshed < pause) return;
+  refreshed = performance.now();
+  recent.refresh();
+}, REFRESH_OTHERS);
 
 recent.openNamed();
 try {

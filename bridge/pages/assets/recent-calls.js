@@ -9,14 +9,15 @@ import { brief, clock, ending, exactMoment, latencies, median, moment, who } fro
 const STEPS = [50, 200, 500]; // how many are listed; the API gives no more
 
 export class RecentCalls {
-  // `isLive` says of a SID whether it is on the page already; `server` gives the server's facts.
-  constructor(element, { isLive, server }) {
+  // `isLive` says of a SID whether it is on the page already; `server` gives the server's facts;
+  // `onChange` is told when the list has.
+  constructor(element, { isLive, server, onChange }) {
     this._element = element;
+    this._onChange = onChange;
     this._isLive = isLive;
     this._server = server;
     this._step = 0;
     this._asking = null;
-    this.elsewhere = 0;
     this.calls = null;
     window.addEventListener("hashchange", () => this.openNamed());
   }
@@ -51,6 +52,13 @@ export class RecentCalls {
     const others = answer.live.map((call) => ({ ...call, live: false, elsewhere: true }));
     this.calls = [...others, ...answer.recent].filter((call) => !this._isLive(call.call_sid));
     this.show(limit);
+    this._onChange();
+  }
+
+  // How many calls are on in other worker processes.
+  elsewhere() {
+    if (!(this._server().workers > 1)) return 0;
+    return (this.calls ?? []).filter((call) => call.elsewhere && !this._isLive(call.call_sid)).length;
   }
 
   show(limit) {
