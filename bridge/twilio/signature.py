@@ -24,6 +24,9 @@ from urllib.parse import parse_qs
 
 Params = Sequence[tuple[str, str]]
 
+# Half a surrogate pair is no text, but no reason to fail either.
+_ANY: Final = "surrogatepass"
+
 _ADDRESS: Final = re.compile(
     r"(?P<scheme>[a-z]+)://(?P<user>[^/?#]*@)?(?P<host>\[[^]/?#]*\]|[^:/?#]*)"
     r"(?P<port>:[0-9]*)?(?P<path>[^?]*)(?P<query>.*)",
@@ -46,9 +49,7 @@ def signature(token: str, url: str, params: Params = ()) -> str:
     Each distinct pair of name and value counts once. For GET, for a websocket and for a JSON body
     there are no fields.
     """
-    signed = url + "".join(name + value for name, value in sorted(set(params)))
-    digest = hmac.new(token.encode(), signed.encode(errors="surrogatepass"), hashlib.sha1).digest()
-    return base64.b64encode(digest).decode("ascii")
+    return _signature(token, url, _fields(params)).decode("ascii")
 
 
 def is_signed(
@@ -70,8 +71,9 @@ def is_signed(
         return False
     # As bytes: compare_digest takes no text outside ASCII.
     header = given.encode(errors="replace")
+    fields = _fields(params)
     return any(
-        hmac.compare_digest(signature(token, spelling, params).encode(), header)
+        hmac.compare_digest(_signature(token, spelling, fields), header)
         for spelling in spellings(url)
         for token in tokens
     )
@@ -80,8 +82,9 @@ def is_signed(
 def spellings(url: str) -> Iterator[str]:
     """Every spelling of an address that Twilio may have signed, the likeliest first.
 
-    {the schemes it may have had} × {its own port, none, the default one} × {its path, with a slash
-    at its end, without} × {apostrophes in its query as they are, encoded, not encoded}.
+    {the schemes it may have had} × {its own port, none, the default one} × {its path, and for a
+    socket or a bare host also with a slash at its end or without} × {apostrophes in its query as
+    they are, encoded, not encoded}.
     """
     address = _ADDRESS.fullmatch(url)
     if address is None or address["scheme"] not in _SCHEMES:
@@ -89,7 +92,9 @@ def spellings(url: str) -> Iterator[str]:
         return
     user, host, port = address["user"] or "", address["host"], address["port"] or ""
     path, query = address["path"], address["query"]
-    paths = _distinct(path, path + "/" if path[-1:] != "/" else path.removesuffix("/"))
+    slash_is_open = address["scheme"] in ("ws", "wss") or path in ("", "/")
+    other = path + "/" if path[-1:] != "/" else path.removesuffix("/")
+    paths = _distinct(path, other if slash_is_open else path)
     # Some versions of Twilio's own libraries encode it and some do not.
     queries = _distinct(query, query.replace("'", "%27"), query.replace("%27", "'"))
     for its_query in queries:
@@ -97,6 +102,15 @@ def spellings(url: str) -> Iterator[str]:
             for scheme in _SCHEMES[address["scheme"]]:
                 for its_port in _distinct(port, "", _DEFAULT_PORTS[scheme]):
                     yield f"{scheme}://{user}{host}{its_port}{its_path}{its_query}"
+
+
+def _fields(params: Params) -> bytes:
+    return "".join(name + value for name, value in sorted(set(params))).encode(errors=_ANY)
+
+
+def _signature(token: str, url: str, fields: bytes) -> bytes:
+    signed = url.encode(errors=_ANY) + fields
+    return base64.b64encode(hmac.new(token.encode(), signed, hashlib.sha1).digest())
 
 
 def _is_hash_of(body: bytes, url: str) -> bool:

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl
 from xml.etree import ElementTree
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
@@ -465,9 +466,20 @@ async def test_a_form_may_have_64_kib_and_not_a_byte_more(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/incoming-call", "/call-ended"])
-async def test_a_form_that_never_ends_is_given_up(path: str, autojump_clock: Any) -> None:
+async def test_a_form_without_a_signature_is_not_even_read(path: str) -> None:
     client = application().test_client(use_cookies=False)
     headers = {**FORM_TYPE, "Content-Length": "10", "Host": NGROK}
+    with trio.fail_after(5):
+        async with client.request(path, method="POST", headers=headers) as connection:
+            response = await connection.as_response()
+    assert response.status_code == 403
+
+
+@pytest.mark.parametrize("path", ["/incoming-call", "/call-ended"])
+async def test_a_form_that_never_ends_is_given_up(path: str, autojump_clock: Any) -> None:
+    client = application().test_client(use_cookies=False)
+    signature = {"X-Twilio-Signature": "of what is yet to come"}
+    headers = {**FORM_TYPE, **signature, "Content-Length": "10", "Host": NGROK}
     async with client.request(path, method="POST", headers=headers) as connection:
         await connection.send(b"From=")
         response = await connection.as_response()

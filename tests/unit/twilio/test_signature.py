@@ -282,3 +282,10 @@ def test_it_agrees_about_bodies_too(
 def test_anything_gets_an_answer(url: str, header: str, params: list[tuple[str, str]]) -> None:
     assert not is_signed([TOKEN], header, url, params)
     assert not is_signed([TOKEN], header, url, params, body=b"x")
+
+
+def test_a_large_request_that_is_not_signed_is_refused_by_few_sums() -> None:
+    """Its fields are put in order once, and not for each spelling of the address."""
+    assert len(list(spellings(U))) == 4
+    assert len(list(spellings("https://voice.example.com:8443/incoming-call"))) == 6
+    assert len(list(spellings("https://voice.example.com"))) == 8
