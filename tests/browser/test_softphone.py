@@ -218,6 +218,39 @@ def fill(microphone: Path, seconds: float) -> None:
         out.writeframes(audioop.ulaw2lin(voice(seconds), 2))
 
 
+def test_where_the_worklet_does_not_load_both_sides_are_heard_all_the_same(
+    browser: Browser, here: House, microphone: Path
+) -> None:
+    fill(microphone, 30)
+    broken = "AudioWorklet.prototype.addModule = () => Promise.reject(new Error('for the test'));"
+    with browser.before_scripts(broken), softphone(browser, here) as phone:
+        phone.call()
+        browser.until(lambda: any(peak > SILENT for _, peak in phone.loudness()))
+        level = "return +document.querySelector('#level-caller').style.getPropertyValue('--level')"
+        browser.until(lambda: browser.run(level) > 0.3, why="the microphone is not heard")
+        browser.until(lambda: phone.messages("out", "mark"), why="no mark comes back")
+        assert phone.notice == ""
+        phone.hang_up()
+        assert all("deprecated" in line for line in browser.complaints())
+
+
+def test_without_any_sound_the_call_is_held_in_writing(browser: Browser, here: House) -> None:
+    none = "window.AudioContext = function () { throw new Error('for the test'); };"
+    with browser.before_scripts(none), softphone(browser, here) as phone:
+        phone.call()
+        phone.said("Agent", "Good evening.")
+        assert "the agent cannot be heard" in phone.notice
+        browser.until(lambda: phone.messages("out", "mark"), why="no mark comes back")
+        phone.write("A table?")
+        phone.said("Agent", "About A table.")
+        began, frames = browser.run("return [performance.now(), probe.frames]")
+        browser.until(lambda: browser.run("return probe.frames") >= frames + 50)
+        seconds = (browser.run("return performance.now()") - began) / 1000
+        assert seconds > 0.8, "a frame every 20 ms and no faster"
+        phone.hang_up()
+    assert phone.record().outcome == "caller_hung_up"
+
+
 # ---- from elsewhere ------------------------------------------------------------------------------
 
 

@@ -58,11 +58,11 @@ export class Sound {
   // Start the engine. Resolves in any case: there is always a clock.
   async start() {
     if (await this.#runs()) {
-      const worklet = this.context.audioWorklet;
       try {
-        await (worklet ? this.#startWorklet(worklet) : this.#startScript());
+        await this.#startWorklet();
       } catch {
-        this.node = null;
+        // None here, or one that cannot import a module, as in Firefox before 114.
+        this.#startScript();
       }
     }
     if (this.closed) return this.close();
@@ -128,8 +128,8 @@ export class Sound {
     return this.context.state === "running";
   }
 
-  async #startWorklet(worklet) {
-    await worklet.addModule(new URL("./phone-worklet.js", import.meta.url));
+  async #startWorklet() {
+    await this.context.audioWorklet.addModule(new URL("./phone-worklet.js", import.meta.url));
     const node = new AudioWorkletNode(this.context, "phone", {
       numberOfInputs: 1,
       numberOfOutputs: 1,
@@ -143,6 +143,7 @@ export class Sound {
   }
 
   #startScript() {
+    if (!this.context.createScriptProcessor) return;
     const engine = new Engine(this.context.sampleRate, (message) => this.onMessage(message));
     const node = this.context.createScriptProcessor(BLOCK, 1, 1);
     node.onaudioprocess = ({ inputBuffer, outputBuffer }) => {
