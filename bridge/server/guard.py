@@ -286,6 +286,7 @@ class GuardedWSStream(WSStream):
         self._app_put: Callable[[ASGIReceiveEvent], Awaitable[None]] | None = None
         self._pace = Pace(FRAMES_PER_SECOND, FRAMES_AT_ONCE)
         self._frames = 0
+        self._pause = trio.CancelScope()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GuardedWSStream:
         """Itself, as the guard."""
@@ -330,9 +331,16 @@ class GuardedWSStream(WSStream):
                     replace(event, data=event.data[start : start + PARSED_AT_ONCE])
                 )
                 # A frame that comes byte by byte costs a read each.
-                if wait := self._pace.spend(self._frames or 1, trio.current_time()):
-                    await trio.sleep(wait)
+                if not self.closed and (
+                    wait := self._pace.spend(self._frames or 1, trio.current_time())
+                ):
+                    with trio.CancelScope() as self._pause:
+                        await trio.sleep(wait)
+                if self.closed:
+                    # By us: what else was read is nobody's any more.
+                    return
         else:
+            self._pause.cancel(reason="the websocket is over")
             await super().handle(event)
 
     async def _handle_events(self) -> None:
@@ -343,6 +351,8 @@ class GuardedWSStream(WSStream):
         closed the connection.
         """
         for event in self.connection.events():
+            if self.closed:
+                return None
             self._frames += 1
             if isinstance(event, Message):
                 try:

@@ -268,6 +268,7 @@ async def running(
     more: str = "",
     prefix: tuple[str, ...] = (),
     env: Mapping[str, str] | None = None,
+    patience: float = PATIENCE,
     **server: Any,
 ) -> AsyncIterator[Server]:
     """A server that is ready for calls; whatever happens, nothing of it is left afterwards.
@@ -279,7 +280,7 @@ async def running(
     environment["DEEPGRAM_API_KEY"] = "dg-test-key-0123456789"
     environment["TWILIO_AUTH_TOKEN"] = AUTH_TOKEN
     environment.update(env or {})
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(patience):
         async with trio.open_nursery() as nursery:
             agent = agent or SimulatedAgent(behaviour=QUIET)
             port = await nursery.start(agent.serve)

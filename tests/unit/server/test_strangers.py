@@ -226,6 +226,29 @@ async def test_a_pause_is_not_held_against_a_peer_that_asks_to_close(
         assert echo.told[0] <= 2000 / FRAMES_PER_SECOND
 
 
+async def test_what_was_read_of_a_flood_is_dropped_when_we_have_closed(
+    autojump_clock: Clock,
+) -> None:
+    """A handler that has had enough ends the connection then and there, and not when the last of
+    what had been read by then has been let through."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        for _ in range(1500):
+            await receive()
+        await send({"type": "websocket.close", "code": 1002})
+
+    async with serving(app) as server:
+        peer = await server.live_call()
+        await peer.write(frame(TEXT) * 10_000)
+        assert await peer.hear_close() == 1002
+        closed_at = trio.current_time()
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.connections == 0
+        assert trio.current_time() == closed_at
+
+
 def test_what_is_parsed_at_once_takes_a_moment() -> None:
     """A few hundred frames; a read's 64 KiB would be eleven thousand, and 60 ms for every call."""
     assert PARSED_AT_ONCE // len(frame(TEXT)) < 1000

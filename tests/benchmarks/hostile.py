@@ -1,0 +1,188 @@
+"""What a bad peer costs: `python -m tests.benchmarks.hostile [--seconds 4] [--only WORDS]`.
+
+One server process; against it one peer at a time that does its worst as fast as it can, signed as
+Twilio signs where that matters, since an unsigned one gets no further than 403. Printed for each:
+the server's CPU time a second, what its memory grew by, and how long a request of somebody else's
+took meanwhile. The first line is a good peer, a call: the measure of the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+
+from tests.conformance.cases import Role
+from tests.endtoend.test_signals import SERVE, Server, running
+from tests.unit.server.wire import UPGRADE
+from tests.world import signed
+
+CLIENT = Role(masks=True)
+TICKS = os.sysconf("SC_CLK_TCK")
+
+Attack = Callable[[Server], Awaitable[None]]
+
+
+def usage(pid: int) -> tuple[float, float]:
+    """CPU seconds used, and resident memory in KiB."""
+    facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    status = Path(f"/proc/{pid}/status").read_text()
+    resident = int(status.partition("VmRSS:")[2].split()[0])
+    return (int(facts[11]) + int(facts[12])) / TICKS, resident
+
+
+def address(it: Server) -> tuple[str, int]:
+    host, _, port = it.base_url.removeprefix("http://").partition(":")
+    return host, int(port)
+
+
+async def media_socket(it: Server) -> trio.SocketStream:
+    """A media socket that is let in, and has not said `start`."""
+    host, port = address(it)
+    stream = await trio.open_tcp_stream(host, port)
+    head = UPGRADE.replace(b"/ws", b"/media-stream").replace(
+        b"Host: x", f"Host: {host}:{port}".encode()
+    )
+    for name, value in signed(f"{host}:{port}"):
+        head += name + b": " + value + b"\r\n"
+    await stream.send_all(head + b"\r\n")
+    assert b" 101 " in bytes(await stream.receive_some())
+    return stream
+
+
+async def pour(it: Server, data: bytes, begin: bytes = b"") -> None:
+    """Send this for as long as it is taken, on one socket after another."""
+
+    async def push(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await stream.send_all(begin)
+            while True:
+                await stream.send_all(data)
+
+    while True:
+        async with await media_socket(it) as stream, trio.open_nursery() as nursery:
+            nursery.start_soon(drain, stream)
+            nursery.start_soon(push, stream)
+
+
+async def drain(stream: trio.SocketStream) -> None:
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        async for _ in stream:
+            pass
+    await stream.aclose()
+
+
+async def call(it: Server) -> None:
+    async with it.call(strict=False) as (phone, _):
+        while True:
+            await phone.say(bytes(8000))
+
+
+def flood(data: bytes, begin: bytes = b"") -> Attack:
+    async def attack(it: Server) -> None:
+        await pour(it, data, begin)
+
+    return attack
+
+
+async def slow_heads(it: Server) -> None:
+    """Two hundred connections that say one byte a second."""
+
+    async def one() -> None:
+        while True:
+            with suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                async with await trio.open_tcp_stream(*address(it)) as stream:
+                    for byte in b"GET / HTTP/1.1\r\nX: " + b"a" * 100:
+                        await stream.send_all(bytes([byte]))
+                        await trio.sleep(1)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(200):
+            nursery.start_soon(one)
+
+
+async def idle_sockets(it: Server) -> None:
+    """Five hundred connections that say nothing."""
+    async with trio.open_nursery() as nursery:
+        for _ in range(500):
+            stream = await trio.open_tcp_stream(*address(it))
+            nursery.start_soon(drain, stream)
+
+
+def requests(data: bytes) -> Attack:
+    """One connection after another, each with this and nothing more."""
+
+    async def attack(it: Server) -> None:
+        while True:
+            with suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                async with await trio.open_tcp_stream(*address(it)) as stream:
+                    await stream.send_all(data)
+                    while await stream.receive_some():
+                        pass
+
+    return attack
+
+
+PEERS: dict[str, Attack] = {
+    "a call (the good peer)": call,
+    "pings": flood(CLIENT.frame(9) * 1000),
+    "pongs": flood(CLIENT.frame(10) * 1000),
+    "empty messages": flood(CLIENT.frame(1) * 1000),
+    "fragments of nothing": flood(CLIENT.frame(0, fin=False) * 1000, CLIENT.frame(1, fin=False)),
+    "nonsense": flood(CLIENT.frame(1, b"nonsense") * 1000),
+    "messages of 64 KiB": flood(CLIENT.frame(1, b"[" * 65_000)),
+    "a message too big": flood(CLIENT.frame(1, b"x" * 65_536, fin=False)),
+    "unsigned upgrades": requests(UPGRADE.replace(b"/ws", b"/media-stream") + b"\r\n"),
+    "headers without end": requests(b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 5000),
+    "junk": requests(bytes(range(256)) * 100),
+    "200 slow heads": slow_heads,
+    "500 silent connections": idle_sockets,
+}
+
+
+async def measure(it: Server, attack: Attack, seconds: float) -> tuple[float, float, float]:
+    """CPU milliseconds a second, KiB grown at the most, and the slowest request in milliseconds."""
+    slowest, grown = 0.0, 0.0
+    async with trio.open_nursery() as nursery:
+        cpu, memory = usage(it.process.pid)
+        began = trio.current_time()
+        nursery.start_soon(attack, it)
+        while trio.current_time() - began < seconds:
+            asked = trio.current_time()
+            await it.get("/healthz")
+            slowest = max(slowest, trio.current_time() - asked)
+            grown = max(grown, usage(it.process.pid)[1] - memory)
+            await trio.sleep(0.1)
+        used = usage(it.process.pid)[0] - cpu
+        took = trio.current_time() - began
+        nursery.cancel_scope.cancel(reason="measured")
+    return 1000 * used / took, grown, 1000 * slowest
+
+
+async def main(seconds: float, only: str) -> None:
+    peers = [(name, attack) for name, attack in PEERS.items() if only in name]
+    with tempfile.TemporaryDirectory() as folder:
+        async with running(SERVE, Path(folder), patience=len(PEERS) * (seconds + 20)) as it:
+            for warm_up in (True, False):
+                for name, attack in list(PEERS.items())[:2] if warm_up else peers:
+                    cpu, grown, slowest = await measure(it, attack, 1 if warm_up else seconds)
+                    if not warm_up:
+                        print(
+                            f"{name:24} {cpu:6.0f} ms CPU a second  {grown:7.0f} KiB grown  "
+                            f"{slowest:6.0f} ms slowest request",
+                            flush=True,
+                        )
+                    await trio.sleep(1)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=4, help="for each peer")
+    parser.add_argument("--only", default="", help="peers with these words in their name")
+    options = parser.parse_args()
+    trio.run(main, options.seconds, options.only)
