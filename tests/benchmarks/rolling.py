@@ -56,7 +56,7 @@ QUIET = Behaviour(greeting="", hears=False, latency_every=0, idle_timeout=0)
 PATIENCE = 90.0
 
 # What was said last has been heard so much later, on the busiest machine.
-ARRIVES = 5.0
+ARRIVES = 30.0
 
 # How often something is looked at that tells nobody.
 CHECKED = 0.05

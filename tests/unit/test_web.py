@@ -28,7 +28,7 @@ from bridge.outcome import Outcome
 from bridge.records.record import CallRecord
 from bridge.simulator.twiml import ConnectStream, Dial, Hangup, Redirect, Say, Verb, read_twiml
 from bridge.simulator.webhook import sign
-from bridge.web import BUSY, create_app
+from bridge.web import BUSY, ELSEWHERE, create_app
 from tests.world import AUTH_TOKEN, SECRETS, settings
 
 NGROK = "3f2a-198-51-100-7.ngrok-free.app"
@@ -357,6 +357,21 @@ async def test_a_call_too_many_hears_busy_and_never_silence(reason: str) -> None
         # What is on goes on.
         assert await verbs("/call-ended", FORM, app=app) == [Hangup()]
         assert (await ask("/healthz", app=app, method="GET")).status_code == 200
+
+
+@pytest.mark.parametrize("reason", ["draining", "full"])
+async def test_a_proxy_that_can_ask_another_server_is_told_to(reason: str) -> None:
+    """A header of its own says that it can; then the words are not for the caller yet."""
+    app = application(server={"max_calls": 1})
+    if reason == "draining":
+        app.extensions["bridge"].begin_drain()
+    else:
+        await connecting("/incoming-call", {**FORM, "CallSid": "CA" + "f" * 32}, app=app)
+    response = await ask("/incoming-call", FORM, app=app, headers={ELSEWHERE: "yes"})
+    assert response.status_code == 503
+    # What is on goes on, also through such a proxy.
+    response = await ask("/call-ended", FORM, app=app, headers={ELSEWHERE: "yes"})
+    assert response.status_code == 200
 
 
 async def test_a_server_with_room_is_ready() -> None:
