@@ -132,7 +132,16 @@ class Dialogue:
             pronunciations=self.file.pronunciations,
             hangover=hangover,
             voice=voice,
+            likely=[text for text in self._texts() if not placeholders(text)],
         )
+
+    def _texts(self) -> Iterator[str]:
+        """All that may be said, the likeliest last."""
+        file = self.file
+        yield from (file.undeclared, file.failed, *file.unknown)
+        yield from (slot.ask for slot in file.slots.values() if slot.ask)
+        for turn in reversed(file.turns):
+            yield from reversed(replies(turn))
 
     def readable(self) -> list[str]:
         """Its phrases as people read them, in the file's order, none twice."""

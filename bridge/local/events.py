@@ -14,6 +14,7 @@ class Setup(msgspec.Struct, frozen=True):
     hangover: float = 0.5  # so much silence ends a turn
     longest_turn: float = 15.0  # noise that never falls silent is cut here
     voice: str = ""  # the engine; empty: the best there is
+    likely: list[str] = []  # what will be said as it is: made in idle moments, so as to be at hand
 
 
 class SetupError(ValueError):

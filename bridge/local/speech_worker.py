@@ -19,7 +19,7 @@ from bridge.local.events import Event, Ready, Setup, Unable
 # Loading takes 1.7 s on an idle machine; a busy one with a cold disk is given its time.
 READY_SECONDS = 60.0
 # An utterance takes 0.02 s to make with espeak-ng and 0.1 s with flite, after whatever audio waits.
-SPEAK_SECONDS = 10.0
+SPEAK_SECONDS = 20.0
 # The pipe holds eight seconds of audio. A worker that has not taken any of it for so long is stuck.
 WRITE_SECONDS = 5.0
 # A worker answers between two portions of audio; so long without an answer, it hangs.

@@ -8,6 +8,7 @@ interpreter's lock for up to a second, and because a crash of it must end one ca
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 from typing import TYPE_CHECKING, BinaryIO
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 65536
 
+# A few seconds of speech each, of which a second has 8 kB.
+MAX_LIKELY = 100
+
 
 class Worker:
     """Acts on the frames of the server, one after another; answers go to `out`."""
@@ -31,6 +35,8 @@ class Worker:
         self._out = out
         self._voice: Engine | None = None
         self._ears: Ears | None = None
+        self._likely: list[str] = []
+        self._at_hand: dict[str, bytes] = {}
 
     def take(self, kind: bytes, content: bytes) -> None:
         """Act on one frame. Raises what makes this worker useless."""
@@ -44,12 +50,25 @@ class Worker:
                 self._tell(ended)
         elif kind == frames.SPEAK and self._voice is not None:
             number, text = frames.split_number(content)
-            speech = speech_of(self._voice, text.decode())
+            speech = self._speech(text.decode())
             self._send(frames.SPEECH, frames.numbered(number, speech))
         elif kind == frames.PING:
             self._send(frames.PONG)
 
+    def prepare(self) -> bool:
+        """Make one thing that is likely to be said; False if there is nothing to make."""
+        if not self._likely:
+            return False
+        text = self._likely.pop()
+        self._at_hand[text] = self._speech(text)
+        return True
+
+    def _speech(self, text: str) -> bytes:
+        assert self._voice is not None
+        return self._at_hand.get(text) or speech_of(self._voice, text)
+
     def _set_up(self, setup: Setup) -> None:
+        self._likely = setup.likely[:MAX_LIKELY]
         self._voice = choose(setup.voice)
         if setup.grammar:
             # A worker that only speaks needs no recogniser.
@@ -75,7 +94,7 @@ def main() -> int:
     os.dup2(2, 1)
     worker, reader = Worker(out), frames.FrameReader()
     try:
-        while data := os.read(0, _READ_BYTES):
+        while data := _input(worker):
             for kind, content in reader.feed(data):
                 worker.take(kind, content)
     except (EngineMissing, SetupError) as error:
@@ -85,6 +104,14 @@ def main() -> int:
     except BrokenPipeError:
         pass  # the server has gone
     return 0
+
+
+def _input(worker: Worker) -> bytes:
+    """The next of standard input; until there is any, the worker prepares."""
+    # On Windows only sockets can be asked whether there is any.
+    while os.name != "nt" and not select.select([0], [], [], 0)[0] and worker.prepare():
+        pass
+    return os.read(0, _READ_BYTES)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from bridge.local.sound import ulaw_to_samples
 from bridge.local.speech_worker import WorkerBroken, open_worker
 from bridge.local.synthesis import SynthesisError, synthesise, synthesise_all
 
-PATIENCE = 60
+PATIENCE = 120
 
 
 async def test_text_becomes_speech() -> None:
