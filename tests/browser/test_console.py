@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import trio
 
 from bridge.config import Secrets
 from bridge.functions import Functions
+from bridge.records.record import CallRecord
 from bridge.simulator.agent import AgentSession
 from bridge.twilio.rest import TwilioRest
 from tests.browser.driver import Browser, chromium
@@ -325,6 +327,25 @@ async def test_trouble_is_told(browser: Browser, tmp_path: Path) -> None:
             await aside(browser.pictures, "console-draining")
             await phone.hang_up()
         await on.world.quiet()
+
+
+async def test_what_another_worker_carries_is_said_to_be_there(
+    browser: Browser, tmp_path: Path
+) -> None:
+    async with stage(browser, tmp_path, server={"workers": 2}) as on:
+        recorder = on.world.app.extensions["bridge"].recorder
+        record = CallRecord(call_sid="CA" + "e" * 32, started_at=datetime.now(UTC), caller="+1555")
+        recorder.begin(record)
+        await recorder.settle()
+        await aside(browser.open, on.world.base_url)
+        await aside(shows, browser, "#live", "One more call is on in another worker process")
+        await aside(shows, browser, ".row", "Other worker")
+        await aside(shows, browser, ".tile", "in one of 2 workers")
+        record.outcome = "idle"
+        recorder.finish(record)
+        await recorder.settle()
+        await aside(shows, browser, ".row", "Nobody spoke")  # at the next look at the records
+        await aside(shows, browser, "#live", "Nobody is on the line.")
 
 
 async def test_many_calls_come_closed_and_open_by_key(browser: Browser, tmp_path: Path) -> None:

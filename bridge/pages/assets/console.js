@@ -120,7 +120,7 @@ function draw() {
     drawTiles();
     const all = [...cards.values()];
     const others = recent.elsewhere();
-    setText(elsewhere, `${others === 1 ? "One more call is" : `${others} more calls are`} on in other worker processes. They are listed below, and what was said shows when they are over.`);
+    setText(elsewhere, inOtherWorkers(others));
     const shown = all.length || others ? all.map((card) => card.element) : [nobody()];
     setChildren(byId("live"), others ? [...shown, elsewhere] : shown);
   });
@@ -193,6 +193,11 @@ const quiet = h("p", { class: "card muted empty" }, "Nobody is on the line.");
 
 function way(title, rest) {
   return h("li", {}, h("h3", {}, title), h("p", {}, rest));
+}
+
+function inOtherWorkers(count) {
+  const [calls, they] = count === 1 ? ["One more call is", "it is"] : [`${count} more calls are`, "they are"];
+  return `${calls} on in another worker process, and in the list below; what was said shows when ${they} over.`;
 }
 
 function nobody() {

@@ -49,7 +49,12 @@ export class RecentCalls {
       return;
     }
     // Another worker process may have answered: what is live there is not on this page.
-    const others = answer.live.map((call) => ({ ...call, live: false, elsewhere: true }));
+    const others = answer.live.map((call) => ({
+      ...call,
+      live: false,
+      elsewhere: true,
+      started_at: new Date(Date.now() - 1000 * call.seconds).toISOString(),
+    }));
     this.calls = [...others, ...answer.recent].filter((call) => !this._isLive(call.call_sid));
     this.show(limit);
     this._onChange();

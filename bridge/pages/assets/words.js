@@ -91,7 +91,7 @@ export function ending(call, workers = 1) {
   if (call.outcome) return OUTCOMES[call.outcome] ?? [call.outcome, ""];
   if (call.live) return ["On now", "good"];
   if (call.elsewhere) {
-    return workers > 1 ? ["On in another worker", "caller"] : ["No end recorded", "warn"];
+    return workers > 1 ? ["Other worker", "caller"] : ["No end recorded", "warn"];
   }
   return [STATUSES[call.status] ?? "No end recorded", "warn"];
 }
