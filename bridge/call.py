@@ -32,7 +32,7 @@ from structlog.contextvars import bind_contextvars
 from bridge.agent.connecting import worth_another_try
 from bridge.agent.session import AgentClosed, AgentFailed, AgentSession, AgentUnavailable
 from bridge.config import CallSettings
-from bridge.conversation import Conversation, Recording
+from bridge.conversation import DELAYS_SAMPLED, Conversation, Recording
 from bridge.functions import CallInfo, Functions
 from bridge.functions.calls import FunctionCalls
 from bridge.leaving import Leaving, Transfer
@@ -84,6 +84,20 @@ class Keeper(Protocol):
     def ended(self, call: Call) -> None: ...
 
 
+class Delays(Protocol):
+    """Is told now and then how long audio was on its way through here, in seconds."""
+
+    def uplink_delay(self, seconds: float) -> None: ...
+
+    def downlink_delay(self, seconds: float) -> None: ...
+
+
+class _NobodyMeasures:
+    def uplink_delay(self, seconds: float) -> None: ...
+
+    def downlink_delay(self, seconds: float) -> None: ...
+
+
 class Call:
     """One phone call, from the media socket's first message to the last byte of teardown.
 
@@ -106,6 +120,7 @@ class Call:
         record: Callable[[str], Recording | None] = lambda call_sid: None,
         transfer: Transfer | None = None,
         admit: Callable[[phone_says.StartDetails], str] = lambda start: "",
+        delays: Delays | None = None,
     ) -> None:
         self.report = CallReport()
         self._phone = phone
@@ -116,6 +131,7 @@ class Call:
         self._keeper = keeper
         self._record = record
         self._admit = admit
+        self._delays = delays or _NobodyMeasures()
         self._recording: Recording | None = None
         self._uplink = Uplink(settings.frame_ms)
         # One slot each: they carry one thing at a time, and whoever puts it must never wait.
@@ -130,6 +146,7 @@ class Call:
             self._silence,
             began_at=self._began_at,
             frame_ms=settings.frame_ms,
+            delay_sent=self._delays.downlink_delay,
             greeting_protected=not settings.interruptible_greeting,
         )
         self._leaving = Leaving(
@@ -200,6 +217,8 @@ class Call:
                     frame = frame or await self._uplink.take()
                     await agent.send_audio(frame)
                     frame = None
+                    if agent.frames_sent % DELAYS_SAMPLED == 1:
+                        self._delays.uplink_delay(trio.current_time() - self._uplink.oldest_at)
             except trio.EndOfChannel:
                 # The caller is gone and has been heard to the end.
                 return self._scope.cancel(reason="the caller's last words are sent")

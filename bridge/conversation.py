@@ -42,8 +42,15 @@ HISTORY_ITEMS: Final = 300
 # Words given to the agent as the caller's, whose echo has not come: as many as may wait, and some.
 ECHOES: Final = 32
 
+# One message in so many has its delay measured: one a second, in a reply.
+DELAYS_SAMPLED: Final = 16
+
 # Kept for the record; a call of an hour has a few dozen.
 MAX_FUNCTIONS: Final = 1000
+
+
+def _nobody_measures(seconds: float) -> None:
+    pass
 
 
 class FunctionResult(NamedTuple):
@@ -72,6 +79,7 @@ class Recording(Protocol):
 class Conversation:
     """The state of one call's conversation, and the router of the agent's messages.
 
+    `delay_sent` is told now and then how long audio was on its way from the agent to the phone.
     `frame_ms` is how long audio in the middle of a reply may wait for more to be sent with it.
     `greeting_protected`: the caller cannot interrupt the first utterance. Times are seconds of
     Trio's clock; what is kept for the record counts from `began_at`.
@@ -84,6 +92,7 @@ class Conversation:
         *,
         began_at: float,
         frame_ms: int,
+        delay_sent: Callable[[float], object] = _nobody_measures,
         greeting_protected: bool = False,
     ) -> None:
         self._phone = phone
@@ -93,6 +102,10 @@ class Conversation:
         self._gate = StaleAudioGate()
         self._frames = Framer(PHONE_FRAME_BYTES)
         self._audio = bytearray()
+        self._oldest_at = began_at
+        self._delay_sent = delay_sent
+        self.bytes_dropped = 0
+        """Of the agent's audio, what came when the caller had cut in, or had not been sent yet."""
         # When what has come is to be played; None: as soon as it comes.
         self._play_at: float | None = None
         self._frame_seconds = frame_ms / 1000
@@ -139,7 +152,10 @@ class Conversation:
         try:
             while True:
                 nap = None if self._play_at is None else self._nap
-                for message in await agent.receive(nap):
+                received = await agent.receive(nap)
+                if not self._audio:
+                    self._oldest_at = agent.oldest_at
+                for message in received:
                     if isinstance(message, bytes):
                         self._hear_audio(message)
                     else:
@@ -168,6 +184,8 @@ class Conversation:
         if self._gate.passes(now):
             self.turns.agent_audio(now)
             self._audio += self._frames.whole(audio)
+        else:
+            self.bytes_dropped += len(audio)
 
     async def _hear(
         self, message: agent_says.Message, functions: FunctionCalls, nursery: trio.Nursery
@@ -246,8 +264,8 @@ class Conversation:
         """
         self._gate.user_started_speaking(signalled_at)
         self._cuts += 1
+        self.bytes_dropped += len(self._audio) + len(self._frames.flush())
         self._audio.clear()
-        self._frames.flush()
         self._play_at = None
         self._nap.end()
         await self._phone.clear()
@@ -271,6 +289,8 @@ class Conversation:
             if cuts != self._cuts:
                 return  # written words cut in meanwhile, and `clear` was right behind this piece
             now = trio.current_time()
+            if self._phone.frames_sent % DELAYS_SAMPLED == 1:
+                self._delay_sent(now - self._oldest_at)
             begins = not self.playback.queued(now)
             self.playback.sent(len(piece), now)
             self.transcript.audio_sent(len(piece))

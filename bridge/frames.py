@@ -48,6 +48,8 @@ class QuickConnection(Connection):
         self._passing = 0
         # Some message has begun in a frame that was passed on, and goes on in others.
         self._in_fragments = False
+        # Whether wsproto has been given anything that it may have something to say about.
+        self._given = False
         # Extensions may change anything: then all is wsproto's.
         self._careful = any(extension.enabled() for extension in extensions or ())
         super().__init__(connection_type, extensions, trailing_data)
@@ -55,13 +57,15 @@ class QuickConnection(Connection):
     def receive_data(self, data: bytes | None) -> None:
         """As wsproto's."""
         if data is None or self._careful or self._state is not ConnectionState.OPEN:
+            self._given = True
             super().receive_data(data)
         else:
-            self._unread += data
+            self._unread = self._unread + data if self._unread else bytes(data)
 
     def events(self) -> Generator[Event, None, None]:
         """As wsproto's."""
-        yield from self._wsprotos()
+        if self._given:
+            yield from self._wsprotos()
         while self._unread:
             if self._careful or self._passing or self._state is not ConnectionState.OPEN:
                 yield from self._pass_on()
@@ -145,6 +149,7 @@ class QuickConnection(Connection):
         count = len(self._unread) if self._careful else self._passing or len(self._unread)
         part, self._unread = self._unread[:count], self._unread[count:]
         self._passing -= min(self._passing, len(part))
+        self._given = True
         super().receive_data(part)
         yield from self._wsprotos()
 
@@ -153,6 +158,7 @@ class QuickConnection(Connection):
             # Said by the peer, or because of what it said: nothing behind it is to be read.
             self._careful = self._careful or isinstance(event, CloseConnection)
             yield event
+        self._given = False
 
 
 def _sound(first: int, size: int) -> bool:

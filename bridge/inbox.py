@@ -30,6 +30,9 @@ class Inbox:
         self._nap: Nap | None = None
         self._ended = False
         self._discarding = False
+        self._oldest_at = 0.0
+        self.oldest_at = 0.0
+        """When the first of the messages taken last was put, in seconds of Trio's clock."""
         self._taker = ParkingLot()
         self._room = ParkingLot()
 
@@ -40,6 +43,8 @@ class Inbox:
             await self._room.park()
         if self._discarding:
             return
+        if not self._messages:
+            self._oldest_at = trio.current_time()
         self._messages.append(message)
         if isinstance(message, str) or len(self._messages) >= self._limit:
             self._urgent = True
@@ -76,6 +81,7 @@ class Inbox:
             self._nap = None
         if self._ended and not self._messages:
             raise trio.EndOfChannel
+        self.oldest_at = self._oldest_at
         taken = list(self._messages)
         self._messages.clear()
         self._urgent = False

@@ -125,7 +125,7 @@ class Metrics:
         )
         dropped = counter(
             "bridge_audio_dropped_bytes_total",
-            "Audio thrown away because its receiver was too slow, by where it was going.",
+            "Audio thrown away: up because the agent was too slow, down because the caller cut in.",
             "direction",
         )
         self._dropped: dict[Direction, Counter] = {

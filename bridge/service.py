@@ -335,6 +335,7 @@ class Bridge:
             record=partial(_record_to, settings.records.recordings),
             transfer=self._transfer if self.twilio is not None else None,
             admit=partial(self._admit, settings, entry, purpose),
+            delays=self.metrics,
         )
         call.functions += built_in(call, settings.functions)
         self.metrics.call_began()
@@ -427,6 +428,7 @@ class Bridge:
         for _ in range(report.reconnects):
             metrics.reconnected()
         metrics.audio_dropped("uplink", report.dropped_bytes)
+        metrics.audio_dropped("downlink", conversation.bytes_dropped)
         if self.tracing is not None:
             self.tracing.call_ended(call)
 

@@ -15,6 +15,7 @@ from bridge.agent.messages import ForceEndTurn
 from bridge.agent.session import AgentClosed, AgentSession
 from bridge.config import CallSettings
 from bridge.conversation import Conversation
+from bridge.grid import Nap
 from bridge.keypad import Keypad, keypad_words
 from bridge.log import get_logger
 from bridge.outcome import Outcome
@@ -67,7 +68,9 @@ class Timekeeper:
         self._warn_at = self._ends_at - WARNING_SECONDS
         self._keypad = Keypad()
         self._typed: list[_Typed] = []
-        self._awake = trio.Event()
+        # The ticks of all calls are in the same pass of the event loop.
+        self._nap = Nap(TICK_SECONDS)
+        self._awake = False
         self.force_end_turn = False
         """Whether the agent can be told that the caller's turn is over: Flux can."""
 
@@ -83,15 +86,16 @@ class Timekeeper:
             return False
         self._conversation.words_written(words)
         self._typed.append(_Typed(words, cut_in=True))
-        self._awake.set()
+        self._awake = True
+        self._nap.end()
         return True
 
     async def run(self) -> None:
         """Do what is due, for as long as the call lasts."""
         while True:
-            with trio.move_on_after(TICK_SECONDS):
-                await self._awake.wait()
-            self._awake = trio.Event()
+            if not self._awake:
+                await self._nap.until_tick()
+            self._awake = False
             now = trio.current_time()
             self._add(self._keypad.take(now))
             agent = self._agent()

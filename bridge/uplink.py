@@ -50,13 +50,18 @@ class Uplink:
         # What the phone sends comes here once a frame, so one of those may be missing.
         self._silent_after = max(SILENT_AFTER, 2 * self._frame_seconds)
         self._silent_at = trio.current_time() + self._silent_after
+        self._last_put_at = self._silent_at
+        self.oldest_at = 0.0
+        """When the oldest byte of what was taken last reached this machine, at the earliest: what
+        came in one read may have waited for it for as long as it lasts."""
         self.bytes_put = 0
         self.bytes_dropped = 0
 
     def put(self, audio: bytes) -> None:
         """Add audio from the phone, in pieces of any length. Never blocks."""
         self.bytes_put += len(audio)
-        self._silent_at = trio.current_time() + self._silent_after
+        self._last_put_at = trio.current_time()
+        self._silent_at = self._last_put_at + self._silent_after
         for start in range(0, len(audio), LONGEST_FRAME_BYTES):
             piece = audio[start : start + LONGEST_FRAME_BYTES]
             self._pieces.append(piece)
@@ -93,9 +98,12 @@ class Uplink:
                 # On the beat; but what was missed while the taker was elsewhere stays missed.
                 late = now - self._silent_at > self._frame_seconds
                 self._silent_at = (now if late else self._silent_at) + self._frame_seconds
+                self.oldest_at = now
                 return self._silence
             with trio.CancelScope(deadline=self._silent_at):
                 await self._taker.park()
+        # Everything is in the order in which it came, one second of it a second.
+        self.oldest_at = self._last_put_at - seconds(self._queued)
         frame = self._pieces.popleft()
         while self._pieces and len(frame) + len(self._pieces[0]) <= LONGEST_FRAME_BYTES:
             frame += self._pieces.popleft()

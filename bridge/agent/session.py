@@ -18,7 +18,7 @@ And one thing is made cheaper, the way from the reader to who receives: see `bri
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any, Final
@@ -155,6 +155,11 @@ class AgentSession:
         self._given_up = why
         await _discard(self._stream)
 
+    @property
+    def oldest_at(self) -> float:
+        """When the first of what `receive` returned last came, in seconds of Trio's clock."""
+        return self._inbox.oldest_at
+
     async def receive(self, nap: Nap | None = None) -> list[messages.Message | bytes]:
         """Wait for something from the agent and return all that is there, in order.
 
@@ -286,6 +291,14 @@ class _Protocol(wsproto.WSConnection):
     def __init__(self) -> None:
         super().__init__(wsproto.ConnectionType.CLIENT)
         self.handshake = _Handshake(wsproto.ConnectionType.CLIENT)
+        self._shaken = False
+
+    def events(self) -> Generator[WebsocketEvent, None, None]:
+        """As the base class's, which asks the handshake for more for ever."""
+        if self._shaken and self.connection is not None:
+            return self.connection.events()
+        self._shaken = self.connection is not None
+        return super().events()
 
 
 class _Handshake(H11Handshake):

@@ -449,3 +449,23 @@ async def test_every_turn_is_timed(autojump_clock: Clock) -> None:
     assert turn.latency == pytest.approx(0.8, abs=0.05)
     # The mark that tells of it is read at a tick.
     assert 1.0 <= turn.heard_at - turn.audio_sent_at <= 1.0 + 0.06 + 0.05
+
+
+async def test_how_long_audio_is_on_its_way_is_measured(autojump_clock: Clock) -> None:
+    """On the virtual clock nothing takes time but the wait for a frame, and for the tick."""
+
+    async def script(agent: AgentSession) -> None:
+        await agent.say("Hello.", SECOND)
+
+    async with in_memory(script, quiet(speed=1.0)) as world:
+        async with world.call() as phone:
+            await phone.say(SECOND)
+            await phone.wait_heard(1.0)
+            await phone.hang_up()
+        exposed = world.app.extensions["bridge"].metrics.expose(None)[0].decode()
+    values = dict(line.rsplit(" ", 1) for line in exposed.splitlines() if line[0] != "#")
+    for direction, longest in (("uplink", 0.07), ("downlink", 0.062)):
+        name = f"bridge_{direction}_delay_seconds"
+        count = float(values[f"{name}_count"])
+        assert count >= 1
+        assert 0 <= float(values[f"{name}_sum"]) <= count * longest
