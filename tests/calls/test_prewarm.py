@@ -243,9 +243,14 @@ async def test_nothing_is_left_whenever_it_ends(
                 await world.agent.wait_until_idle()
 
 
-async def test_with_several_processes_it_is_off_and_says_so_once(autojump_clock: Clock) -> None:
-    server = replace(WARM.server, workers=2)
+@pytest.mark.parametrize("by", ["bridge serve", "hypercorn"])
+async def test_with_several_processes_it_is_off_and_says_so_once(
+    autojump_clock: Clock, by: str
+) -> None:
+    server = replace(WARM.server, workers=2 if by == "bridge serve" else 1)
     async with running(using=replace(WARM, server=server)) as world:
+        # What hypercorn's worker says of itself; see `bridge.server.worker`.
+        world.app.extensions["bridge"].alone = by == "bridge serve"
         for _ in range(2):
             await announce(world)
         await trio.sleep(1)
