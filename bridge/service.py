@@ -97,8 +97,8 @@ class Bridge:
         self.account = AccountLimit("")
         self.tickets = Tickets(ticket_keys())
         self.epoch = EpochClock(time.time, trio.current_time, patience=TICKET_SECONDS)
-        # What the agent is known to understand, for the softphone's page; filled by who knows.
-        self.phrases: tuple[str, ...] = ()
+        # What the agent is known to understand, for the softphone's page; None if nobody has said.
+        self.phrases: tuple[str, ...] | None = None
         self.metrics = Metrics()
         self.draining = False
         self.started_at = datetime.now(UTC)

@@ -14,15 +14,19 @@ Busy is 503 with {"error"}; the other refusals are the control API's.
 from __future__ import annotations
 
 import secrets
+from functools import cache
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 from quart import Blueprint, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from bridge.addresses import BadHost, public_address
+from bridge.addresses import BadHost, is_loopback, public_address
 from bridge.call import TICKET
+from bridge.config import Settings
 from bridge.control import Gate, Seen
+from bridge.local import phrases
 from bridge.log import get_logger
 from bridge.service import Bridge
 from bridge.signed import asked_for
@@ -93,7 +97,7 @@ def softphone_blueprint(bridge: Bridge, gate: Gate) -> Blueprint:
             call_sid=call_sid,
             stream_url=f"{stream}/media-stream?ticket={ticket}",
             parameters=parameters,
-            phrases=list(bridge.phrases),
+            phrases=_phrases(bridge, settings),
         ), 200
 
     @softphone.errorhandler(BadHost)
@@ -105,6 +109,23 @@ def softphone_blueprint(bridge: Bridge, gate: Gate) -> Blueprint:
         return jsonify(error=error.description or error.name), error.code or 500
 
     return softphone
+
+
+def _phrases(bridge: Bridge, settings: Settings) -> list[str]:
+    """What the agent understands, where that is known.
+
+    An agent on this machine is taken to be the one that comes with bridge, unless somebody who
+    knows better has said so.
+    """
+    if bridge.phrases is not None:
+        return list(bridge.phrases)
+    return list(_bundled_phrases()) if is_loopback(urlsplit(settings.deepgram.url).netloc) else []
+
+
+@cache
+def _bundled_phrases() -> tuple[str, ...]:
+    # Read from a small file, on the loop, once: a few milliseconds.
+    return tuple(phrases())
 
 
 def _peer() -> str:
