@@ -318,7 +318,7 @@ def _provide() -> None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", *wanted]
     try:
         done = subprocess.run(  # noqa: S603 - our own list of requirements
-            command, stdout=sys.stderr.fileno(), timeout=INSTALL_SECONDS, check=False
+            command, stdout=stderr_descriptor(), timeout=INSTALL_SECONDS, check=False
         )
         failed = done.returncode != 0
     except (OSError, subprocess.TimeoutExpired):
@@ -328,6 +328,11 @@ def _provide() -> None:
         raise Failure(
             f"{missing() or 'they cannot be installed'}; or bridge demo --echo, which needs none"
         )
+
+
+def stderr_descriptor() -> int:
+    """Where pip writes: results alone go to standard output."""
+    return sys.stderr.fileno()
 
 
 def local_requirements(requirements: list[str]) -> list[str]:
