@@ -124,6 +124,8 @@ class Server:
             f'[deepgram]\nurl = "ws://127.0.0.1:{agent_port}/v1/agent/converse"\n'
             f'[records]\nurl = "{database}"\n'
             '[logging]\nformat = "json"\nlevel = "info"\n'
+            # On a busy machine people here talk slowly, and are not to be asked whether they do.
+            "[call]\nidle_seconds = 600\nstall_seconds = 600\n"
             # The simulated agent learns from the prompt whose call it is.
             '[agent.listen.provider]\ntype = "deepgram"\nmodel = "nova-3"\n'
             '[agent.think]\nprompt = "{caller}"\n'
