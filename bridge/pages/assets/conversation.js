@@ -18,11 +18,21 @@ export class Transcript {
   constructor() {
     this.element = h("ol", { class: "transcript", tabindex: "0", "aria-label": "Transcript" });
     this._drawn = [];
+    this._atEnd = true;
+    this.element.addEventListener("scroll", () => {
+      const { scrollHeight, scrollTop, clientHeight } = this.element;
+      this._atEnd = scrollHeight - scrollTop - clientHeight < 40;
+    });
+    new ResizeObserver(() => this._follow()).observe(this.element);
+  }
+
+  // Stay where the conversation is, unless somebody has gone back to read.
+  _follow() {
+    if (this._atEnd) this.element.scrollTop = this.element.scrollHeight;
   }
 
   show(lines) {
     const list = this.element;
-    const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
     const before = this._drawn;
     this._drawn = lines.map((line, index) => {
       const goesOn = index > 0 && speaker(lines[index - 1]) === speaker(line);
@@ -31,7 +41,7 @@ export class Transcript {
     });
     const empty = h("li", { class: "muted nothing" }, "Nothing has been said yet.");
     setChildren(list, this._drawn.length ? this._drawn.map(({ element }) => element) : [empty]);
-    if (atEnd) list.scrollTop = list.scrollHeight;
+    this._follow();
   }
 }
 
