@@ -23,6 +23,9 @@ from tests.unit.server.wire import UPGRADE
 from tests.world import signed
 
 CLIENT = Role(masks=True)
+# Connections that attacks have made since the last look.
+made = 0
+
 TICKS = os.sysconf("SC_CLK_TCK")
 
 Attack = Callable[[Server], Awaitable[None]]
@@ -41,10 +44,16 @@ def address(it: Server) -> tuple[str, int]:
     return host, int(port)
 
 
+async def connect(it: Server) -> trio.SocketStream:
+    global made
+    made += 1
+    return await trio.open_tcp_stream(*address(it))
+
+
 async def media_socket(it: Server) -> trio.SocketStream:
     """A media socket that is let in, and has not said `start`."""
     host, port = address(it)
-    stream = await trio.open_tcp_stream(host, port)
+    stream = await connect(it)
     head = UPGRADE.replace(b"/ws", b"/media-stream").replace(
         b"Host: x", f"Host: {host}:{port}".encode()
     )
@@ -96,7 +105,7 @@ async def slow_heads(it: Server) -> None:
     async def one() -> None:
         while True:
             with suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-                async with await trio.open_tcp_stream(*address(it)) as stream:
+                async with await connect(it) as stream:
                     for byte in b"GET / HTTP/1.1\r\nX: " + b"a" * 100:
                         await stream.send_all(bytes([byte]))
                         await trio.sleep(1)
@@ -120,7 +129,7 @@ def requests(data: bytes) -> Attack:
     async def attack(it: Server) -> None:
         while True:
             with suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-                async with await trio.open_tcp_stream(*address(it)) as stream:
+                async with await connect(it) as stream:
                     await stream.send_all(data)
                     while await stream.receive_some():
                         pass
@@ -145,9 +154,11 @@ PEERS: dict[str, Attack] = {
 }
 
 
-async def measure(it: Server, attack: Attack, seconds: float) -> tuple[float, float, float]:
-    """CPU milliseconds a second, KiB grown at the most, and the slowest request in milliseconds."""
-    slowest, grown = 0.0, 0.0
+async def measure(it: Server, attack: Attack, seconds: float) -> tuple[float, float, float, float]:
+    """CPU milliseconds a second, KiB grown at the most, the slowest request in milliseconds, and
+    connections made a second."""
+    global made
+    slowest, grown, made = 0.0, 0.0, 0
     async with trio.open_nursery() as nursery:
         cpu, memory = usage(it.process.pid)
         began = trio.current_time()
@@ -161,7 +172,7 @@ async def measure(it: Server, attack: Attack, seconds: float) -> tuple[float, fl
         used = usage(it.process.pid)[0] - cpu
         took = trio.current_time() - began
         nursery.cancel_scope.cancel(reason="measured")
-    return 1000 * used / took, grown, 1000 * slowest
+    return 1000 * used / took, grown, 1000 * slowest, made / took
 
 
 async def main(seconds: float, only: str) -> None:
@@ -170,11 +181,11 @@ async def main(seconds: float, only: str) -> None:
         async with running(SERVE, Path(folder), patience=len(PEERS) * (seconds + 20)) as it:
             for warm_up in (True, False):
                 for name, attack in list(PEERS.items())[:2] if warm_up else peers:
-                    cpu, grown, slowest = await measure(it, attack, 1 if warm_up else seconds)
+                    cpu, grown, slowest, rate = await measure(it, attack, 1 if warm_up else seconds)
                     if not warm_up:
                         print(
                             f"{name:24} {cpu:6.0f} ms CPU a second  {grown:7.0f} KiB grown  "
-                            f"{slowest:6.0f} ms slowest request",
+                            f"{slowest:6.0f} ms slowest request  {rate:6.1f} connections a second",
                             flush=True,
                         )
                     await trio.sleep(1)
