@@ -20,7 +20,7 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
 
 import trio
-from quart import Blueprint, Response, jsonify
+from quart import Blueprint, Response, jsonify, request
 
 from bridge import view
 from bridge.control.host import ControlHost, Records
@@ -111,7 +111,9 @@ def _known(record: Mapping[str, Any] | None, call_sid: str) -> bytes:
 
 
 def _streaming(body: AsyncGenerator[bytes, None]) -> Response:
-    response = Response(body, content_type="text/event-stream")
+    # Who asks for the head alone would be kept waiting for the end of the rest.
+    shown = body if request.method == "GET" else b""
+    response = Response(shown, content_type="text/event-stream")
     response.timeout = None  # it lasts as long as somebody watches
     response.headers["X-Accel-Buffering"] = "no"  # nginx would keep events until it has a bufferful
     return response

@@ -111,6 +111,15 @@ async def test_only_who_has_the_token_watches(world: EventWorld, path: str) -> N
     assert answer.status_code == 403
 
 
+@pytest.mark.parametrize("path", ["/events", f"/calls/{SID}/events"])
+async def test_the_head_alone_is_answered_at_once(world: EventWorld, path: str) -> None:
+    with trio.fail_after(5):
+        answer = await world.ask("HEAD", path)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["Content-Type"] == "text/event-stream"
+    assert len(world.hub) == 0
+
+
 async def test_without_a_token_only_this_machine_watches() -> None:
     world = EventWorld(token="")
     async with world.client(host="127.0.0.1", peer="203.0.113.9") as far:
