@@ -52,7 +52,7 @@ def behaviour(number: int) -> Behaviour:
 
 
 async def test_no_secret_is_in_anything_that_was_written_or_shown(tmp_path: Path) -> None:
-    """Two workers, six calls that go well, break, reconnect and are refused; webhooks, console and
+    """Two workers, four calls that go well, break, reconnect and are refused; webhooks, console and
     control API with the right token, a wrong one and none; then the log, every file, every page,
     every process's command line and its threads' names are searched."""
     folder = tmp_path / "recordings"
@@ -63,15 +63,16 @@ async def test_no_secret_is_in_anything_that_was_written_or_shown(tmp_path: Path
     shown: list[bytes] = []
     agent = SimulatedAgent(script, behaviour)
     async with running(SERVE_2, tmp_path, agent=agent, more=more, env=SECRETS) as it:
-        for _ in range(6):
+        for _ in range(4):
             phone = SimulatedPhone(
                 from_number=CALLER, to_number=CALLED, auth_token=AUTH_TOKEN, strict=False
             )
             async with phone.place_call(it.base_url):
-                with trio.move_on_after(1):
+                # Those whose agent fails end by themselves; the others are only listened to.
+                with trio.move_on_after(3):
                     await phone.wait_ended()
                 await phone.hang_up()
-        await it.logged("call ended", 6)
+        await it.logged("call ended", 4)
         shown += await pages(it)
         for pid in {it.process.pid, *_children(it.process.pid)}:
             shown += [_command(pid), *thread_names(pid)]
@@ -132,9 +133,11 @@ async def pages(it: Server) -> list[bytes]:
                 answer = await client.request(method, path, headers=headers, **body)
                 head = f"{answer.status_code} {dict(answer.headers)}".encode()
                 answers += [head, answer.content]
-        calls = (await client.get("/calls", headers={"Authorization": f"Bearer {TOKEN}"})).json()
-        assert calls["recent"], "there were calls to show"
-        for call in calls["recent"][:3]:
+        calls: list[dict[str, Any]] = []
+        while not calls:  # the other worker's may not be written yet
+            answer = await client.get("/calls", headers={"Authorization": f"Bearer {TOKEN}"})
+            calls = answer.json()["recent"]
+        for call in calls[:3]:
             path = f"/calls/{call['call_sid']}"
             answer = await client.get(path, headers={"Authorization": f"Bearer {TOKEN}"})
             assert answer.status_code == 200
