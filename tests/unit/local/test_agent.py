@@ -35,18 +35,14 @@ DIALOGUE = load_dialogue()
 KNOWN = {
     "when are you open": "hours",
     "what is on the menu": "food",
-    "where are you": "place",
     "my name is robert": "name",
     "could you repeat that": "repeat",
-    "can you hear me": "hello",
     "book a table for three people on friday": "book",
-    "no thank you": "goodbye",
     "goodbye": "goodbye",
 }
 UNKNOWN = [
     "they painted the kitchen bright yellow",
     "my brother lives in a small town near the river",
-    "please send me an email with the details",
 ]
 
 
@@ -93,7 +89,7 @@ async def test_phrases_are_recognised_and_others_are_not(speech: dict[str, bytes
     assert not wrong
     assert [found[text] for text in UNKNOWN] == [None] * len(UNKNOWN)
     missed = {text: found[text] for text, turn in KNOWN.items() if found[text] != turn}
-    assert len(missed) <= 2, missed  # no recogniser is perfect, and no two voices the same
+    assert len(missed) <= 1, missed  # no recogniser is perfect, and no two voices the same
 
 
 async def test_noise_that_does_not_end_is_cut(speech: dict[str, bytes]) -> None:
