@@ -97,12 +97,17 @@ async def _serve_local(dialogue: Dialogue, host: str, listeners: list[trio.Socke
         await nursery.start(pool.run)
         server = local_agent(dialogue, pool, on_event=_print, keep_sessions=KEEP_SESSIONS)
         count = len(dialogue.readable())
-        _say(f"It knows {count} phrases and speaks with {pool.voice}; it recognises nothing else.")
-        await _serve(server, "The local agent", host, listeners)
+        more = f"It knows {count} phrases and speaks with {pool.voice}; it recognises no others."
+        await _serve(server, "The local agent", host, listeners, more=more)
 
 
 async def _serve(
-    server: SimulatedAgent, name: str, host: str, listeners: list[trio.SocketListener]
+    server: SimulatedAgent,
+    name: str,
+    host: str,
+    listeners: list[trio.SocketListener],
+    *,
+    more: str = "",
 ) -> None:
     async with trio.open_nursery() as nursery:
         bound = await nursery.start(server.serve_listeners, listeners)
@@ -111,6 +116,8 @@ async def _serve(
         _say(f"{name} listens on {address}")
         _say("For a bridge that talks to it, put into config.toml:")
         _say(f'[deepgram]\nurl = "{address}"')
+        if more:
+            _say(more)
 
 
 def _print(session: AgentSession, text: str) -> None:
