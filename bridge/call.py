@@ -32,18 +32,18 @@ from structlog.contextvars import bind_contextvars
 from bridge.agent.connecting import worth_another_try
 from bridge.agent.session import AgentClosed, AgentFailed, AgentSession, AgentUnavailable
 from bridge.config import CallSettings
-from bridge.conversation import DELAYS_SAMPLED, Conversation, Recording
 from bridge.functions import CallInfo, Functions
 from bridge.functions.calls import FunctionCalls
-from bridge.leaving import Leaving, Transfer
 from bridge.log import get_logger
 from bridge.outcome import Outcome
 from bridge.report import CallReport
-from bridge.silence import Silence
-from bridge.timekeeper import Timekeeper
+from bridge.talk.conversation import DELAYS_SAMPLED, Conversation, Recording
+from bridge.talk.leaving import Leaving, Transfer
+from bridge.talk.silence import Silence
+from bridge.talk.timekeeper import Timekeeper
+from bridge.talk.uplink import Uplink
 from bridge.twilio import messages as phone_says
 from bridge.twilio.media_stream import MediaStream, NotAPhone, PhoneGone
-from bridge.uplink import Uplink
 
 log = get_logger(__name__)
 
@@ -55,7 +55,7 @@ GOODBYE_SHARE: Final = 0.85
 # What the agent is asked to say when the server stops.
 FAREWELL: Final = "I'm sorry, this call has to end now, please call again, goodbye."
 
-# The stream's parameter by which a call proves that it was announced; see `bridge.ticket`.
+# The stream's parameter by which a call proves that it was announced; see `bridge.entrance.ticket`.
 TICKET: Final = "ticket"
 
 GoodbyeBy = Callable[[], float]

@@ -24,7 +24,7 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
-from bridge.ticket import ticket_keys
+from bridge.entrance.ticket import ticket_keys
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]

@@ -16,7 +16,7 @@ import msgspec
 
 from bridge.control.dialling import DialRequest
 from bridge.control.saying import Said
-from bridge.softphone import CallRequest
+from bridge.entrance.softphone import CallRequest
 
 Json = dict[str, Any]
 

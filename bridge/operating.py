@@ -55,7 +55,7 @@ class Operator:
         return [_LiveCall(call) for call in self._bridge.calls if call.report.info is not None]
 
     def facts(self) -> dict[str, Any]:
-        """The state of this server process, JSON-able; see `bridge.live`. Never waits."""
+        """The state of this server process, JSON-able; see `bridge.watching.live`. Never waits."""
         bridge = self._bridge
         settings, stalls = bridge.settings_now(), bridge.stalls
         records = bridge.recorder.statistics()

@@ -16,7 +16,6 @@ from werkzeug.exceptions import BadRequest
 from werkzeug.routing import MapAdapter
 
 from bridge.addresses import BadHost, public_address
-from bridge.admission import Limits
 from bridge.agent.session import OpenStream
 from bridge.call import TICKET
 from bridge.config import Secrets
@@ -30,6 +29,9 @@ from bridge.control import (
     with_webhook,
 )
 from bridge.control.dialling import DIRECTION
+from bridge.entrance.admission import Limits
+from bridge.entrance.signed import Doors, Refused, asked_for
+from bridge.entrance.softphone import softphone_blueprint
 from bridge.instance import HEADER, instance, share_ticket_key
 from bridge.log import get_logger
 from bridge.openapi import description
@@ -39,8 +41,6 @@ from bridge.pages import pages_blueprint
 from bridge.server import worker
 from bridge.server.media_socket import DirectWebsocketConnection, QuartMediaSocket
 from bridge.service import Bridge
-from bridge.signed import Doors, Refused, asked_for
-from bridge.softphone import softphone_blueprint
 from bridge.twilio import twiml
 from bridge.twilio.media_stream import MediaStream
 from bridge.twilio.rest import is_call_sid

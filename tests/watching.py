@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import trio
 
-from bridge.live import Viewer
+from bridge.watching.live import Viewer
 
 LISTS = ("transcript", "turns", "functions")
 

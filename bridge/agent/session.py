@@ -12,7 +12,7 @@ caller's tasks without a word. What is used is its connection, with three things
 - A cancelled send leaves half a frame on the wire. Such a connection is closed without ceremony;
   a Close frame after half a frame would be read as audio.
 
-And one thing is made cheaper, the way from the reader to who receives: see `bridge.inbox`.
+And one thing is made cheaper, the way from the reader to who receives: `bridge.transport.inbox`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from wsproto.events import Event as WebsocketEvent
 from wsproto.handshake import H11Handshake
 
 from bridge.agent import breaches, messages
-from bridge.frames import QuickConnection
-from bridge.grid import Nap
-from bridge.inbox import Inbox
 from bridge.log import SHORTEST_SECRET, get_logger
-from bridge.vanished import notice_when_vanished
+from bridge.transport.frames import QuickConnection
+from bridge.transport.grid import Nap
+from bridge.transport.inbox import Inbox
+from bridge.transport.vanished import notice_when_vanished
 
 log = get_logger(__name__)
 

@@ -15,6 +15,7 @@ import msgspec
 import trio
 
 from bridge.agent import messages
+from bridge.agent.answering import choose_agent, fill, fill_in
 from bridge.agent.session import (
     AgentClosed,
     AgentFailed,
@@ -24,13 +25,12 @@ from bridge.agent.session import (
     open_session,
 )
 from bridge.agent.settings import settings_message
-from bridge.answering import choose_agent, fill, fill_in
-from bridge.builtin import built_in
 from bridge.call import Call
 from bridge.check.finding import Finding, ok, warning, wrong
 from bridge.check.trouble import trouble
 from bridge.config import ConfigError, Secrets, Settings, check_startup
 from bridge.functions import FunctionError, Functions
+from bridge.functions.builtin import built_in
 
 # What the first words may take after the Settings: the voice is made, and perhaps refused.
 GREETING_SECONDS = 6.0

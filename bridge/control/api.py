@@ -45,10 +45,10 @@ from bridge.control.events import add_event_routes, carried_elsewhere
 from bridge.control.host import NO_CREDENTIALS, ControlHost, DialRefused, LiveCall
 from bridge.control.saying import read_words
 from bridge.control.status import BadStatus, Progress, StatusUpdate, read_status
-from bridge.live import Live
 from bridge.log import get_logger
 from bridge.twilio import twiml
 from bridge.twilio.rest import PlacedCall, TwilioError, TwilioRest, TwilioUnreachable, is_call_sid
+from bridge.watching.live import Live
 
 log = get_logger(__name__)
 

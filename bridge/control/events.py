@@ -1,5 +1,5 @@
 """What is going on, as server-sent events: `GET /events` for everything, `GET /calls/{sid}/events`
-for one call from its beginning to its end. What the events say is in `bridge.live`.
+for one call from its beginning to its end. What the events say is in `bridge.watching.live`.
 
 Both begin with a `snapshot`. A stream ends when its call does, and when the server stops; a client
 that still wants to know connects again. One call's stream ends with one of
@@ -22,11 +22,11 @@ from typing import Any, Final
 import trio
 from quart import Blueprint, Response, jsonify, request
 
-from bridge import view
 from bridge.control.host import ControlHost, Records
-from bridge.live import MAX_VIEWERS, Live, Stopped, TooManyViewers
 from bridge.twilio.rest import is_call_sid
-from bridge.viewer import event
+from bridge.watching import view
+from bridge.watching.live import MAX_VIEWERS, Live, Stopped, TooManyViewers
+from bridge.watching.viewer import event
 
 # A proxy drops a response that is silent for a minute or so, and a viewer that has vanished is
 # found out by writing to it.

@@ -13,7 +13,7 @@ version is pinned in pyproject.toml, and tests/unit/server/test_guard.py fails w
 and when a remedy has become needless.
 
 They are also where carrying a call is made cheap: a socket is read on the grid if that is asked for
-(`read_every`, see `bridge.grid`), and a websocket's messages go both ways without the detour
+(`read_every`, `bridge.transport.grid`), and a websocket's messages go both ways without the detour
 through ASGI, whose queue, events and checks cost more than the messages (`inbox`, `send_text`).
 """
 
@@ -43,12 +43,12 @@ from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection, Message, Ping, TextMessage
 from wsproto.frame_protocol import CloseReason
 
-from bridge.frames import QuickConnection
-from bridge.grid import Nap
-from bridge.inbox import Inbox
 from bridge.log import get_logger
 from bridge.server.crowd import Crowd, Pace
-from bridge.vanished import notice_when_vanished
+from bridge.transport.frames import QuickConnection
+from bridge.transport.grid import Nap
+from bridge.transport.inbox import Inbox
+from bridge.transport.vanished import notice_when_vanished
 
 log = get_logger(__name__)
 

@@ -31,9 +31,9 @@ from quart.wrappers import Response, Websocket
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIWebsocketConnection
 
-from bridge.inbox import Inbox
 from bridge.log import get_logger
 from bridge.server.guard import GUARD_KEY, WEBSOCKET_KEY, GuardedTCPServer, GuardedWSStream
+from bridge.transport.inbox import Inbox
 from bridge.twilio.media_stream import PhoneGone
 
 log = get_logger(__name__)
@@ -185,7 +185,7 @@ class QuartMediaSocket:
         return await self._incoming.all()
 
     def receive_every(self, seconds: float) -> None:
-        """From now on look for messages at the ticks of that grid only; see `bridge.grid`."""
+        """From now on look for messages at the ticks of that grid only: `bridge.transport.grid`."""
         if self._guard is not None and not self._closed:
             self._guard.read_every(seconds)
 

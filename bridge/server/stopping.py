@@ -23,8 +23,8 @@ from typing import Any, Final, Protocol
 import trio
 
 from bridge.config import Settings
-from bridge.leaving import FAREWELL_SECONDS
 from bridge.log import get_logger
+from bridge.talk.leaving import FAREWELL_SECONDS
 
 log = get_logger(__name__)
 

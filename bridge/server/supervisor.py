@@ -38,8 +38,8 @@ from hypercorn.utils import repr_socket_addr
 
 from bridge.config import Settings
 from bridge.log import get_logger
-from bridge.metrics_folder import MetricsFolder
 from bridge.server.stopping import SLACK_SECONDS, StopSignals, hurry_at_most
+from bridge.telemetry.metrics_folder import MetricsFolder
 
 log = get_logger(__name__)
 

@@ -37,7 +37,8 @@ class MediaSocket(Protocol):
 
     def receive_every(self, seconds: float) -> None:
         """From now on look for messages at the ticks of the grid of so many seconds only, but for
-        the closing; see `bridge.grid`. A wish: a socket that cannot do that delivers as ever."""
+        the closing; see `bridge.transport.grid`. A wish: a socket that cannot do that delivers as
+        ever."""
 
     async def send(self, text: str) -> None:
         """Send a text message, whole or not at all. Says nothing when the socket is gone."""
@@ -88,7 +89,7 @@ class MediaStream:
 
     def receive_every(self, seconds: float) -> None:
         """From now on `receive` returns at the ticks of the grid of so many seconds, no sooner;
-        see `bridge.grid`."""
+        see `bridge.transport.grid`."""
         self._socket.receive_every(seconds)
 
     async def receive(self) -> list[messages.Message]:

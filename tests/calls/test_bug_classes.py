@@ -25,15 +25,15 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 from bridge.agent.session import SEND_TIMEOUT
 from bridge.agent.session import AgentSession as OurAgentSession
 from bridge.call import Call
-from bridge.conversation import Conversation
 from bridge.server.guard import GuardedTCPServer
 from bridge.server.media_socket import QuartMediaSocket
 from bridge.server.serve import hypercorn_config
 from bridge.simulator.agent import AgentSession, Behaviour
 from bridge.simulator.phone import CallEndedError, SimulatedPhone
 from bridge.simulator.twiml import ConnectStream, Hangup, Say
+from bridge.talk.conversation import Conversation
+from bridge.talk.uplink import Uplink
 from bridge.twilio.media_stream import MediaStream
-from bridge.uplink import Uplink
 from tests.world import (
     QUIET,
     World,

@@ -15,7 +15,7 @@ from bridge.call import FAREWELL
 from bridge.config import Settings
 from bridge.functions import CallInfo, Functions
 from bridge.simulator.agent import AgentSession, Behaviour, silent
-from bridge.timekeeper import IDLE_FAREWELL, LAST_MINUTE, ONE_MOMENT, STILL_THERE, TIME_IS_UP
+from bridge.talk.timekeeper import IDLE_FAREWELL, LAST_MINUTE, ONE_MOMENT, STILL_THERE, TIME_IS_UP
 from tests.world import QUIET, World, settings
 from tests.world import in_memory as in_memory_with
 

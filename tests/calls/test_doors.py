@@ -17,11 +17,11 @@ import pytest
 import trio
 from trio_websocket import ConnectionClosed, ConnectionRejected, wrap_client_stream
 
-from bridge.admission import LEAST_WAITING
 from bridge.config import Secrets
+from bridge.entrance.admission import LEAST_WAITING
+from bridge.entrance.signed import SECONDS_BETWEEN_LINES
 from bridge.local import phrases
 from bridge.service import TICKET_SECONDS
-from bridge.signed import SECONDS_BETWEEN_LINES
 from bridge.simulator.twiml import Hangup, Say
 from bridge.simulator.webhook import WebhookError, request, sign
 from bridge.web import BUSY

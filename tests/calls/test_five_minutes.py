@@ -12,7 +12,7 @@ import trio.testing
 
 from bridge.functions import CallInfo, Functions
 from bridge.simulator.agent import AgentSession
-from bridge.timekeeper import STILL_THERE
+from bridge.talk.timekeeper import STILL_THERE
 from tests.world import QUIET, in_memory, settings
 
 Clock = trio.testing.MockClock

@@ -14,8 +14,8 @@ import pytest
 import trio
 from msgspec.structs import replace
 
+from bridge.agent.prewarm import HOLD_SECONDS
 from bridge.config_file import FixedConfig
-from bridge.prewarm import HOLD_SECONDS
 from bridge.simulator.agent import AgentSession, Behaviour
 from bridge.simulator.webhook import request
 from tests.world import AUTH_TOKEN, QUIET, World, in_memory, settings

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from bridge.simulator.agent import AgentSession
-from bridge.timekeeper import MAX_TYPED
+from bridge.talk.timekeeper import MAX_TYPED
 from tests.world import QUIET, World, in_memory, settings
 
 Clock = trio.testing.MockClock

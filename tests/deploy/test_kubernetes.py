@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from bridge.config import parse
-from bridge.metrics import Metrics
 from bridge.server.stopping import drain_at_most
+from bridge.telemetry.metrics import Metrics
 from bridge.web import create_app
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"

@@ -12,12 +12,12 @@ import trio
 
 from bridge.agent.session import AgentSession
 from bridge.call import Call
-from bridge.conversation import Conversation
 from bridge.outcome import Outcome
 from bridge.server.guard import GuardedTCPServer
 from bridge.server.media_socket import QuartMediaSocket
+from bridge.talk.conversation import Conversation
+from bridge.talk.uplink import Uplink
 from bridge.twilio.media_stream import MediaStream
-from bridge.uplink import Uplink
 from tests.benchmarks.churn import CONNECT_TIMEOUT, Churn, agents_behaviour, agents_script
 from tests.endtoend.scene import TEARDOWN, scene, until
 from tests.world import settings

@@ -20,13 +20,13 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
 
-from bridge import vanished
 from bridge.agent import session as agent_session
 from bridge.server import guard
 from bridge.simulator.agent import AgentSession, Behaviour
 from bridge.simulator.phone import SimulatedPhone
 from bridge.simulator.speech import SILENCE
 from bridge.simulator.twiml import Hangup, Say
+from bridge.transport import vanished
 from tests.endtoend.scene import (
     SLACK,
     TEARDOWN,

@@ -13,11 +13,11 @@ import pytest
 import trio
 
 from bridge.config_file import FixedConfig
-from bridge.live import Live
 from bridge.server.serve import hypercorn_config, serve
 from bridge.server.stopping import Stop
 from bridge.simulator.agent import AgentSession, SimulatedAgent
 from bridge.simulator.phone import SimulatedPhone
+from bridge.watching.live import Live
 from bridge.web import create_app
 from tests.endtoend.scene import USING, Stage, scene, until
 from tests.watching import Watcher

@@ -22,11 +22,12 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from bridge import log as logs
-from bridge import service, tracing
+from bridge import service
 from bridge.config import LoggingSettings
 from bridge.functions import Functions
 from bridge.simulator.agent import AgentSession
-from bridge.tracing import Tracing, tracing_for
+from bridge.telemetry import tracing
+from bridge.telemetry.tracing import Tracing, tracing_for
 from tests.world import World, on_loopback, settings
 
 WORDS = bytes(range(1, 201)) * 4
@@ -246,7 +247,8 @@ def test_a_wish_that_cannot_be_fulfilled_costs_one_line(
 
 def test_without_a_wish_nothing_is_imported() -> None:
     program = (
-        "import sys; from bridge.tracing import tracing_for; assert tracing_for({}) is None; "
+        "import sys; from bridge.telemetry.tracing import tracing_for; "
+        "assert tracing_for({}) is None; "
         "assert not [name for name in sys.modules if name.startswith('opentelemetry')]"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -21,20 +21,20 @@ import trio.testing
 from bridge import config
 from bridge.addresses import BadHost, is_loopback, public_address
 from bridge.agent import messages as agent_messages
-from bridge.answering import fill
-from bridge.context_hook import _read as read_context
-from bridge.context_hook import _UnusableError
+from bridge.agent.answering import fill
+from bridge.agent.context_hook import _read as read_context
+from bridge.agent.context_hook import _UnusableError
 from bridge.control.dialling import BadRequest, check_request, outbound_parameters, read_request
 from bridge.control.saying import MAX_WORDS, read_words
 from bridge.control.status import BadStatus, Progress, read_status
+from bridge.entrance.ticket import Tickets
 from bridge.functions.errors import BadArguments
 from bridge.functions.parameters import MAX_EXPLANATION, parameters_of
-from bridge.keypad import Keypad
 from bridge.log import _redactor, mask_number
 from bridge.records import record as records
 from bridge.simulator.strict import MessageError, read_message
 from bridge.simulator.twiml import TwimlError, read_twiml
-from bridge.ticket import Tickets
+from bridge.talk.keypad import Keypad
 from bridge.twilio import messages, signature, twiml
 from tests.unit.server.echo import Echo
 from tests.unit.server.wire import UPGRADE, frame, serving

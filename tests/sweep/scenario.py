@@ -20,10 +20,10 @@ import trio.testing
 from trio._core import _run
 from trio_websocket import ConnectionClosed, HandshakeError
 
+from bridge.agent.prewarm import GIVE_BACK_SECONDS, HOLD_SECONDS
 from bridge.call import Call
 from bridge.config_file import FixedConfig
 from bridge.functions import Functions, function
-from bridge.prewarm import GIVE_BACK_SECONDS, HOLD_SECONDS
 from bridge.server.serve import hypercorn_config
 from bridge.simulator.agent import AgentSession, Behaviour, SimulatedAgent
 from bridge.web import create_app

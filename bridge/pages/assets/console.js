@@ -1,6 +1,6 @@
 // The console: what the server does now, the calls that are on, and those that were.
 //
-// It keeps what the events of GET /events add up to (bridge/live.py says what they mean) and draws
+// It keeps what the events of GET /events add up to (bridge/watching/live.py says what they mean) and draws
 // it once a frame at most. Everything on the page comes from the API, by way of session.js.
 
 import { confirmHangUp, openDialForm, tell } from "./dialling.js";

@@ -15,8 +15,8 @@ from itertools import count
 
 import trio
 
-from bridge import account_limit
-from bridge.account_limit import AccountLimit
+from bridge.entrance import account_limit
+from bridge.entrance.account_limit import AccountLimit
 
 
 async def race(limit: AccountLimit, calls: int, seconds: float) -> None:

@@ -13,9 +13,9 @@ import trio
 from sqlalchemy import create_engine, text
 from structlog.testing import capture_logs
 
-from bridge import account_limit as module
-from bridge.account_limit import AccountLimit, check_account_limit
 from bridge.config import ConfigError
+from bridge.entrance import account_limit as module
+from bridge.entrance.account_limit import AccountLimit, check_account_limit
 from tests.unit.records.postgres import Cluster, cluster
 from tests.world import settings
 

@@ -11,10 +11,10 @@ import pytest
 import trio
 from quart_trio import QuartTrio
 
-from bridge import live as live_module
 from bridge.control import control_blueprint
 from bridge.control.events import BEGIN_SECONDS, HEARTBEAT
-from bridge.live import Live
+from bridge.watching import live as live_module
+from bridge.watching.live import Live
 from tests.unit.control.world import SID, ControlWorld
 from tests.watching import read_events
 
@@ -130,7 +130,7 @@ async def test_without_a_token_only_this_machine_watches() -> None:
 async def test_too_many_viewers_are_told_so(
     world: EventWorld, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("bridge.live", "bridge.control.events"):
+    for module in ("bridge.watching.live", "bridge.control.events"):
         monkeypatch.setattr(f"{module}.MAX_VIEWERS", 2)
     with ExitStack() as others:
         for _ in range(2):

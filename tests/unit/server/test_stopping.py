@@ -19,7 +19,6 @@ from trio.testing import MockClock as Clock
 from trio.testing import wait_all_tasks_blocked
 
 from bridge.config import Settings
-from bridge.leaving import FAREWELL_SECONDS
 from bridge.registry import Registry
 from bridge.server import stopping
 from bridge.server.stopping import (
@@ -33,6 +32,7 @@ from bridge.server.stopping import (
     hurry_at_most,
 )
 from bridge.server.worker import adopt
+from bridge.talk.leaving import FAREWELL_SECONDS
 from tests.world import settings
 
 DRAIN_SECONDS = 60.0

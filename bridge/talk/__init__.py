@@ -1,0 +1,1 @@
+"""What happens in a call while it lasts: who says what, what was heard, what silence means."""

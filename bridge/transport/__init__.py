@@ -1,0 +1,1 @@
+"""How bytes are moved between sockets and tasks, at little cost."""

@@ -1,0 +1,1 @@
+"""What is going on in calls right now, for those who watch."""
