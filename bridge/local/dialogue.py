@@ -5,7 +5,6 @@ Whatever is wrong in the file is said in one line with the field and the remedy,
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import msgspec
 from bridge.local.events import Setup
 from bridge.local.grammar import Phrase, PhraseError, grammar, is_word, normal, parse
 from bridge.local.phones import is_phones
+from bridge.simulator.tables import nearest, tables, unknown_key
 
 RESTAURANT = "restaurant.toml"
 
@@ -191,7 +191,7 @@ def load_dialogue(path: Path | None = None) -> Dialogue:
 def dialogue_of(data: Mapping[str, Any]) -> Dialogue:
     """The dialogue in a parsed file. Raises DialogueError, without the file's name."""
     _check_keys("", data, DialogueFile)
-    for number, turn in enumerate(_tables(data.get("turns"))):
+    for number, turn in enumerate(tables(data.get("turns"))):
         _check_keys(f"turns[{number}]", turn, TurnEntry)
         _check_keys(f"turns[{number}].call", turn.get("call"), CallEntry)
     slots = data.get("slots")
@@ -255,7 +255,7 @@ def _check_slot(name: str, slot: SlotEntry, answers: Sequence[Phrase]) -> None:
     for key, value in (("default", slot.default), ("example", slot.example)):
         if value and value not in slot.words:
             raise DialogueError(
-                f'{where}.{key}: "{value}" is none of its words; {_near(value, slot.words)}'
+                f'{where}.{key}: "{value}" is none of its words; {nearest(value, slot.words)}'
             )
     for number, phrase in enumerate(answers):
         if phrase.slots().count(name) != 1:
@@ -293,25 +293,10 @@ def _strings(value: Any) -> Iterator[str]:
         yield from _strings(item)
 
 
-def _tables(value: Any) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
 def _check_keys(where: str, table: Any, kind: type[msgspec.Struct]) -> None:
-    known = [field.name for field in msgspec.structs.fields(kind)]
-    for key in table if isinstance(table, dict) else ():
-        if key not in known:
-            name = f"{where}.{key}" if where else key
-            raise DialogueError(f"{name}: unknown key; {_near(key, known)}")
+    if why := unknown_key(where, table, kind):
+        raise DialogueError(why)
 
 
 def _no_slot(name: str, slots: Iterable[str]) -> str:
-    return f"there is no slot {{{name}}}; {_near(name, slots)}"
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"did you mean {close[0]}?"
-    return f"there are {', '.join(known[:20])}" if known else "there are none; add it"
+    return f"there is no slot {{{name}}}; {nearest(name, slots)}"

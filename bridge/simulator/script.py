@@ -26,10 +26,8 @@ A script file, every part of it optional:
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +39,7 @@ from bridge.simulator.behaviour import Behaviour, CloseCode, Seconds
 from bridge.simulator.hearing import Heard
 from bridge.simulator.session_record import Turn
 from bridge.simulator.speech import load_clip, read_wav
+from bridge.simulator.tables import tables, unknown_key
 from bridge.simulator.voice import CLIPS, DEFAULT_GREETING
 
 ECHO = "echo"
@@ -133,11 +132,11 @@ def load_script(path: Path) -> tuple[Script, Behaviour]:
 def _parse(data: dict[str, Any], folder: Path) -> tuple[Script, Behaviour]:
     _check_keys("", data, ScriptFile)
     _check_keys("behaviour", data.get("behaviour"), Behaviour)
-    for number, turn in enumerate(_items(data.get("turns"))):
+    for number, turn in enumerate(tables(data.get("turns"))):
         where = f"turns[{number}]"
         _check_keys(where, turn, ScriptTurn)
         _check_keys(f"{where}.error", turn.get("error"), Failing)
-        for index, call in enumerate(_items(turn.get("call"))):
+        for index, call in enumerate(tables(turn.get("call"))):
             _check_keys(f"{where}.call[{index}]", call, Call)
     try:
         script = msgspec.convert(data, ScriptFile)
@@ -220,21 +219,9 @@ def _spoken(turn: Turn) -> bool:
     return turn.heard is not None
 
 
-def _items(value: Any) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
 def _check_keys(where: str, table: Any, kind: type[msgspec.Struct]) -> None:
-    known = [field.name for field in msgspec.structs.fields(kind)]
-    for key in table if isinstance(table, dict) else ():
-        if key not in known:
-            name = f"{where}.{key}" if where else key
-            raise ScriptError(f"{name}: unknown key; {_suggestion(key, known)}")
-
-
-def _suggestion(key: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+    if why := unknown_key(where, table, kind):
+        raise ScriptError(why)
 
 
 def _sound(where: str, name: str, folder: Path) -> bytes:

@@ -146,7 +146,7 @@ async def test_an_error_turn(autojump_clock, tmp_path) -> None:
         ("[[turns]]\nsays = 'x'", "turns[0].says: unknown key; did you mean say?"),
         ("[[turns]]\nerror = {cod = 'x'}", "turns[0].error.cod: unknown key; did you mean code?"),
         ("[[turns]]\ncall = [{nam = 'x'}]", "turns[0].call[0].nam: unknown key; did you"),
-        ("[[turns]]\nzzzzzz = 1", "known are after_seconds, text, heard"),
+        ("[[turns]]\nzzzzzz = 1", "there are after_seconds, text, heard"),
         ("[[turns]]\nclose = 'now'", "turns[0].close: Expected `int`, got `str`"),
         ("[[turns]]\nclose = 7", "turns[0].close: Expected `int` >= 1000"),
         ("[behaviour]\nspeed = -1", "behaviour.speed: Expected `float` >= 0.0"),
