@@ -41,6 +41,7 @@ from bridge.control.dialling import (
     read_request,
     with_twiml,
 )
+from bridge.control.door import client, keep_the_door
 from bridge.control.events import add_event_routes, carried_elsewhere
 from bridge.control.host import NO_CREDENTIALS, ControlHost, DialRefused, LiveCall
 from bridge.control.saying import read_words
@@ -84,23 +85,9 @@ def control_blueprint(
     progress = Progress()
     names = tuple(reserved)
 
-    @control.before_request
-    async def let_in() -> Answer | None:
-        if request.endpoint in TWILIO_ENDPOINTS:
-            return None
-        refused = door.refusal(host.api_token, request.headers, _peer(), g.get("seen"))
-        if refused is None:
-            return None
-        if refused.is_news:
-            log.warning("control API refused", status=refused.status, peer=_client())
-        extra = {"WWW-Authenticate": "Bearer"} if refused.status == 401 else {}
-        return jsonify(error=refused.message), refused.status, extra
-
-    @control.after_request
-    async def not_kept(response: Response) -> Response:
-        # Phone numbers and transcripts belong in no cache.
-        response.headers["Cache-Control"] = "no-store"
-        return response
+    keep_the_door(
+        control, door, lambda: host.api_token, what="control API", open_to_all=TWILIO_ENDPOINTS
+    )
 
     if live is not None:
         add_event_routes(control, host, live)
@@ -259,18 +246,6 @@ class _NoSuchCall(Exception):
     pass
 
 
-def _peer() -> str:
-    """The address this request's connection came from, as the server's socket has it."""
-    client = request.scope.get("client")
-    return str(client[0]) if client else ""
-
-
-def _client() -> str:
-    """Who asked, for the log: through the proxies that are trusted, if the application knows."""
-    seen: Seen | None = g.get("seen")
-    return seen.client if seen is not None else _peer()
-
-
 async def _json_body() -> bytes:
     # A web page can send any other type to another site without asking it first.
     if request.mimetype != "application/json":
@@ -390,7 +365,7 @@ async def _leave(rest: TwilioRest, call_sid: str, message: str) -> None:
 
 def _audit(what: str, result: str, **facts: str) -> None:
     """The line that tells afterwards who had a call placed or ended, whatever came of it."""
-    log.info(f"operator {what}", result=result, peer=_client(), **facts)
+    log.info(f"operator {what}", result=result, peer=client(), **facts)
 
 
 def _twilio_answer(error: TwilioError) -> Answer:

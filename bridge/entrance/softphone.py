@@ -19,13 +19,14 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
-from quart import Blueprint, Response, g, jsonify, request
+from quart import Blueprint, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from bridge.addresses import BadHost, is_loopback, public_address
 from bridge.call import TICKET
 from bridge.config import Settings
-from bridge.control import Gate, Seen
+from bridge.control import Gate
+from bridge.control.door import client, keep_the_door
 from bridge.entrance.signed import asked_for
 from bridge.local import phrases
 from bridge.log import get_logger
@@ -48,22 +49,7 @@ def softphone_blueprint(bridge: Bridge, gate: Gate) -> Blueprint:
     """The softphone's route. `gate` is the control API's."""
     softphone = Blueprint("softphone", __name__)
 
-    @softphone.before_request
-    async def let_in() -> Answer | None:
-        peer = _peer()
-        refused = gate.refusal(bridge.api_token, request.headers, peer, g.get("seen"))
-        if refused is None:
-            return None
-        if refused.is_news:
-            log.warning("softphone refused", status=refused.status, peer=_client())
-        extra = {"WWW-Authenticate": "Bearer"} if refused.status == 401 else {}
-        return jsonify(error=refused.message), refused.status, extra
-
-    @softphone.after_request
-    async def not_kept(response: Response) -> Response:
-        # The ticket belongs in no cache.
-        response.headers["Cache-Control"] = "no-store"
-        return response
+    keep_the_door(softphone, gate, lambda: bridge.api_token, what="softphone")
 
     @softphone.post("/softphone/call")
     async def call() -> Answer:
@@ -86,9 +72,9 @@ def softphone_blueprint(bridge: Bridge, gate: Gate) -> Blueprint:
             stream = f"{'wss' if secure else 'ws'}://{here.host}"
         call_sid = "CA" + secrets.token_hex(16)
         if why := await bridge.reserve(settings, call_sid, ""):
-            log.info("softphone busy", reason=why, peer=_client())
+            log.info("softphone busy", reason=why, peer=client())
             return jsonify(error="all lines are busy; try again in a moment"), 503
-        log.info("softphone call", call_sid=call_sid, peer=_client(), agent=asked.agent)
+        log.info("softphone call", call_sid=call_sid, peer=client(), agent=asked.agent)
         ticket = bridge.ticket(call_sid, SOFTPHONE)
         parameters = {"From": SOFTPHONE, "To": _number(settings.agents, asked.agent)}
         parameters |= {"direction": SOFTPHONE, "agent": asked.agent, TICKET: ticket}
@@ -126,17 +112,6 @@ def _phrases(bridge: Bridge, settings: Settings) -> list[str]:
 def _bundled_phrases() -> tuple[str, ...]:
     # Read from a small file, on the loop, once: a few milliseconds.
     return tuple(phrases())
-
-
-def _peer() -> str:
-    client = request.scope.get("client")
-    return str(client[0]) if client else ""
-
-
-def _client() -> str:
-    """Who asked, for the log."""
-    seen: Seen | None = g.get("seen")
-    return seen.client if seen is not None else _peer()
 
 
 def _number(agents: dict[str, dict[str, Any]], agent: str) -> str:
