@@ -17,7 +17,8 @@ from typing import Protocol
 
 import trio
 
-from bridge.config import ConfigError, Settings, parse
+from bridge.config import ConfigError, Settings
+from bridge.config_text import parse
 from bridge.log import get_logger
 
 # A caller hears the delay as silence before the greeting, and a file on a local disk takes a

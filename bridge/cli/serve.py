@@ -11,7 +11,8 @@ from quart_trio import QuartTrio
 
 from bridge import web
 from bridge.cli import Failure, Misconfigured, reason
-from bridge.config import ConfigError, checked_bind
+from bridge.config import ConfigError
+from bridge.config_text import checked_bind
 from bridge.server import serve as serving
 from bridge.server.stopping import StopSignals
 from bridge.server.supervisor import supervise

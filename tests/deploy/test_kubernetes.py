@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from bridge.config import parse
+from bridge.config_text import parse
 from bridge.server.stopping import drain_at_most
 from bridge.telemetry.metrics import Metrics
 from bridge.web import create_app

@@ -18,7 +18,7 @@ import msgspec
 import trio
 import trio.testing
 
-from bridge import config
+from bridge import config, config_text
 from bridge.addresses import BadHost, is_loopback, public_address
 from bridge.agent import messages as agent_messages
 from bridge.agent.answering import fill
@@ -263,7 +263,7 @@ def context_answer(data: bytes) -> None:
 )
 def configuration(data: bytes) -> None:
     try:
-        config.parse(text_of(data))
+        config_text.parse(text_of(data))
     except config.ConfigError as error:
         assert config.printable(str(error)) == str(error)
 

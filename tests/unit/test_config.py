@@ -13,15 +13,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bridge.config import (
-    NOT_YET,
     ConfigError,
     Secrets,
     Settings,
     check_startup,
-    parse,
     printable,
     warnings_for,
 )
+from bridge.config_text import parse
 
 SHIPPED = Path(__file__).parents[2] / "config.toml"
 
@@ -50,8 +49,7 @@ class TestDefaults:
             if isinstance(table.type, type) and issubclass(table.type, msgspec.Struct)
             for key in msgspec.structs.fields(table.type)
         }
-        assert shipped == known - set(NOT_YET)
-        assert set(NOT_YET) <= known
+        assert shipped == known
 
     def test_defaults_are_not_shared_between_settings(self) -> None:
         Settings().agent["greeting"] = "changed"
@@ -244,7 +242,7 @@ def test_any_text_is_settings_or_a_config_error(text: str) -> None:
 
 
 @given(
-    st.sampled_from([key for key in NOT_YET if "." in key] + ["server.bind", "call.frame_ms"]),
+    st.sampled_from(["server.trusted_proxies", "deepgram.url", "server.bind", "call.frame_ms"]),
     st.one_of(st.integers(), st.floats(), st.booleans(), st.text(), st.lists(st.text())),
 )
 def test_any_value_under_a_key_is_taken_or_refused(key: str, value: object) -> None:
@@ -265,18 +263,6 @@ def _toml_value(value: object) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
     return str(value)
-
-
-class TestNotYet:
-    def test_defaults_warn_of_nothing(self) -> None:
-        assert warnings_for(Settings()) == []
-
-    def test_a_key_that_changes_nothing_yet_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("bridge.config.NOT_YET", ("deepgram.prewarm", "call.idle_seconds"))
-        text = "deepgram.prewarm = true\nagents.x.numbers = ['+15551234567']\n[call]\nframe_ms=20"
-        assert warnings_for(parse(text)) == [
-            "deepgram.prewarm is accepted but has no effect in this version",
-        ]
 
 
 class TestSecrets:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from bridge.agent.answering import VALUE_LIMIT, choose_agent, fill, fill_in, variables_of
-from bridge.config import Settings, parse
+from bridge.config import Settings
+from bridge.config_text import parse
 from bridge.functions import CallInfo
 
 CONFIG = """

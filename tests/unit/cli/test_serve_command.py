@@ -85,15 +85,13 @@ def test_the_environment_is_instead_of_the_working_directorys(monkeypatch, capsy
     assert served == [["127.0.0.1:0"]]
 
 
-def test_a_key_the_version_does_not_act_on_is_mentioned_once(monkeypatch, capsys, served):
-    monkeypatch.setattr(bridge.config, "NOT_YET", ("call.idle_seconds",))
-    Path("config.toml").write_text(LOCAL + "[call]\nidle_seconds = 20\n")
+def test_a_protection_that_is_switched_off_is_mentioned_once(monkeypatch, capsys, served):
+    Path("config.toml").write_text(LOCAL + "[twilio]\nrequire_ticket = false\n")
     code, lines = run(monkeypatch, capsys)
     assert code == 0
     assert served == [["127.0.0.1:0"]]
     (line,) = lines
-    assert "call.idle_seconds" in line
-    assert "no effect" in line
+    assert "twilio.require_ticket is false" in line
 
 
 @pytest.mark.parametrize(
