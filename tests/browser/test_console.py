@@ -20,7 +20,7 @@ from bridge.functions import Functions
 from bridge.records.record import CallRecord
 from bridge.simulator.agent import AgentSession
 from bridge.twilio.rest import TwilioRest
-from tests.browser.driver import Browser, chromium
+from tests.browser.driver import NARROW, WIDE, Browser, chromium
 from tests.twilio_standin import ACCOUNT_SID, AUTH_TOKEN, OWN_NUMBER, TwilioStandIn
 from tests.world import QUIET, World, on_loopback, settings
 
@@ -207,6 +207,16 @@ def hang_up_by_button(browser: Browser, sid: str) -> None:
     shows(browser, f"[data-sid='{sid}'] .state", "Operator hung up")
 
 
+# How far the transcript is from its end when the page has been laid out.
+_TO_THE_END = """
+    const frame = () => new Promise(requestAnimationFrame);
+    return frame().then(frame).then(() => {
+      const box = document.querySelector(".call[open] .transcript");
+      return box.scrollHeight - box.scrollTop - box.clientHeight;
+    });
+"""
+
+
 def record_is_shown(browser: Browser, sid: str) -> None:
     browser.find(f".row[data-sid='{sid}']").click()
     shows(browser, "dialog", "an operator hung up")
@@ -217,6 +227,10 @@ def record_is_shown(browser: Browser, sid: str) -> None:
     browser.find("dialog .foot .button").click()
     browser.until(lambda: not browser.all("dialog"))
     browser.pictures("console-recent")
+    for width in (NARROW, WIDE, NARROW):  # nobody has gone back to read
+        browser.look(width=width)
+        assert browser.run(_TO_THE_END) < 2
+    browser.look()
 
 
 async def test_two_people_see_the_same(browser: Browser, tmp_path: Path) -> None:
