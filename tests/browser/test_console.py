@@ -133,6 +133,7 @@ async def test_a_newcomer_is_told_what_to_do(browser: Browser, tmp_path: Path) -
             shows(browser, "#feed", "Live")
             shows(browser, "#live", "Nobody is on the line")
             assert "bridge phone --url " + on.world.base_url in browser.text("#live")
+            assert "TWILIO_AUTH_TOKEN" in browser.text("#live")  # else the call is refused
             assert "bridge number" in browser.text("#live")
             assert browser.find("#live a[href='/softphone']").is_displayed()
             browser.click("#dial")

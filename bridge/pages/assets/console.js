@@ -184,7 +184,7 @@ const steps = h(
     "ol",
     { class: "ways" },
     way("Talk to it here", ["Open the ", h("a", { href: "/softphone" }, "softphone"), " and press the button. All it needs is this browser and a microphone; you can type as well."]),
-    way("Call from a terminal", ["A simulated phone calls as Twilio would:", h("code", { class: "command" }, `bridge phone --url ${location.origin}`)]),
+    way("Call from a terminal", ["A simulated phone calls as Twilio would, with the server’s ", h("code", {}, "TWILIO_AUTH_TOKEN"), " in its environment:", h("code", { class: "command" }, `bridge phone --url ${location.origin}`)]),
     way("Connect a real number", ["With Twilio’s credentials in the environment and this server reachable (", h("code", {}, "bridge serve --tunnel"), " gives it an address):", h("code", { class: "command" }, "bridge number +15551234567")]),
   ),
 );
