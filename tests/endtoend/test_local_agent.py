@@ -6,6 +6,8 @@ the machine lets it.
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import sys
 from functools import partial
@@ -33,6 +35,7 @@ from bridge.records.store import Store
 from bridge.server.serve import hypercorn_config, serve
 from bridge.simulator.agent import SimulatedAgent
 from bridge.simulator.phone import SimulatedPhone
+from bridge.simulator.speech import SILENCE, read_wav, write_wav
 from bridge.web import create_app
 from tests.endtoend.scene import until
 from tests.world import AUTH_TOKEN, SECRETS
@@ -237,12 +240,46 @@ async def test_deepgrams_own_sdk_holds_a_conversation(tmp_path: Path) -> None:
     )
 
 
-async def test_the_demo_is_up_until_ctrl_c(tmp_path: Path) -> None:
-    """It says what to open; the softphone gets its phrases; nothing of it is left afterwards."""
+MINE = """
+greeting = "Hello!"
+
+[slots.guests]
+example = "four"
+words = { two = 2, four = 4 }
+
+[[turns]]
+name = "hours"
+phrases = ["when are you open"]
+reply = "From five."
+
+[[turns]]
+name = "book"
+phrases = ["a table for {guests}"]
+reply = "We have no tables."
+"""
+
+
+async def test_the_demo_calls_and_is_up_until_ctrl_c(tmp_path: Path) -> None:
+    """With a dialogue of one's own: it says what to open and opens it, a phone says what is in a
+    recording and is answered, the softphone gets its phrases, and nothing of it is left."""
+    (speech,) = await synthesise_all(["when are you open"], voice=VOICE)
+    write_wav(tmp_path / "speech.wav", speech)
+    (tmp_path / "mine.toml").write_text(MINE)
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {tmp_path}/opened\n')
+    browser.chmod(0o755)
     command = [sys.executable, "-W", "ignore", "-c", "from bridge.cli import main; main()", "demo"]
     process = await trio.lowlevel.open_process(
-        [*command, "--records", str(tmp_path / "kept")], stderr=-1, cwd=tmp_path
+        [
+            *(*command, "--records", "kept", "--dialogue", "mine.toml", "--open", "--stay"),
+            *("--phone", "speech.wav", "--save", "heard.wav"),
+        ],
+        stdout=-1,
+        stderr=-1,
+        cwd=tmp_path,
+        env={**os.environ, "BROWSER": f"{browser} %s"},
     )
+    assert process.stdout is not None
     assert process.stderr is not None
     with trio.fail_after(PATIENCE):
         try:
@@ -254,17 +291,27 @@ async def test_the_demo_is_up_until_ctrl_c(tmp_path: Path) -> None:
             banner = said.decode()
             address = banner.partition("softphone  ")[2].partition("/softphone")[0]
             assert address.startswith("http://127.0.0.1:")
-            assert "a table for ⟨four⟩ at ⟨seven⟩" in banner
+            assert "it knows 2 phrases" in banner
+            assert "a table for ⟨four⟩" in banner
+            assert (tmp_path / "opened").read_text() == f"{address}/softphone"
             async with httpx.AsyncClient(trust_env=False) as client:
                 page = await client.get(f"{address}/softphone")
                 assert page.status_code == 200
                 call = await client.post(f"{address}/softphone/call", json={})
-                assert call.json()["phrases"] == DIALOGUE.readable()
+                assert call.json()["phrases"] == ["when are you open", "a table for ⟨four⟩"]
             process.send_signal(signal.SIGINT)
             assert await process.wait() == 130
             rest = b"".join([piece async for piece in process.stderr])
             assert b"Traceback" not in rest
+            printed = b"".join([piece async for piece in process.stdout]).decode()
         finally:
             process.kill()
+            await process.stdout.aclose()
             await process.stderr.aclose()
+    greeting, question, answer = printed.splitlines()[:3]
+    assert greeting.endswith("  agent   Hello!")
+    assert question.endswith("  caller  When are you open")
+    assert re.search(r"s  agent   From five\.  \(\d+\.\d\d s after the caller\)$", answer)
+    heard = read_wav(tmp_path / "heard.wav").replace(SILENCE, b"")
+    assert len(heard) > 8000, "a greeting and an answer"
     assert (tmp_path / "kept" / "calls.db").is_file()
