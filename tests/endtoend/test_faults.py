@@ -113,6 +113,37 @@ async def test_an_agent_that_takes_its_time() -> None:
     show("agent slow", ready_after=3.0, caller_heard=kept, dropped=line["dropped_bytes"] / 8000)
 
 
+async def test_an_agent_that_stalls() -> None:
+    """It has heard the caller and says nothing, its socket open: a filler after `stall_seconds`,
+    another session after as long again, and that one hears and is heard."""
+    stall = 1.0
+    using = msgspec.structs.replace(
+        USING,
+        call=msgspec.structs.replace(USING.call, stall_seconds=stall),
+        deepgram=msgspec.structs.replace(USING.deepgram, max_reconnects=1),
+    )
+    async with scene(using=using) as stage, stage.call() as phone:
+        session = await stage.agent.wait_for_session()
+        await session.applied.wait()
+        await session.user_said("What time is it?")
+        began = trio.current_time()
+        await phone.wait_heard(0.1)
+        filler = trio.current_time() - began
+        session = await stage.agent.wait_for_session(2)
+        await session.applied.wait()
+        back = trio.current_time() - began
+        await phone.say(WORDS)
+        await until(lambda: WORDS in voice(session))
+        await session.say("words", WORDS)
+        await until(lambda: WORDS in phone.heard)
+        began = trio.current_time()
+        await phone.hang_up()
+        await stage.ended("caller_hung_up", since=began)
+    assert filler >= stall
+    assert back >= 2 * stall
+    show("agent stalled", stall_seconds=stall, filler_after=filler, another_session_after=back)
+
+
 # ---- the phone -----------------------------------------------------------------------------------
 
 

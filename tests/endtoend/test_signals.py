@@ -489,11 +489,13 @@ async def test_sigint_to_hypercorns_parent_alone_drains(mode: Mode, tmp_path: Pa
 async def test_a_killed_worker_is_replaced_and_the_others_calls_go_on(tmp_path: Path) -> None:
     async with running(SERVE_2, tmp_path) as it, a_call_on_each(it) as (one, other):
         os.kill(one[2], signal.SIGKILL)
+        began = trio.current_time()
         ended = await it.logged("worker ended")
         assert (ended["pid"], ended["status"]) == (one[2], -signal.SIGKILL)
         await one[0].wait_ended()
         await talk(*other)
         replacement = (await it.logged("worker serves", 3))["pid"]
+        print(f"worker killed: another serves after {trio.current_time() - began:.2f} s")
         assert replacement in it.workers()
         async with stopped(other[2]), it.call() as (phone, _):
             await phone.hang_up()
