@@ -9,8 +9,9 @@ caller's tasks without a word. What is used is its connection, with three things
 - The library's reader runs in the call's nursery, but in a shielded scope of its own: it outlives
   the cancelled call just long enough to hear the answer to our Close. What it raises is kept as
   the cause of the session's end and never crashes the call by itself.
-- A cancelled send leaves half a frame on the wire. Such a connection is closed without ceremony;
-  a Close frame after half a frame would be read as audio.
+- A send that is cancelled leaves half a frame on the wire, behind which a Close would be read as
+  audio, and with TLS nearly every send can be. So once begun it is not: closing waits its turn,
+  and when that has not come by its deadline, drops the connection and the send with it.
 
 And one thing is made cheaper, the way from the reader to who receives: `bridge.transport.inbox`.
 """
@@ -105,7 +106,8 @@ class AgentSession:
     """An open session whose Settings are applied.
 
     One task receives; any number may send, and their messages stay whole. Cancelling `receive`
-    loses nothing; cancelling a send ends the session.
+    loses nothing; a send is cancelled before it begins or not at all, and ends within SEND_TIMEOUT
+    or with the session.
     """
 
     def __init__(
@@ -121,7 +123,6 @@ class AgentSession:
         self._inbox = connection.inbox
         self._stream = stream
         self._reader = reader
-        self._sends_underway = 0
         self._given_up = ""
         # What came in one batch with SettingsApplied, and behind it: already the conversation.
         self._early: list[messages.Message | bytes] = []
@@ -204,15 +205,14 @@ class AgentSession:
         and records, which nobody keeps like a key."""
         return text.replace(self._key, "[secret]") if self._key and self._key in text else text
 
-    async def _send(self, data: str | bytes) -> None:
-        self._sends_underway += 1
-        with trio.move_on_after(SEND_TIMEOUT) as patience:
+    async def _send(self, data: str | bytes, *, shield: bool = True) -> None:
+        # The last moment to cancel it.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        with trio.move_on_after(SEND_TIMEOUT, shield=shield) as patience:
             try:
                 await self._connection.send_message(data)
             except trio_websocket.ConnectionClosed:
-                self._sends_underway -= 1
                 raise self._closed() from self._reader.error
-            self._sends_underway -= 1
         if patience.cancelled_caught:
             # The reader, which may be waiting for ever, hears of it by this.
             await self.abandon(_DEAF)
@@ -235,8 +235,7 @@ class AgentSession:
             # The shield lets the goodbye be said although the call is cancelled; the deadline ends
             # it whether the agent answers or not.
             with trio.CancelScope(shield=True, deadline=close_by()):
-                if not self._sends_underway:
-                    await self._connection.aclose()
+                await self._connection.aclose()
         finally:
             await _discard(self._stream)
 
@@ -481,7 +480,8 @@ async def _apply_settings(session: AgentSession, settings: str) -> None:
             match message:
                 case messages.Welcome():
                     log.debug("agent welcome", request_id=message.request_id)
-                    await session._send(settings)
+                    # Cut off, it is the end of a session that nobody says goodbye to.
+                    await session._send(settings, shield=False)
                 case messages.SettingsApplied():
                     session._early = batch[position:]
                     applied = True

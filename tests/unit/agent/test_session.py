@@ -552,27 +552,26 @@ async def test_an_agent_that_does_not_read_is_lost_in_time(autojump_clock: Clock
     assert trio.current_time() - began == pytest.approx(SEND_TIMEOUT)
 
 
-async def test_after_a_cancelled_send_there_is_no_goodbye(autojump_clock: Clock) -> None:
-    """Half a frame is on the wire: a Close behind it would be taken for its second half."""
-    ours, theirs = trio.testing.memory_stream_pair()
-    stuck = False
+async def says_goodbye(peer: Peer) -> None:
+    """Read, and answer the Close."""
+    while events := await peer.read():
+        for event in events:
+            if isinstance(event, CloseConnection):
+                await peer.send(event.response())
+                return
 
-    pump = ours.send_stream.send_all_hook
-    assert pump is not None
 
-    async def stick() -> None:
-        if stuck:
-            await trio.sleep_forever()
-        await pump()
-
-    ours.send_stream.send_all_hook = stick
+async def cancelled_while_sending(behaviour: Behaviour) -> tuple[Peer, float]:
+    """Cancel a call whose agent does not take the audio that is being sent; how long it takes."""
+    # On this stream a write lasts until all of it is read.
+    ours, theirs = trio.testing.lockstep_stream_pair()
     peer = Peer(theirs)
 
     async def open_stream(target: SplitResult) -> trio.abc.Stream:
         return ours
 
     async with trio.open_nursery() as world:
-        world.start_soon(peer.settle)
+        world.start_soon(behaviour, peer)
         async with (
             trio.open_nursery() as call,
             open_session(
@@ -585,15 +584,62 @@ async def test_after_a_cancelled_send_there_is_no_goodbye(autojump_clock: Clock)
                 open_stream=open_stream,
             ) as agent,
         ):
-            stuck = True
-            with trio.move_on_after(0.1) as scope:
-                await agent.send_audio(b"x" * 480)
-            assert scope.cancelled_caught
+
+            async def send() -> None:
+                with suppress(AgentClosed):
+                    await agent.send_audio(b"x" * 480)
+
+            call.start_soon(send)
+            await trio.testing.wait_all_tasks_blocked()
             began = trio.current_time()
-            stuck = False
-        assert trio.current_time() == began
-        # The memory stream took the audio frame whole; behind it there is nothing but the end.
-        sent = await theirs.receive_some()
-        assert sent[:2] == b"\x82\xfe"
-        assert len(sent) == 8 + 480
-        assert ours.send_stream.get_data_nowait() == b""
+            call.cancel_scope.cancel()
+        took = trio.current_time() - began
+    return peer, took
+
+
+async def test_a_send_under_way_is_finished_and_then_the_goodbye_is_said(
+    autojump_clock: Clock,
+) -> None:
+    """Cut off halfway, it would take the Close for its second half."""
+
+    async def behaviour(peer: Peer) -> None:
+        await peer.settle()
+        await trio.sleep(0.3)
+        await says_goodbye(peer)
+
+    peer, took = await cancelled_while_sending(behaviour)
+    *_, audio, goodbye = peer.said
+    assert isinstance(audio, BytesMessage)
+    assert audio.data == b"x" * 480
+    assert isinstance(goodbye, CloseConnection)
+    assert took == pytest.approx(0.3)
+
+
+async def test_a_send_that_is_stuck_does_not_outlast_the_goodbye(autojump_clock: Clock) -> None:
+    async def behaviour(peer: Peer) -> None:
+        await peer.settle()
+
+    _, took = await cancelled_while_sending(behaviour)
+    assert took == pytest.approx(CLOSE)
+
+
+async def test_a_send_that_is_cancelled_before_it_begins_leaves_no_trace(
+    autojump_clock: Clock,
+) -> None:
+    """The caller's audio and the end of the call may come in one pass of the event loop."""
+
+    async def behaviour(peer: Peer) -> None:
+        await peer.settle()
+        await says_goodbye(peer)
+
+    async def send_too_late(agent: AgentSession) -> None:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await agent.send_audio(b"x" * 480)
+        assert scope.cancelled_caught
+
+    peer = await converse(behaviour, send_too_late)
+    assert not any(isinstance(event, BytesMessage) for event in peer.said)
+    goodbye = peer.said[-1]
+    assert isinstance(goodbye, CloseConnection)
+    assert goodbye.code == 1000
