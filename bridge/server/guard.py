@@ -134,11 +134,14 @@ class GuardedTCPServer(TCPServer):
     def read_every(self, seconds: float) -> None:
         """Read the socket at the ticks of the grid of so many seconds; 0: as things come.
 
-        Until the next tick nothing is noticed, neither a message nor a lost connection.
+        Until the next tick nothing is noticed, neither a message nor a lost connection. With TLS
+        it is always as things come: a read takes one record, which is one of the phone's messages,
+        and a read for every three of them would fall behind for ever.
         """
         if self._nap is not None:
             self._nap.end()
-        self._nap = Nap(seconds) if seconds else None
+        whole = not isinstance(self.stream, trio.SSLStream)
+        self._nap = Nap(seconds) if seconds and whole else None
 
     async def protocol_send(self, event: Event) -> None:
         """Write to the socket within WRITE_TIMEOUT, or drop the connection.
