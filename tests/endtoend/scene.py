@@ -52,7 +52,7 @@ PATIENCE = 30.0
 # The smallest buffers the kernel gives: a peer that does not read is felt within a second of audio.
 SMALL = 2048
 
-USING = settings(call={"teardown_seconds": TEARDOWN}, deepgram={"connect_budget": 0.5})
+USING = settings(call={"teardown_seconds": TEARDOWN})
 
 # What a failing agent may be worth besides.
 EXCUSED = ("agent lost, reconnecting", "agent not reached, trying again", "agent stalls")

@@ -47,6 +47,9 @@ WORD = STORY[:1600]
 # An agent that does not take a call is given up after so long.
 HASTY = settings(call={"teardown_seconds": TEARDOWN}, deepgram={"connect_timeout": 0.5})
 
+# What may pass is asked for again for so long.
+IMPATIENT = settings(call={"teardown_seconds": TEARDOWN}, deepgram={"connect_budget": 0.5})
+
 # The caller's last words have their time even where everything takes long.
 PATIENT = settings(call={"teardown_seconds": 10})
 
@@ -205,7 +208,7 @@ async def test_the_phone_leaves_during_teardown(leave: Leave, outcome: str) -> N
     async def fail(agent: AgentSession) -> None:
         await agent.error("INTERNAL_SERVER_ERROR", close=False)
 
-    using = settings(call={"teardown_seconds": 2 * TEARDOWN}, deepgram={"connect_budget": 0.5})
+    using = settings(call={"teardown_seconds": 2 * TEARDOWN})
     async with scene(fail, quiet(answers_close=False), using) as stage:
         # A phone which sees the Close frame is gone before it can leave: this one is deaf to it.
         async with stage.call(strict=False) as phone:
@@ -551,7 +554,7 @@ async def test_an_agent_that_fails_and_says_no_goodbye_does_not_keep_the_phone_w
         await agent.error("INTERNAL_SERVER_ERROR", close=False)
 
     began: list[float] = []
-    using = settings(call={"teardown_seconds": 2 * SLACK}, deepgram={"connect_budget": 0.5})
+    using = settings(call={"teardown_seconds": 2 * SLACK})
     async with scene(fail, quiet(answers_close=False), using) as stage:
         async with stage.call() as phone:
             closed = await phone.wait_event("closed")
@@ -565,7 +568,7 @@ async def test_an_agent_that_fails_and_says_no_goodbye_does_not_keep_the_phone_w
 async def test_the_agent_refuses_the_session(status: int) -> None:
     """The agent reader notices the answer, `agent_unreachable` with the status in the reason: the
     caller hears an apology. Only a status that may pass, 429 or 500, is asked for again."""
-    async with scene(behaviour=quiet(reject_status=status)) as stage:
+    async with scene(behaviour=quiet(reject_status=status), using=IMPATIENT) as stage:
         began = trio.current_time()
         async with stage.call() as phone:
             await phone.wait_ended()
@@ -610,7 +613,8 @@ async def test_the_agent_refuses_the_settings() -> None:
 
 async def test_the_agent_resets_during_the_handshake() -> None:
     """The agent reader notices, `agent_unreachable`; not only when the timeout is over."""
-    async with scene(behaviour=quiet(answers_handshake=False), failing_agent_lines=True) as stage:
+    never = quiet(answers_handshake=False)
+    async with scene(behaviour=never, using=IMPATIENT, failing_agent_lines=True) as stage:
         async with stage.call() as phone:
             await until(lambda: stage.agent.connections == 1)
             line, began = stage.agent_lines[0], trio.current_time()
