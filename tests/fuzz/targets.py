@@ -9,14 +9,17 @@ input for each, to begin from. Played by hypothesis in the suite and by atheris 
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any, Final
 from xml.etree import ElementTree
 
 import msgspec
 import trio
 import trio.testing
+from werkzeug.datastructures import Headers
 
 from bridge import config, config_text
 from bridge.addresses import BadHost, is_loopback, public_address
@@ -24,14 +27,19 @@ from bridge.agent import messages as agent_messages
 from bridge.agent.answering import fill
 from bridge.agent.context_hook import _read as read_context
 from bridge.agent.context_hook import _UnusableError
+from bridge.control.access import Gate
 from bridge.control.dialling import BadRequest, check_request, outbound_parameters, read_request
 from bridge.control.saying import MAX_WORDS, read_words
 from bridge.control.status import BadStatus, Progress, read_status
 from bridge.entrance.ticket import Tickets
 from bridge.functions.errors import BadArguments
 from bridge.functions.parameters import MAX_EXPLANATION, parameters_of
+from bridge.local.dialogue import load_dialogue
+from bridge.local.understanding import Understanding
 from bridge.log import _redactor, mask_number
 from bridge.records import record as records
+from bridge.server.proxies import Asked, asked, is_same_origin
+from bridge.simulator.schema import Refused, check_settings
 from bridge.simulator.strict import MessageError, read_message
 from bridge.simulator.twiml import TwimlError, read_twiml
 from bridge.talk.keypad import Keypad
@@ -201,6 +209,33 @@ def host_header(data: bytes) -> None:
     assert not set("/?#@\\ \t\r\n") & set(host)
 
 
+@target("10.0.0.7, 198.51.100.1", "https", "voice.example.com:443", "[2001:db8::1]:4711")
+def proxy_headers(data: bytes) -> None:
+    given = " ".join(text_of(data).split())
+    headers = Headers([("Host", "inside"), *((name, given) for name in _FORWARDED)])
+    believed = asked("10.0.0.7", "http", headers, ["10.0.0.0/8"])
+    assert believed.client == "10.0.0.7" or ipaddress.ip_address(believed.client)
+    assert believed.scheme in ("http", "https")
+    assert not set("/?#@\\ ,") & set(believed.host)
+    stranger = asked("198.51.100.1", "http", headers, ["10.0.0.0/8"])
+    assert stranger == Asked("198.51.100.1", "http", "inside")
+    assert not is_same_origin(given, stranger, "") or given.lower().endswith("//inside")
+
+
+_FORWARDED: Final = ("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host")
+
+
+@target("Bearer x", "Basic eDp5", "https://voice.example.com", "127.0.0.1:5000", "cross-site")
+def credentials(data: bytes) -> None:
+    """In every header that the gate reads: nobody guesses the token, and nobody far is near."""
+    given = " ".join(text_of(data).split())
+    gate = Gate(lambda: 0.0)
+    for name in ("Authorization", "Origin", "Host", "Sec-Fetch-Site"):
+        headers = Headers({"Host": "127.0.0.1", name: given})
+        assert gate.refusal("token-0123456789", headers, "127.0.0.1") is not None
+        assert gate.refusal("", headers, "198.51.100.1") is not None
+
+
 @target("https://voice.example.com/incoming-call?x=%41&bodySHA256=00")
 def signed_address(data: bytes) -> None:
     url = text_of(data)
@@ -238,6 +273,30 @@ def arguments(data: bytes) -> None:
         assert len(str(error)) < MAX_EXPLANATION + 100
         return
     assert 1 <= read["guests"] <= 20
+
+
+@target(
+    '{"type":"Settings","audio":{"input":{"encoding":"mulaw","sample_rate":8000}},"agent":{"think":'
+    '{"provider":{"type":"open_ai","model":"m"},"functions":[{"name":"f","parameters":{}}]}}}'
+)
+def agents_settings(data: bytes) -> None:
+    """What a client may send to `bridge agent`."""
+    try:
+        message = msgspec.json.decode(data)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(message, dict):
+        with suppress(Refused):
+            check_settings(message)
+
+
+_UNDERSTANDING: Final = Understanding(load_dialogue())
+
+
+@target("A table for 4 at 7:30 on Friday, please", "my name is anna", "goodbye")
+def typed_words(data: bytes) -> None:
+    _UNDERSTANDING.meaning(text_of(data))
+    _UNDERSTANDING.answer(text_of(data), ["guests", "time", "day"])
 
 
 @target("Hello {name}, {{literal}} {unknown}")
