@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from bridge.local.speech_worker import WorkerBroken
 from bridge.simulator.agent import AgentSession, SimulatedAgent
 from bridge.simulator.script import ECHO_BEHAVIOUR, ScriptError, echo, load_script
 
+# What the restaurant's front desk can do is the bridge's to run, like any agent's functions.
+FUNCTIONS = "bridge.local.restaurant"
 # Sessions are kept for people who look at them from Python; a long-running server needs few.
 KEEP_SESSIONS = 4
 
@@ -57,7 +59,8 @@ def agent(host: str, port: int, dialogue: Path | None, script: Path | None, echo
     if why := missing():
         raise Failure(f"{why}; or bridge agent --echo, which recognises no words")
     known = read_dialogue(dialogue)
-    return trio.run(_listen, host, port, partial(_serve_local, known))
+    more = "" if dialogue else f'[functions]\nmodule = "{FUNCTIONS}"'
+    return trio.run(_listen, host, port, partial(_serve_local, known, more))
 
 
 def read_dialogue(path: Path | None) -> Dialogue:
@@ -91,13 +94,16 @@ async def _listen(host: str, port: int, serve: Serve) -> int:
     return 130 if received == signal.SIGINT else 0
 
 
-async def _serve_local(dialogue: Dialogue, host: str, listeners: list[trio.SocketListener]) -> None:
+async def _serve_local(
+    dialogue: Dialogue, settings: str, host: str, listeners: list[trio.SocketListener]
+) -> None:
     pool = Pool(dialogue.setup())
     async with trio.open_nursery() as nursery:
         await nursery.start(pool.run)
         server = local_agent(dialogue, pool, on_event=_print, keep_sessions=KEEP_SESSIONS)
         count = len(dialogue.readable())
-        more = f"It knows {count} phrases and speaks with {pool.voice}; it recognises no others."
+        knows = f"It knows {count} phrases and speaks with {pool.voice}; it recognises no others."
+        more = (settings, knows) if settings else (knows,)
         await _serve(server, "The local agent", host, listeners, more=more)
 
 
@@ -107,7 +113,7 @@ async def _serve(
     host: str,
     listeners: list[trio.SocketListener],
     *,
-    more: str = "",
+    more: Sequence[str] = (),
 ) -> None:
     async with trio.open_nursery() as nursery:
         bound = await nursery.start(server.serve_listeners, listeners)
@@ -116,8 +122,8 @@ async def _serve(
         _say(f"{name} listens on {address}")
         _say("For a bridge that talks to it, put into config.toml:")
         _say(f'[deepgram]\nurl = "{address}"')
-        if more:
-            _say(more)
+        for words in more:
+            _say(words)
 
 
 def _print(session: AgentSession, text: str) -> None:

@@ -6,6 +6,8 @@ import importlib
 import importlib.metadata
 import re
 import secrets
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +24,7 @@ import trio
 from rich.console import Console
 
 from bridge.cli import Failure, Misconfigured, reason
-from bridge.cli.agent import FILES, read_dialogue
+from bridge.cli.agent import FILES, FUNCTIONS, read_dialogue
 from bridge.cli.call_result import summary
 from bridge.cli.call_view import CallView
 from bridge.cli.phone import Plan, call, speech
@@ -59,7 +61,6 @@ CALLER = (
     "Goodbye.",
 )
 
-FUNCTIONS = "bridge.local.restaurant"
 RECEPTION = "+15550100003"  # of the numbers that are nobody's
 INSTALL_SECONDS = 600
 
@@ -72,9 +73,11 @@ bridge demo: all of it on this machine, no accounts and no keys
   records    {records}
 {say}
 From another terminal, as Twilio would call:
-  TWILIO_AUTH_TOKEN={token} bridge phone {example} --url {server}
+  TWILIO_AUTH_TOKEN={token} {bridge} phone {example} --url {server}
 A real number next: get a key from https://console.deepgram.com, then
-  export DEEPGRAM_API_KEY=…; bridge serve --tunnel; bridge number +15551234567 --url ADDRESS
+  export DEEPGRAM_API_KEY=… TWILIO_AUTH_TOKEN=…; {bridge} serve --tunnel
+and, with TWILIO_ACCOUNT_SID as well:
+  {bridge} number +15551234567 --url ADDRESS
 """
 
 SAY = """\
@@ -105,7 +108,12 @@ class House:
     help="Write what that caller heard (WAV); without --phone, a built-in caller calls.",
 )
 @click.option("--stay", is_flag=True, help="Stay up after that call, until Ctrl-C.")
-@click.option("--port", default=0, help="The server's port.  [default: a free one]")
+@click.option(
+    "--port",
+    default=0,
+    type=click.IntRange(0, 65535),
+    help="The server's port.  [default: a free one]",
+)
 @click.option("--dialogue", type=FILES, help="What the agent understands and says (TOML).")
 @click.option("--echo", "echoes", is_flag=True, help="An agent that only repeats what it hears.")
 @click.option(
@@ -204,8 +212,7 @@ async def _demo(
             folder = records
         async with _house(dialogue, port, folder, kept=records is not None) as house:
             if opens:
-                page = f"{house.server}/softphone"
-                await trio.to_thread.run_sync(webbrowser.open, page, abandon_on_cancel=True)
+                await _open(f"{house.server}/softphone")
             if calls:
                 if not words:
                     words = await synthesise_all(list(CALLER))
@@ -256,12 +263,26 @@ async def _house(
             agent=who,
             records=where,
             token=token,
+            bridge=_this_command(),
             say=_what_to_say(dialogue) if dialogue else "",
             example='--say "when are you open"' if dialogue else "speech.wav",
         )
         click.echo(banner, err=True)
         yield House(server, token)
         nursery.cancel_scope.cancel(reason="the demo is over")
+
+
+def _this_command() -> str:
+    """How to call bridge from this terminal: its virtual environment need not be on the path."""
+    started_as = sys.argv[0]
+    if shutil.which("bridge") or Path(started_as).name != "bridge":
+        return "bridge"
+    return shlex.quote(started_as)
+
+
+async def _open(page: str) -> None:
+    if not await trio.to_thread.run_sync(webbrowser.open, page, abandon_on_cancel=True):
+        click.echo(f"No browser can be opened here; open {page} in one.", err=True)
 
 
 def _what_to_say(dialogue: Dialogue) -> str:

@@ -56,7 +56,11 @@ def serve(config: str | None, bind: str | None, tunnel: bool) -> int:
             else:
                 trio.run(serving.run, web.app, hypercorn, signals)
         except* OSError as group:
-            raise Failure(f"cannot listen on {hypercorn.bind[0]}: {reason(group)}") from None
+            first = reason(group)
+            why = getattr(first, "strerror", None) or first
+            raise Failure(
+                f"cannot listen on {hypercorn.bind[0]}: {why}; choose another with --bind"
+            ) from None
         except* ConfigError as group:
             raise Misconfigured(str(reason(group))) from None
         except* TunnelError as group:

@@ -604,7 +604,7 @@ async def test_an_address_in_use_is_a_failure_in_one_line(mode: Mode, tmp_path: 
             status, lines = await end_of_serve(tmp_path)
     assert status == 1
     assert [line for line in lines if not line.startswith("{")] == [
-        f"bridge: cannot listen on {address}: [Errno 98] Address already in use"
+        f"bridge: cannot listen on {address}: Address already in use; choose another with --bind"
     ]
 
 

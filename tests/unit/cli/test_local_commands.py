@@ -58,6 +58,29 @@ def test_the_agent_without_its_packages_says_how_to_get_them(monkeypatch, capsys
     )
 
 
+async def test_without_a_browser_open_says_where_to_go(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(demo_command.webbrowser, "open", lambda _: False)
+    await demo_command._open("http://127.0.0.1:5000/softphone")
+    assert "open http://127.0.0.1:5000/softphone in one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("started_as", "on_the_path", "shown"),
+    [
+        (".venv/bin/bridge", None, ".venv/bin/bridge"),
+        (".venv/bin/bridge", "/usr/bin/bridge", "bridge"),
+        ("my bridge/bin/bridge", None, "'my bridge/bin/bridge'"),
+        ("/lib/pytest/__main__.py", None, "bridge"),
+    ],
+)
+def test_the_demo_shows_commands_as_they_can_be_typed(
+    started_as, on_the_path, shown, monkeypatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [started_as, "demo"])
+    monkeypatch.setattr(demo_command.shutil, "which", lambda _: on_the_path)
+    assert demo_command._this_command() == shown
+
+
 class Pip:
     """Stands in for `subprocess.run`: pip that fails, or succeeds without effect."""
 
