@@ -97,7 +97,7 @@ class RecordKeeper:
         record.cost = cost_of(record.seconds, record.agent_seconds, self._settings.costs)
         record.dropped_bytes = report.dropped_bytes
         record.reconnects = report.reconnects
-        record.barge_ins = len(conversation.barge_in_seconds)
+        record.barge_ins = conversation.barge_ins
         record.transcript = [
             Line(
                 at=line.at,

@@ -123,6 +123,9 @@ class Conversation:
         self.recording: Recording | None = None
         self.parting: Parting | None = None
         self.barge_in_seconds: list[float] = []
+        """How long each `clear` took, also those that found the phone silent."""
+        self.barge_ins = 0
+        """How often the caller cut in: there was something that was not heard."""
         self.running: FunctionCalls | None = None
         self.changed: Callable[[], object] = _nobody_watches
         """Called when there is something new to see. Never waits, never raises."""
@@ -264,7 +267,8 @@ class Conversation:
         """
         self._gate.user_started_speaking(signalled_at)
         self._cuts += 1
-        self.bytes_dropped += len(self._audio) + len(self._frames.flush())
+        unsent = len(self._audio) + len(self._frames.flush())
+        self.bytes_dropped += unsent
         self._audio.clear()
         self._play_at = None
         self._nap.end()
@@ -272,6 +276,7 @@ class Conversation:
         now = trio.current_time()
         self.barge_in_seconds.append(now - signalled_at)
         unheard = self.playback.cleared(now)
+        self.barge_ins += unsent > 0 or unheard > 0
         self.transcript.cleared(unheard)
         if self.recording is not None:
             self.recording.cleared(now - self._began_at)

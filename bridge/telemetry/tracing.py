@@ -75,7 +75,7 @@ def spans_of(call: Call) -> list[Span]:
         "call.outcome": str(report.outcome),
         "call.agent": report.agent,
         "call.turns": len(turns),
-        "call.barge_ins": len(report.barge_in_seconds),
+        "call.barge_ins": conversation.barge_ins,
         "call.functions": len(conversation.functions),
         "call.reconnects": report.reconnects,
         "call.dropped_bytes": report.dropped_bytes,

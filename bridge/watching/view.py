@@ -72,7 +72,7 @@ def facts(call: Call, now: float) -> dict[str, Any]:
         "state": doing(call, now),
         "caller_speaking": conversation.awaited in _CALLER_SPEAKS,
         "setup_seconds": report.setup_seconds,
-        "barge_ins": len(conversation.barge_in_seconds),
+        "barge_ins": conversation.barge_ins,
         "reconnects": report.reconnects,
         "dropped_bytes": call.uplink.bytes_dropped,
         "outcome": str(report.outcome or ""),

@@ -97,7 +97,7 @@ async def test_written_words_interrupt_the_agent_as_spoken_ones_do(autojump_cloc
             await phone.wait_heard(2.9)
             await phone.wait_quiet(0.5)
             heard, said = phone.heard_seconds, lines(call_of(world))
-            barge_ins = len(call_of(world).conversation.barge_in_seconds)
+            barge_ins = call_of(world).conversation.barge_ins
             await phone.hang_up()
     assert 2.9 < heard < 3.5, "of the story two seconds, and all of the answer"
     assert barge_ins == 1
