@@ -186,8 +186,9 @@ class GuardedTCPServer(TCPServer):
                 # `_close` is saying EOF, at the peer's wish: behind that nothing can be said.
                 drop = False
         if drop:
-            await trio.aclose_forcefully(self.stream)
+            # Before what can be cancelled: the reader shall find the stream closed, and not asleep.
             self.read_every(0)
+            await trio.aclose_forcefully(self.stream)
         # A write that fails need not be a checkpoint, and then a loop of them lets nobody run.
         await trio.lowlevel.cancel_shielded_checkpoint()
 

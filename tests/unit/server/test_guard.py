@@ -277,6 +277,35 @@ async def _told_of_a_broken_write() -> bool:
     return told
 
 
+async def test_a_failed_write_wakes_a_reader_that_waits_for_its_tick(
+    autojump_clock: Clock, logs: Any
+) -> None:
+    """Also when its sender was cancelled meanwhile, as at the end of a call."""
+    told: list[float] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        scope["state"][guard.GUARD_KEY].read_every(60)
+        await receive()
+        with trio.move_on_after(0.5):
+            await send({"type": "websocket.send", "bytes": None, "text": "x"})
+        assert (await receive())["type"] == "websocket.disconnect"
+        told.append(trio.current_time())
+
+    async def break_later() -> None:
+        await trio.sleep(2)
+        raise trio.BrokenResourceError("as TCP_USER_TIMEOUT does")
+
+    async with serving(app) as server:
+        peer = server.connect()
+        await peer.upgrade()
+        peer.server_stream.send_stream.send_all_hook = break_later
+        await peer.say("from now on it is read at the ticks")
+        await trio.sleep(FOR_EVER)
+    assert told == [2.0]
+
+
 async def test_finish_by_bounds_the_write_under_way(autojump_clock: Clock, logs: Any) -> None:
     """A call that ends drops the connection by its own deadline, before WRITE_TIMEOUT."""
     guards: list[GuardedTCPServer] = []
