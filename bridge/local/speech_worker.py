@@ -202,9 +202,10 @@ async def end_worker(worker: SpeechWorker) -> None:
     with trio.move_on_after(KILL_SECONDS, shield=True):
         process.kill()
         await process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            await trio.aclose_forcefully(pipe)
+    with trio.CancelScope(shield=True):  # waits for nothing, and closes the second pipe, too
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                await trio.aclose_forcefully(pipe)
 
 
 def _event(kind: bytes, content: bytes) -> Event | None:
