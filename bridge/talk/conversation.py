@@ -278,6 +278,7 @@ class Conversation:
         unheard = self.playback.cleared(now)
         self.barge_ins += unsent > 0 or unheard > 0
         self.transcript.cleared(unheard)
+        self.turns.cleared()
         if self.recording is not None:
             self.recording.cleared(now - self._began_at)
         self._silence.agent_done_playing(now)

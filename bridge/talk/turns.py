@@ -78,6 +78,10 @@ class Turns:
         if turn is not None:
             turn.heard_at = now - self._began_at
 
+    def cleared(self) -> None:
+        """The phone was told to forget what it had not played: no mark behind that is heard."""
+        self._marks.clear()
+
     def latencies(self, report: LatencyReport | AgentStartedSpeaking) -> None:
         """The agent reports what it took; the last word on each kind counts."""
         if self.all:
