@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+import trio.testing
 from trio_websocket import ConnectionRejected
 
 from bridge.local import pool as pools
@@ -275,6 +276,43 @@ async def test_a_waiting_worker_that_died_is_replaced() -> None:
         await pool._waiting._process.wait()
         async with connected(server, opening("Good evening!")) as client:
             await client.wait_for("AgentAudioDone")
+
+
+class Loaded:
+    """A worker that is none."""
+
+    alive = True
+    voice = "none"
+
+
+async def test_one_is_kept_warm_as_long_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next caller does not wait for it to load, and none of them outlives the pool."""
+    started: list[Loaded] = []
+    ended: list[Loaded] = []
+
+    async def start(setup: Setup) -> Loaded:
+        started.append(Loaded())
+        return started[-1]
+
+    async def end(worker: Loaded) -> None:
+        ended.append(worker)
+
+    monkeypatch.setattr(pools, "start_worker", start)
+    monkeypatch.setattr(pools, "end_worker", end)
+    pool = Pool(Setup(), 2)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pool.run)
+        assert len(started) == 1
+        async with pool.worker() as one:
+            await trio.testing.wait_all_tasks_blocked()
+            assert (one, len(started)) == (started[0], 2)
+            async with pool.worker() as another:
+                await trio.testing.wait_all_tasks_blocked()
+                assert (another, len(started)) == (started[1], 2), "every core has its call"
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(started) == 3
+        nursery.cancel_scope.cancel(reason="seen")
+    assert sorted(map(id, ended)) == sorted(map(id, started))
 
 
 async def test_without_a_first_worker_the_pool_does_not_start() -> None:
