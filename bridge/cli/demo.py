@@ -86,6 +86,7 @@ Say, for instance (the softphone lists all {count} phrases, and it knows no othe
 {examples}
 """
 
+SPOKEN = str.maketrans("", "", "⟨⟩")
 EXAMPLES = ("hours", "book", "repeat", "person", "help", "goodbye")
 
 
@@ -265,7 +266,9 @@ async def _house(
             token=token,
             bridge=_this_command(),
             say=_what_to_say(dialogue) if dialogue else "",
-            example='--say "when are you open"' if dialogue else "speech.wav",
+            example=f'--say "{_examples(dialogue)[0].translate(SPOKEN)}"'
+            if dialogue
+            else "speech.wav",
         )
         click.echo(banner, err=True)
         yield House(server, token)
@@ -273,9 +276,11 @@ async def _house(
 
 
 def _this_command() -> str:
-    """How to call bridge from this terminal: its virtual environment need not be on the path."""
-    started_as = sys.argv[0]
-    if shutil.which("bridge") or Path(started_as).name != "bridge":
+    """How to call bridge from this terminal. On the path may be none, or iproute2's."""
+    started_as, found = sys.argv[0], shutil.which("bridge")
+    if Path(started_as).name != "bridge":
+        return "bridge"
+    if found and Path(found).resolve() == Path(started_as).resolve():
         return "bridge"
     return shlex.quote(started_as)
 
@@ -285,14 +290,18 @@ async def _open(page: str) -> None:
         click.echo(f"No browser can be opened here; open {page} in one.", err=True)
 
 
-def _what_to_say(dialogue: Dialogue) -> str:
-    """The first phrase of a few turns; of the first turns where a dialogue has no such."""
+def _examples(dialogue: Dialogue) -> list[str]:
+    """The first phrase of a few turns; the first phrases where a dialogue has no such turns."""
     named = {
         turn.name: phrases[0]
         for turn, phrases in zip(dialogue.file.turns, dialogue.phrases, strict=True)
     }
-    chosen = [name for name in EXAMPLES if name in named] or list(named)[: len(EXAMPLES)]
-    examples = "\n".join(f"  {dialogue.shown(named[name])}" for name in chosen)
+    chosen = [dialogue.shown(named[name]) for name in EXAMPLES if name in named]
+    return chosen if len(chosen) > 2 else dialogue.readable()[: len(EXAMPLES)]
+
+
+def _what_to_say(dialogue: Dialogue) -> str:
+    examples = "\n".join(f"  {phrase}" for phrase in _examples(dialogue))
     return SAY.format(count=len(dialogue.readable()), examples=examples)
 
 

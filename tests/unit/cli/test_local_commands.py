@@ -15,6 +15,7 @@ from bridge.cli import main
 from bridge.cli.call_view import CallView
 from bridge.cli.demo import local_requirements, transcript
 from bridge.cli.live_call import LiveCall
+from bridge.local.dialogue import load_dialogue
 
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
@@ -64,21 +65,30 @@ async def test_without_a_browser_open_says_where_to_go(monkeypatch, capsys) -> N
     assert "open http://127.0.0.1:5000/softphone in one" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("started_as", "on_the_path", "shown"),
-    [
-        (".venv/bin/bridge", None, ".venv/bin/bridge"),
-        (".venv/bin/bridge", "/usr/bin/bridge", "bridge"),
-        ("my bridge/bin/bridge", None, "'my bridge/bin/bridge'"),
-        ("/lib/pytest/__main__.py", None, "bridge"),
-    ],
-)
-def test_the_demo_shows_commands_as_they_can_be_typed(
-    started_as, on_the_path, shown, monkeypatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", [started_as, "demo"])
-    monkeypatch.setattr(demo_command.shutil, "which", lambda _: on_the_path)
-    assert demo_command._this_command() == shown
+def test_the_demo_shows_commands_as_they_can_be_typed(tmp_path, monkeypatch) -> None:
+    """`bridge` alone only where that is this one: iproute2 has a command of that name, too."""
+    ours, another = tmp_path / "my venv" / "bridge", tmp_path / "sbin" / "bridge"
+    for program in (ours, another):
+        program.parent.mkdir()
+        program.touch(0o755)
+    monkeypatch.setattr(sys, "argv", [str(ours), "demo"])
+    shown = []
+    for path in (ours.parent, another.parent, tmp_path):
+        monkeypatch.setenv("PATH", str(path))
+        shown.append(demo_command._this_command())
+    assert shown == ["bridge", f"'{ours}'", f"'{ours}'"]
+
+
+def test_the_demo_gives_examples_that_its_dialogue_knows(tmp_path) -> None:
+    (tmp_path / "mine.toml").write_text("""
+        [[turns]]
+        name = "tea"
+        phrases = ["a cup of tea", "some tea"]
+        reply = "Here you are."
+        """)
+    dialogue = load_dialogue(tmp_path / "mine.toml")
+    assert demo_command._examples(dialogue) == ["a cup of tea", "some tea"]
+    assert demo_command._examples(load_dialogue())[0] == "when are you open"
 
 
 class Pip:
