@@ -12,6 +12,7 @@ import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +32,12 @@ SIZE_LIMIT = 1_048_576
 # Two edits within one tick of a file system's clock can leave the same signature, so a file this
 # fresh is read again (FAT's tick, the coarsest in use, is two seconds).
 FRESH_SECONDS = 2.0
+
+# What a server reads once; an edit of it is noted, so that nobody waits for it to have an effect.
+AT_THE_START = (
+    *("server.bind", "server.workers", "records.url", "records.retention_days"),
+    *("logging.format", "logging.level", "logging.mask_numbers"),
+)
 
 Signature = tuple[int, int, int, int]
 
@@ -89,6 +96,7 @@ class ConfigFile:
         # The working directory may change under a long-lived server.
         self._path = Path(path).absolute()
         self._good: Settings | None = None
+        self._start: Settings | None = None
         self._seen: Signature | None = None
         self._reported: tuple[Signature | None, str] | None = None
         self._readings = 0
@@ -104,6 +112,7 @@ class ConfigFile:
         """
         version = _read(self._path, self._name)
         self._good = parse(version.text, self._name)
+        self._start = self._start or self._good
         self._seen, self._reported = version.seen, None
         return self._good
 
@@ -153,8 +162,14 @@ class ConfigFile:
             return
         self._reported = None
         if found.settings != self._good:
+            waits = [
+                key
+                for key in AT_THE_START
+                if attrgetter(key)(found.settings) != attrgetter(key)(self._start)
+            ]
             self._good = found.settings
-            _log.info("configuration read again", file=self._name)
+            more = {"with_the_next_start": waits} if waits else {}
+            _log.info("configuration read again", file=self._name, **more)
 
     def _look(self, seen: Signature | None) -> _Look | None:
         """What is new in the file since `seen`, None for nothing. Runs in a thread, and changes
