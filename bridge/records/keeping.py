@@ -126,5 +126,5 @@ class RecordKeeper:
 
 def direction_of(info: CallInfo) -> Direction:
     """Whether the call was placed by us. Twilio's own direction is no parameter of the stream, so
-    only a call whose TwiML we made for dialling has one."""
-    return "outbound-api" if info.parameters.get("direction") else "inbound"
+    only a call whose TwiML we made for dialling has it; a softphone's says "softphone"."""
+    return "outbound-api" if info.parameters.get("direction") == "outbound-api" else "inbound"

@@ -39,7 +39,7 @@ export class LiveCall {
           "span",
           { class: "people" },
           h("strong", { class: "numbers" }, who(call.caller)),
-          h("span", { class: "muted numbers to" }, `to ${who(call.called)}`),
+          h("span", { class: "muted numbers to" }, call.called ? `to ${who(call.called)}` : ""),
         ),
         this._last,
         this._clock,

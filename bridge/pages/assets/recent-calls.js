@@ -96,7 +96,7 @@ export class RecentCalls {
         "span",
         { class: "people numbers" },
         h("strong", {}, who(call.caller)),
-        h("span", { class: "muted to" }, `to ${who(call.called)}`),
+        h("span", { class: "muted to" }, call.called ? `to ${who(call.called)}` : ""),
       ),
       h("span", { class: "agent muted" }, call.agent ?? ""),
       h("span", { class: "length numbers" }, call.outcome ? clock(call.seconds) : ""),
@@ -118,7 +118,7 @@ export class RecentCalls {
       problem = error.message;
     }
     const dialog = openDialog(
-      call ? `${who(call.caller)} to ${who(call.called)}` : "This call cannot be shown",
+      call ? `${who(call.caller)}${call.called ? ` to ${who(call.called)}` : ""}` : "This call cannot be shown",
       "sheet",
       call ? this._inFull(call) : h("p", { class: "notice bad" }, problem),
       h(
