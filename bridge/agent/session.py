@@ -45,8 +45,9 @@ log = get_logger(__name__)
 # many messages wait decoded; then the socket is not read any more, and TCP slows the agent down.
 MESSAGES_WAITING: Final = 32
 
-# One read takes a whole burst; with trio-websocket's default of 4 KiB a burst costs twice the CPU.
-RECEIVE_BYTES: Final = 64 * 1024
+# One read takes a burst of two seconds; with trio-websocket's default of 4 KiB a burst costs twice
+# the CPU. A buffer of this size is allocated for each read, however little comes: no longer a one.
+RECEIVE_BYTES: Final = 16 * 1024
 
 # Far above any message seen (a long History item); a larger one closes the session with 1009.
 MAX_MESSAGE_BYTES: Final = 1024 * 1024

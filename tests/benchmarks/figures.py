@@ -192,7 +192,7 @@ def table(rows: Sequence[Figures], frame_ms: int) -> str:
         "",
         "Delays in ms, per 160-byte piece. Total and down have the wait for a frame in them, at",
         f"most its {frame_ms} ms; beyond is the delay of the last piece of each. RSS per call is",
-        "(under load - idle) / calls: with few calls, one-off allocations weigh as much.",
+        "(under load - idle after a first call) / calls.",
         "Others: work on the server's core that is not the server's process, the kernel's for its",
         "sockets included. Late: how much after its time the load generator sent a frame.",
         "Every other job on the machine shows in these figures: compare ratios, run it twice.",

@@ -34,7 +34,7 @@ import trio
 from bridge.load import machine
 from tests.benchmarks.compare import fill, pairs, pairs_text
 from tests.benchmarks.figures import Figures, figures, medians, table
-from tests.benchmarks.load import SET_UP_EACH, SETTLE, TEAR_DOWN, WARM_UP
+from tests.benchmarks.load import FIRST_CALL, SET_UP_EACH, SETTLE, TEAR_DOWN, WARM_UP
 from tests.benchmarks.server import Server, ServerError, running, stop
 
 SLACK_SECONDS: Final = 30.0
@@ -67,7 +67,8 @@ async def measure(
                 *("--agent-fd", str(agents.fileno())),
                 *(("--server-core", str(server_core)) if server_core is not None else ()),
             ]
-            limit = SLACK_SECONDS + calls * SET_UP_EACH + WARM_UP + seconds + SETTLE + TEAR_DOWN
+            limit = SLACK_SECONDS + SET_UP_EACH + 2 * FIRST_CALL + SETTLE + TEAR_DOWN
+            limit += calls * SET_UP_EACH + WARM_UP + seconds + SETTLE + TEAR_DOWN
             result = b""
             with trio.move_on_after(limit) as scope:
                 result = await _generate(command, agents, generator_core, server, profile, seconds)
