@@ -71,8 +71,9 @@ class Warm:
 
     async def _claim(self, close_by: CloseBy) -> bool:
         """Make it a call's; whether it is of use, which may take as long as opening it."""
-        self._claimed_until = close_by
         if not self._patience.cancel_called:
+            # Else it is being given back, by a deadline of its own: the call is not ending.
+            self._claimed_until = close_by
             self._patience.deadline = float("inf")
         try:
             await self._ready.wait()

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from msgspec.structs import replace
 
-from bridge.agent.prewarm import HOLD_SECONDS
+from bridge.agent.prewarm import GIVE_BACK_SECONDS, HOLD_SECONDS, CloseBy, Prepared, Prewarming
 from bridge.config_file import FixedConfig
 from bridge.simulator.agent import AgentSession, Behaviour
 from bridge.simulator.webhook import request
@@ -241,6 +243,33 @@ async def test_nothing_is_left_whenever_it_ends(
         if answers_close:
             with trio.fail_after(teardown + 1):
                 await world.agent.wait_until_idle()
+
+
+async def test_a_session_that_is_just_being_given_back_does_not_ask_its_call_when_it_ends(
+    autojump_clock: Clock,
+) -> None:
+    """Asked in a task that is cancelled, the call would take it for its own end, and have no time
+    left when that comes."""
+    closing_by: list[float] = []
+
+    @asynccontextmanager
+    async def open_(_: trio.Nursery, message: str, close_by: CloseBy) -> AsyncIterator[Any]:
+        try:
+            yield SimpleNamespace(is_over=False)
+        finally:
+            closing_by.append(close_by())
+
+    async def prepare() -> Prepared:
+        return Prepared("", {}, "")
+
+    prewarming = Prewarming()
+    async with trio.open_nursery() as prewarming.nursery:
+        prewarming.begin("CA1", prepare, open_)
+        await trio.testing.wait_all_tasks_blocked()
+        # The call comes in the very pass of the event loop in which the waiting is over.
+        autojump_clock.jump(HOLD_SECONDS)
+        assert await prewarming.claim("CA1", lambda: pytest.fail("the call was asked")) is None
+    assert closing_by == [HOLD_SECONDS + GIVE_BACK_SECONDS]
 
 
 @pytest.mark.parametrize("by", ["bridge serve", "hypercorn"])
