@@ -52,8 +52,9 @@ class Transcript:
         """The agent says this; the audio sent from now on speaks it, behind `waiting` bytes that
         came before and are not sent yet."""
         line = Line(at, "agent", words)
-        self._add(line)
-        self._open.append((self._sent + waiting, line))
+        # Of lines that are left out only where the first begins matters: the one before ends there.
+        if self._add(line) or (self._open and self._open[-1][1] is self.lines[-1]):
+            self._open.append((self._sent + waiting, line))
 
     def audio_sent(self, nbytes: int) -> None:
         """So much audio was written to the phone."""
@@ -91,8 +92,9 @@ class Transcript:
                 line.heard, line.heard_seconds = "cut", round(seconds(place - begin), 2)
         self._open = still_open
 
-    def _add(self, line: Line) -> None:
-        if len(self.lines) < self._limit:
-            self.lines.append(line)
-        else:
+    def _add(self, line: Line) -> bool:
+        if len(self.lines) >= self._limit:
             self.left_out += 1
+            return False
+        self.lines.append(line)
+        return True
