@@ -12,7 +12,8 @@ the ticks are the same for all calls makes one pass of the event loop serve them
 The agent's socket is read as things come, because `UserStartedSpeaking` must not wait. But audio
 in the middle of a reply is collected and goes to the phone at the ticks, too: one write for three.
 
-Nothing else waits for a tick. The first audio of a reply, `clear` and marks go at once. A call is
+Nothing else waits for a tick. The first audio of a reply, `clear` and marks go at once, and where
+the server ends TLS itself a phone is read as things come. A call is
 read on the grid from its `start` on and until its socket is closed. What the phone says in
 between, `stop` and keys and a lost connection, is heard at a tick, so at most a frame late.
 
