@@ -85,6 +85,7 @@ START_SECONDS: Final = 10.0
 # them the database.
 STOP_SECONDS: Final = 5.0
 HURRY_SHARE: Final = 0.2
+LAST_WRITE_SECONDS: Final = 1.0
 DISK_SHARE: Final = 0.4
 
 DAY: Final = 86_400.0
@@ -551,6 +552,10 @@ class Recorder:
 
     async def _put_away(self, database_until: float) -> None:
         with trio.CancelScope(deadline=database_until):
+            # What was cancelled in mid-write is being written still, and as a rule soon is.
+            with trio.move_on_after(LAST_WRITE_SECONDS):
+                async with self._database_thread:
+                    pass
             # Never ahead of what is in the spool already: otherwise they join it there.
             while self._waiting and self._spool.is_empty and self._may_try():
                 await self._store_batch()

@@ -498,6 +498,22 @@ async def test_cancelled_it_still_puts_everything_somewhere(database, folder):
     assert spooled(folder) == [sid(0), sid(1)]
 
 
+async def test_cancelled_in_mid_write_it_waits_for_that_write(database, folder):
+    """As when the demo's call is over: the database is well, and nothing belongs in the spool."""
+    recorder = Recorder(database, Spool(folder))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(recorder.run)
+        database.gate.clear()
+        attempts = database.attempts
+        recorder.finish(record(outcome="idle"))
+        await until(lambda: database.attempts > attempts)
+        nursery.cancel_scope.cancel()
+        threading.Timer(0.2, database.gate.set).start()
+    assert SID in database.written
+    assert spooled(folder) == []
+    assert recorder.statistics().trouble == ""
+
+
 async def test_what_comes_after_the_end_is_in_the_spool(database, folder):
     async with running(database, folder) as recorder:
         pass
