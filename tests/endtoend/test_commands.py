@@ -493,7 +493,7 @@ async def test_an_interrupted_server_ends_its_call_at_once(
         with trio.fail_after(CALL_SECONDS):
             async with SimulatedPhone(strict=True, auth_token=TOKEN).place_call(url) as phone:
                 session = await agent.wait_for_session()
-                # `applied` is said before the server knows; without audio it may not have a session.
+                # `applied` is set before the server knows of it; who sends audio has a session.
                 await session.wait_until(lambda: session.received_bytes)
                 running.process.send_signal(signal.SIGINT)
                 await phone.wait_ended()

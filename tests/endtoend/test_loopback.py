@@ -387,7 +387,8 @@ async def test_a_server_that_stops_ends_its_calls() -> None:
                 address
             ) as phone:
                 session = await agent.wait_for_session()
-                await session.applied.wait()
+                # `applied` is set before the server knows of it; who sends audio has a session.
+                await session.wait_until(lambda: session.received_bytes)
                 stop.set()
                 await phone.wait_ended()
             await agent.wait_until_idle()
