@@ -417,6 +417,10 @@ class Bridge:
         report, conversation = call.report, call.conversation
         assert report.outcome is not None
         metrics = self.metrics
+        if report.info is None and report.outcome == Outcome.PHONE_LOST:
+            # Somebody looked whether the socket opens, as `bridge check` does.
+            metrics.call_never_began()
+            return
         metrics.call_ended(report.outcome, report.seconds, report.teardown_seconds)
         if report.setup_seconds is not None:
             metrics.setup(report.setup_seconds)

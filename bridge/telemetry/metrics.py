@@ -165,6 +165,10 @@ class Metrics:
         self._duration.observe(seconds)
         self._teardown.observe(teardown_seconds)
 
+    def call_never_began(self) -> None:
+        """A socket that was opened is closed again, and never said `start`: that was no call."""
+        self._calls_active.dec()
+
     def setup(self, seconds: float) -> None:
         """The agent is ready to listen, `seconds` after the phone's first message."""
         self._setup.observe(seconds)

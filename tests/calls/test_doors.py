@@ -25,7 +25,15 @@ from bridge.service import TICKET_SECONDS
 from bridge.simulator.twiml import Hangup, Say
 from bridge.simulator.webhook import WebhookError, request, sign
 from bridge.web import BUSY
-from tests.world import AUTH_TOKEN, World, in_memory, settings, signed, start_message
+from tests.world import (
+    AUTH_TOKEN,
+    World,
+    in_memory,
+    open_media_socket,
+    settings,
+    signed,
+    start_message,
+)
 
 Clock = Any
 HOST = "127.0.0.1:5000"
@@ -468,3 +476,17 @@ async def test_a_call_that_another_process_let_in_is_carried(autojump_clock: Clo
             await phone.hang_up()
         await here.quiet()
         assert len(bridge.admission) == 0
+
+
+async def test_who_only_looks_whether_the_socket_opens_was_no_call(autojump_clock: Clock) -> None:
+    """`bridge check` does so, and monitors may, again and again."""
+    async with in_memory() as world, trio.open_nursery() as nursery:
+        stream = await world.phone_options["open_stream"]("127.0.0.1", 5000, False)
+        looking = await open_media_socket(nursery, stream)
+        await looking.aclose()
+        await world.quiet()
+        exposed = world.app.extensions["bridge"].metrics.expose(None)[0].decode()
+        nursery.cancel_scope.cancel(reason="the test is over")
+    assert "\nbridge_calls_active 0.0\n" in exposed
+    assert '\nbridge_calls_total{outcome="phone_lost"} 0.0\n' in exposed
+    assert "\nbridge_call_duration_seconds_count 0.0\n" in exposed
