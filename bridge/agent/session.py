@@ -124,6 +124,7 @@ class AgentSession:
         self._inbox = connection.inbox
         self._stream = stream
         self._reader = reader
+        self._sends: set[trio.CancelScope] = set()
         self._given_up = ""
         # What came in one batch with SettingsApplied, and behind it: already the conversation.
         self._early: list[messages.Message | bytes] = []
@@ -210,10 +211,13 @@ class AgentSession:
         # The last moment to cancel it.
         await trio.lowlevel.checkpoint_if_cancelled()
         with trio.move_on_after(SEND_TIMEOUT, shield=shield) as patience:
+            self._sends.add(patience)
             try:
                 await self._connection.send_message(data)
             except trio_websocket.ConnectionClosed:
                 raise self._closed() from self._reader.error
+            finally:
+                self._sends.discard(patience)
         if patience.cancelled_caught:
             # The reader, which may be waiting for ever, hears of it by this.
             await self.abandon(_DEAF)
@@ -238,6 +242,9 @@ class AgentSession:
             with trio.CancelScope(shield=True, deadline=close_by()):
                 await self._connection.aclose()
         finally:
+            # Not every stream wakes who writes to it when it is closed.
+            for send in self._sends:
+                send.cancel(reason="the agent session is closed")
             await _discard(self._stream)
 
 
