@@ -200,8 +200,9 @@ class GuardedTCPServer(TCPServer):
     async def _read_data(self) -> None:
         """As hypercorn's, but on the grid if that is asked for."""
         try:
-            while await self._read_once():
-                if self._nap is not None:
+            while got := await self._read_once():
+                # Of what fills a read there is more, and who is behind shall not stay behind.
+                if self._nap is not None and got < RECEIVE_BYTES:
                     await self._nap.until_tick()
             await self.protocol.handle(Closed())
         except Exception as error:
@@ -213,8 +214,8 @@ class GuardedTCPServer(TCPServer):
         # seconds longer than its peer.
         await self.idle_task.stop()
 
-    async def _read_once(self) -> bool:
-        """Read what is there and deal with it; return whether more can come."""
+    async def _read_once(self) -> int:
+        """Read what is there and deal with it; return how much it was, 0 at the end."""
         try:
             if self.config.read_timeout is None:
                 data = await self.stream.receive_some(RECEIVE_BYTES)
@@ -222,9 +223,9 @@ class GuardedTCPServer(TCPServer):
                 with trio.fail_after(self.config.read_timeout):
                     data = await self.stream.receive_some(RECEIVE_BYTES)
         except (trio.ClosedResourceError, trio.BrokenResourceError, trio.TooSlowError):
-            return False
+            return 0
         await self.protocol.handle(RawData(bytes(data)))
-        return data != b""
+        return len(data)
 
     async def _close(self) -> None:
         # Cancelled in the first of its steps it forgets the second. With TLS, they write.
