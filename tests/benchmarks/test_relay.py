@@ -56,7 +56,9 @@ async def test_prints_figures_of_one_call() -> None:
     assert pair["ratio"] > 0
     assert pair["bridge"]["frames_lost"] == pair["floor"]["frames_lost"] == 0
     assert figures["calls"] == 1
-    assert {name: figures[name] for name in POSITIVE if not figures[name] > 0} == {}
+    # One call may have its memory from the one before it.
+    some = [name for name in POSITIVE if name != "rss_kb_per_call"]
+    assert {name: figures[name] for name in some if not figures[name] > 0} == {}
     # One second both ways, and the warm-up before it.
     assert figures["frames_sent"] >= 100
     kinds = ("lost", "duplicated", "reordered", "foreign")
