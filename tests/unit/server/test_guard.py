@@ -739,6 +739,7 @@ async def _healthy_after_a_deadly_request(folder: Path, application: str) -> boo
                 *("--bind", f"fd://{listener.fileno()}", application),
             ],
             env=environment,
+            cwd=folder,
             pass_fds=[listener.fileno()],
             stdout=PIPE,
             stderr=PIPE,
