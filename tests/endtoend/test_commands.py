@@ -38,7 +38,7 @@ END_SECONDS = 30.0
 CALL_SECONDS = 120.0
 
 # `call.frame_ms` in the test of edits: far enough apart to be told from each other.
-FRAMES = (20, 100, 200)
+FRAMES = (20, 60, 240)
 
 KEY = "dg-key-5EC237-0123456789abcdef"
 TOKEN = "tw-token-5EC237-fedcba9876543210"
@@ -381,7 +381,8 @@ async def call(url: str, agent: SimulatedAgent, number: int) -> AgentSession:
         async with SimulatedPhone(strict=True, auth_token=TOKEN).place_call(url) as phone:
             session = await agent.wait_for_session(number)
             await session.applied.wait()
-            await phone.say(bytes(range(200)) * 20)
+            # Long enough for several of the longest frames.
+            await phone.say(bytes(range(200)) * 60)
             await phone.hang_up()
         await agent.wait_until_idle()
     return session
@@ -415,7 +416,7 @@ async def test_an_edit_takes_effect_with_the_next_call(
         more = f"[call]\nframe_ms = {frame_ms}\n"
         commands.write("config.toml", configuration(port, more, greeting))
 
-    edit("first", 200)
+    edit("first", 240)
     async with commands.serve(server, DEEPGRAM_API_KEY=KEY) as (running, url):
         sessions = [await call(url, agent, 1)]
         edit("second", 20)
@@ -423,19 +424,19 @@ async def test_an_edit_takes_effect_with_the_next_call(
         edit("broken", '"twenty"')
         sessions.append(await call(url, agent, 3))
         sessions.append(await call(url, agent, 4))
-        edit("mended", 100)
+        edit("mended", 60)
         sessions.append(await call(url, agent, 5))
         (commands.folder / "config.toml").unlink()
         sessions.append(await call(url, agent, 6))
         running.process.terminate()
         await running.ended()
     assert [(greeting_of(session), frame_of(session)) for session in sessions] == [
-        ("first", 200),
+        ("first", 240),
         ("second", 20),
         ("second", 20),
         ("second", 20),
-        ("mended", 100),
-        ("mended", 100),
+        ("mended", 60),
+        ("mended", 60),
     ]
     assert [session.faults for session in sessions] == [[]] * 6
     complaints = [line for line in running.stderr.splitlines() if "error" in line.split()]
