@@ -1,5 +1,1 @@
-"""A phone rings; a voice agent answers. `bridge:app` is the server's ASGI application."""
-
-from bridge.web import app
-
-__all__ = ["app"]
+"""A phone rings; a voice agent answers. `bridge.asgi:app` is the server's ASGI application."""

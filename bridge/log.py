@@ -35,7 +35,8 @@ from typing import Any, TextIO, cast
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
-from bridge.config import LoggingSettings, Secrets, printable
+from bridge.config.settings import LoggingSettings, Secrets
+from bridge.text import printable
 
 TEXT_LIMIT = 8_192  # characters of one value: a peer's whole message does not belong in a log
 TRACEBACK_LIMIT = 65_536  # an ExceptionGroup of a full call, with room

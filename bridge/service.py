@@ -17,32 +17,33 @@ import msgspec
 import trio
 
 from bridge import log as logs
-from bridge.agent.answering import choose_agent, fill_in, variables_of
-from bridge.agent.connecting import open_within
-from bridge.agent.context_hook import fetch_context
-from bridge.agent.prewarm import Prepared, Prewarming
-from bridge.agent.session import AgentSession, OpenStream, open_session
-from bridge.agent.settings import settings_message
-from bridge.call import TICKET, Call, GoodbyeBy
-from bridge.config import ConfigError, Secrets, Settings, check_startup, warnings_for
-from bridge.config_file import ConfigFile, SettingsSource, config_path
-from bridge.entrance.account_limit import AccountCap, AccountLimit, check_account_limit
-from bridge.entrance.admission import RESERVED_SECONDS, Admission, Entry, Limits
-from bridge.entrance.ticket import EpochClock, Purpose, Ticket, Tickets, ticket_keys
-from bridge.functions import CallInfo, FunctionError, Functions
+from bridge.admission.account_limit import AccountCap, AccountLimit, check_account_limit
+from bridge.admission.slots import RESERVED_SECONDS, Admission, Entry, Limits
+from bridge.admission.ticket import EpochClock, Purpose, Ticket, Tickets, ticket_keys
+from bridge.call.call import TICKET, Call, GoodbyeBy
+from bridge.call.live_calls import Registry
+from bridge.caller import CallInfo
+from bridge.config.file import ConfigFile, SettingsSource, config_path
+from bridge.config.settings import ConfigError, Secrets, Settings, check_startup, warnings_for
+from bridge.deepgram.agents import choose_agent, fill_in, variables_of
+from bridge.deepgram.context_hook import fetch_context
+from bridge.deepgram.prewarm import Prepared, Prewarming
+from bridge.deepgram.retry import open_within
+from bridge.deepgram.session import AgentSession, OpenStream, open_session
+from bridge.deepgram.settings import settings_message
+from bridge.functions import FunctionError, Functions
 from bridge.functions.builtin import built_in
+from bridge.live.hub import Live
 from bridge.outcome import Outcome
-from bridge.records.keeping import Keepers, RecordKeeper
+from bridge.records.from_call import Keepers, RecordKeeper
 from bridge.records.recorder import NullRecorder, Recorder, recorder_for
 from bridge.records.wav import CallRecording
-from bridge.registry import Registry
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.tracing import Tracing, tracing_for
 from bridge.twilio import twiml
 from bridge.twilio.media_stream import MediaStream
 from bridge.twilio.messages import StartDetails
 from bridge.twilio.rest import TwilioError, TwilioRest
-from bridge.watching.live import Live
 
 log = logs.get_logger(__name__)
 

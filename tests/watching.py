@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import trio
 
-from bridge.watching.live import Viewer
+from bridge.live.hub import Viewer
 
 LISTS = ("transcript", "turns", "functions")
 

@@ -25,14 +25,14 @@ from quart_trio import QuartTrio
 from structlog.testing import capture_logs
 from trio_websocket import wrap_client_stream
 
-from bridge.config import Secrets, Settings
-from bridge.config_file import FixedConfig
-from bridge.server.guard import GuardedTCPServer
+from bridge.config.file import FixedConfig
+from bridge.config.settings import Secrets, Settings
+from bridge.http.app import create_app
+from bridge.server.hypercorn.guard import GuardedTCPServer
 from bridge.server.serve import hypercorn_config, serve
-from bridge.simulator.agent import Behaviour, Script, SimulatedAgent, silent
-from bridge.simulator.phone import SimulatedPhone
-from bridge.simulator.webhook import sign
-from bridge.web import create_app
+from bridge.testing.agent.server import Behaviour, Script, SimulatedAgent, silent
+from bridge.testing.phone.phone import SimulatedPhone
+from bridge.testing.phone.webhook import sign
 
 # What Twilio and the server have in common: phones sign with it, and everything is checked.
 AUTH_TOKEN = "twilio-auth-token-0123456789"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bridge.check.finding import Finding, ok, skipped, warning, wrong
-from bridge.config import Secrets, Settings
+from bridge.config.settings import Secrets, Settings
 from bridge.twilio.rest import PhoneNumber, TwilioError, TwilioRest, TwilioUnreachable
 
 # Twilio's own number for tests, which no account has: asking for it shows whether we may ask.

@@ -14,9 +14,13 @@ from urllib.parse import urlsplit
 import msgspec
 import trio
 
-from bridge.agent import messages
-from bridge.agent.answering import choose_agent, fill, fill_in
-from bridge.agent.session import (
+from bridge.call.call import Call
+from bridge.check.finding import Finding, ok, warning, wrong
+from bridge.check.trouble import trouble
+from bridge.config.settings import ConfigError, Secrets, Settings, check_startup
+from bridge.deepgram import messages
+from bridge.deepgram.agents import choose_agent, fill, fill_in
+from bridge.deepgram.session import (
     AgentClosed,
     AgentFailed,
     AgentSession,
@@ -24,11 +28,7 @@ from bridge.agent.session import (
     OpenStream,
     open_session,
 )
-from bridge.agent.settings import settings_message
-from bridge.call import Call
-from bridge.check.finding import Finding, ok, warning, wrong
-from bridge.check.trouble import trouble
-from bridge.config import ConfigError, Secrets, Settings, check_startup
+from bridge.deepgram.settings import settings_message
 from bridge.functions import FunctionError, Functions
 from bridge.functions.builtin import built_in
 

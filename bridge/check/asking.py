@@ -12,8 +12,8 @@ import httpx
 
 from bridge.check.finding import Finding, wrong
 from bridge.check.trouble import trouble
-from bridge.instance import HEADER
-from bridge.simulator.webhook import sign, voice_form
+from bridge.server.instance import HEADER
+from bridge.testing.phone.webhook import sign, voice_form
 
 ANSWER_SECONDS: Final = 8.0
 

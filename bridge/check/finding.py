@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bridge.config import printable
+from bridge.text import printable
 
 Status = Literal["ok", "warning", "wrong", "skipped"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import trio
 
 from bridge.check.finding import Finding, ok, skipped, wrong
-from bridge.config import RecordSettings
+from bridge.config.settings import RecordSettings
 from bridge.records.store import Store, StoreError, StoreUnavailable
 
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)

@@ -17,10 +17,10 @@ from bridge.addresses import is_loopback
 from bridge.check.asking import ANSWER_SECONDS, NoAnswer, get, post
 from bridge.check.finding import Finding, ok, skipped, wrong
 from bridge.check.webhook import judge_twiml
-from bridge.config import Secrets, Settings
-from bridge.simulator.media_socket import StreamRefusedError, open_media_socket
-from bridge.simulator.twiml import ConnectStream, TwimlError, dialled_address
-from bridge.simulator.webhook import open_network_stream, sign
+from bridge.config.settings import Secrets, Settings
+from bridge.testing.phone.media_socket import StreamRefusedError, open_media_socket
+from bridge.testing.phone.twiml import ConnectStream, TwimlError, dialled_address
+from bridge.testing.phone.webhook import open_network_stream, sign
 
 WEBHOOK: Final = "/incoming-call"
 

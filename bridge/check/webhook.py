@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 from bridge.addresses import is_loopback
 from bridge.check.finding import Finding, ok, warning, wrong
-from bridge.simulator.twiml import ConnectStream, Say, TwimlError, read_twiml
+from bridge.testing.phone.twiml import ConnectStream, Say, TwimlError, read_twiml
 
 
 def judge_twiml(body: bytes, content_type: str, url: str) -> tuple[Finding, ConnectStream | None]:

@@ -12,16 +12,16 @@ import click
 import trio
 
 from bridge.cli import Failure, Misconfigured, reason
-from bridge.local import missing
-from bridge.local.agent import local_agent
-from bridge.local.dialogue import Dialogue, DialogueError, load_dialogue
-from bridge.local.pool import Pool
-from bridge.local.speech_worker import WorkerBroken
-from bridge.simulator.agent import AgentSession, SimulatedAgent
-from bridge.simulator.script import ECHO_BEHAVIOUR, ScriptError, echo, load_script
+from bridge.local_agent import missing
+from bridge.local_agent.agent import local_agent
+from bridge.local_agent.dialogue import Dialogue, DialogueError, load_dialogue
+from bridge.local_agent.pool import Pool
+from bridge.local_agent.speech_worker import WorkerBroken
+from bridge.testing.agent.script import ECHO_BEHAVIOUR, ScriptError, echo, load_script
+from bridge.testing.agent.server import AgentSession, SimulatedAgent
 
 # What the restaurant's front desk can do is the bridge's to run, like any agent's functions.
-FUNCTIONS = "bridge.local.restaurant"
+FUNCTIONS = "bridge.local_agent.restaurant"
 # Sessions are kept for people who look at them from Python; a long-running server needs few.
 KEEP_SESSIONS = 4
 

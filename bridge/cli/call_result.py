@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from bridge.cli.call_view import CallView
-from bridge.simulator.activity import Turn
-from bridge.simulator.phone import SimulatedPhone
+from bridge.testing.activity import Turn
+from bridge.testing.phone.phone import SimulatedPhone
 
 
 def summary(caller: SimulatedPhone, view: CallView, save: Path | None) -> str:

@@ -21,10 +21,10 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge.cli.live_call import LiveCall
-from bridge.config import printable
-from bridge.simulator.activity import Turn, VoiceDetector, reply_seconds
-from bridge.simulator.phone import Event, SimulatedPhone
-from bridge.simulator.speech import RATE, ulaw_to_pcm
+from bridge.testing.activity import Turn, VoiceDetector, reply_seconds
+from bridge.testing.phone.phone import Event, SimulatedPhone
+from bridge.testing.speech import RATE, ulaw_to_pcm
+from bridge.text import printable
 
 # On a terminal what is said stands out from what happens.
 _STYLES = {"agent": "bold", "caller": "bold cyan", "keypad": "bold cyan"}

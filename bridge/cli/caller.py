@@ -13,7 +13,7 @@ from bridge.addresses import is_loopback
 from bridge.cli.call_view import CallView
 from bridge.cli.handset import Handset, SoundCardError, typed_keys
 from bridge.cli.live_call import LiveCall, follow
-from bridge.simulator.phone import CallEndedError, SimulatedPhone
+from bridge.testing.phone.phone import CallEndedError, SimulatedPhone
 
 TICK_SECONDS = 0.1
 QUIET_SECONDS = 2.0  # the agent is taken to have finished when silent for so long

@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge.cli import Failure, Misconfigured
-from bridge.config import ConfigError, Settings, printable
-from bridge.config_file import config_path, load
+from bridge.config.file import config_path, load
+from bridge.config.settings import ConfigError, Settings
 from bridge.log import _mask_whole as mask_number
+from bridge.text import printable
 
 if TYPE_CHECKING:
     from bridge.records.record import CallRecord, Line

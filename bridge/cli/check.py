@@ -15,8 +15,9 @@ import trio
 from bridge import log as logs
 from bridge.check import Checks, Finding, run_checks
 from bridge.cli import Failure, Misconfigured
-from bridge.config import ConfigError, LoggingSettings, Secrets, Settings, printable
-from bridge.config_file import config_path, load
+from bridge.config.file import config_path, load
+from bridge.config.settings import ConfigError, LoggingSettings, Secrets, Settings
+from bridge.text import printable
 from bridge.twilio.rest import is_number
 
 _LOOKS = {

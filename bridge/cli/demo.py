@@ -28,7 +28,8 @@ from bridge.cli.agent import FILES, FUNCTIONS, read_dialogue
 from bridge.cli.call_result import summary
 from bridge.cli.call_view import CallView
 from bridge.cli.phone import Plan, call, speech
-from bridge.config import (
+from bridge.config.file import FixedConfig
+from bridge.config.settings import (
     DeepgramSettings,
     FunctionSettings,
     LoggingSettings,
@@ -37,21 +38,20 @@ from bridge.config import (
     ServerSettings,
     Settings,
     default_agent,
-    printable,
 )
-from bridge.config_file import FixedConfig
-from bridge.local import missing
-from bridge.local.agent import local_agent
-from bridge.local.dialogue import Dialogue
-from bridge.local.pool import Pool
-from bridge.local.speech_worker import WorkerBroken
-from bridge.local.synthesis import SynthesisError, synthesise_all
+from bridge.http.app import create_app
+from bridge.local_agent import missing
+from bridge.local_agent.agent import local_agent
+from bridge.local_agent.dialogue import Dialogue
+from bridge.local_agent.pool import Pool
+from bridge.local_agent.speech_worker import WorkerBroken
+from bridge.local_agent.synthesis import SynthesisError, synthesise_all
 from bridge.server.serve import hypercorn_config, serve
-from bridge.simulator.agent import SimulatedAgent
-from bridge.simulator.phone import SimulatedPhone
-from bridge.simulator.script import ECHO_BEHAVIOUR, echo
-from bridge.simulator.speech import write_wav
-from bridge.web import create_app
+from bridge.testing.agent.script import ECHO_BEHAVIOUR, echo
+from bridge.testing.agent.server import SimulatedAgent
+from bridge.testing.phone.phone import SimulatedPhone
+from bridge.testing.speech import write_wav
+from bridge.text import printable
 
 # What the built-in caller says to the restaurant, each when the agent has finished.
 CALLER = (

@@ -15,8 +15,9 @@ import trio
 
 from bridge.addresses import is_loopback
 from bridge.cli import Failure, Misconfigured
-from bridge.config import ConfigError, Secrets, printable
-from bridge.control.status import TERMINAL
+from bridge.config.settings import ConfigError, Secrets
+from bridge.http.call_status import TERMINAL
+from bridge.text import printable
 from bridge.twilio.rest import is_number
 
 # Longer than the bridge itself waits for Twilio, so that its answer is the one that is seen.

@@ -17,9 +17,9 @@ from typing import Protocol
 
 import trio
 
-from bridge.simulator.media_stream import FRAME_BYTES, FRAME_SECONDS, KEYS
-from bridge.simulator.phone import CallEndedError, SimulatedPhone
-from bridge.simulator.speech import RATE, SILENCE, pcm_to_ulaw, ulaw_to_pcm
+from bridge.testing.phone.media_stream import FRAME_BYTES, FRAME_SECONDS, KEYS
+from bridge.testing.phone.phone import CallEndedError, SimulatedPhone
+from bridge.testing.speech import RATE, SILENCE, pcm_to_ulaw, ulaw_to_pcm
 
 MOST_BYTES = RATE // 4
 """A quarter of a second: more would be a delay that both sides notice."""

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import trio
 
-from bridge.config import printable
+from bridge.text import printable
 
 CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 35.0  # a comment comes every ten

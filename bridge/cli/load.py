@@ -17,10 +17,10 @@ import click
 
 from bridge.addresses import is_loopback
 from bridge.cli import Failure, Misconfigured
-from bridge.load.ends import Target
-from bridge.load.generator import SET_UP_EACH, Load, Plan, exact_loop
-from bridge.load.summary import lines, summary
-from bridge.load.wire import WireError
+from bridge.testing.load.ends import Target
+from bridge.testing.load.generator import SET_UP_EACH, Load, Plan, exact_loop
+from bridge.testing.load.summary import lines, summary
+from bridge.testing.load.wire import WireError
 
 # The port of a local agent, as in `bridge agent` and in the README.
 AGENT_PORT = 9000

@@ -12,8 +12,9 @@ import trio
 
 from bridge.addresses import is_loopback
 from bridge.cli import Failure, Misconfigured
-from bridge.config import ConfigError, Secrets, printable
-from bridge.config_file import config_path, load
+from bridge.config.file import config_path, load
+from bridge.config.settings import ConfigError, Secrets
+from bridge.text import printable
 from bridge.twilio.rest import PhoneNumber, TwilioError, TwilioRest, is_number
 
 WEBHOOK = "/incoming-call"

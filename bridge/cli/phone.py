@@ -23,15 +23,10 @@ from bridge.cli.call_view import CallView
 from bridge.cli.caller import Plan, call
 from bridge.cli.handset import Handset, SoundCardError
 from bridge.cli.sound_card import SystemSoundCard
-from bridge.local.synthesis import SynthesisError, synthesise_all
-from bridge.simulator.media_stream import KEYS
-from bridge.simulator.phone import (
-    SimulatedPhone,
-    TwimlError,
-    UnreachableError,
-    WebhookError,
-)
-from bridge.simulator.speech import SpeechFileError, load_clip, read_wav, write_wav
+from bridge.local_agent.synthesis import SynthesisError, synthesise_all
+from bridge.testing.phone.media_stream import KEYS
+from bridge.testing.phone.phone import SimulatedPhone, TwimlError, UnreachableError, WebhookError
+from bridge.testing.speech import SpeechFileError, load_clip, read_wav, write_wav
 
 __all__ = ["Plan", "call", "phone", "speech", "summary"]
 

@@ -9,10 +9,10 @@ import trio
 from hypercorn.config import Config
 from quart_trio import QuartTrio
 
-from bridge import web
+from bridge import asgi
 from bridge.cli import Failure, Misconfigured, reason
-from bridge.config import ConfigError
-from bridge.config_text import checked_bind
+from bridge.config.settings import ConfigError
+from bridge.config.toml import checked_bind
 from bridge.server import serve as serving
 from bridge.server.stopping import StopSignals
 from bridge.server.supervisor import supervise
@@ -36,7 +36,7 @@ def serve(config: str | None, bind: str | None, tunnel: bool) -> int:
         os.environ["BRIDGE_CONFIG"] = config
     with StopSignals() as signals:
         try:
-            settings = web.app.extensions["bridge"].prepare()
+            settings = asgi.app.extensions["bridge"].prepare()
         except ConfigError as error:
             raise Misconfigured(str(error)) from None
         hypercorn = serving.hypercorn_config(settings)
@@ -50,11 +50,11 @@ def serve(config: str | None, bind: str | None, tunnel: bool) -> int:
         status = 0
         try:
             if tunnel:
-                trio.run(_run_behind_tunnel, web.app, hypercorn, signals)
+                trio.run(_run_behind_tunnel, asgi.app, hypercorn, signals)
             elif settings.server.workers > 1:
                 status = trio.run(supervise, hypercorn, settings, signals)
             else:
-                trio.run(serving.run, web.app, hypercorn, signals)
+                trio.run(serving.run, asgi.app, hypercorn, signals)
         except* OSError as group:
             first = reason(group)
             why = getattr(first, "strerror", None) or first

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from bridge.cli.handset import SoundCardError
-from bridge.simulator.speech import RATE
+from bridge.testing.speech import RATE
 
 # The phone's own rate first: most systems convert for us, and better.
 _RATES = (RATE, 48_000, 44_100, 16_000)

@@ -18,8 +18,8 @@ into what the agent is told; `calls` runs what the agent asks for.
 
 from __future__ import annotations
 
+from bridge.caller import CallInfo
 from bridge.functions.errors import FunctionError
-from bridge.functions.info import CallInfo
 from bridge.functions.registry import Function, Functions, function
 
 __all__ = ["CallInfo", "Function", "FunctionError", "Functions", "function"]

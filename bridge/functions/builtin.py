@@ -8,8 +8,8 @@ at all if the caller cuts in.
 
 from typing import Literal
 
-from bridge.call import Call
-from bridge.config import FunctionSettings
+from bridge.call.call import Call
+from bridge.config.settings import FunctionSettings
 from bridge.functions import Function, Functions, function
 from bridge.outcome import Outcome
 

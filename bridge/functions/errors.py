@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bridge.config import ConfigError
+from bridge.config.settings import ConfigError
 
 
 class FunctionError(ConfigError):

@@ -18,8 +18,8 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, 
 
 import msgspec
 
+from bridge.caller import CallInfo
 from bridge.functions.errors import BadArguments, FunctionError
-from bridge.functions.info import CallInfo
 
 Schema = dict[str, Any]
 

@@ -24,7 +24,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from bridge.config import CostSettings
+from bridge.config.settings import CostSettings
 
 Role = Literal["caller", "agent", "keypad"]
 Heard = Literal["heard", "cut", "unheard", ""]

@@ -36,24 +36,11 @@ from typing import Any, Final, TypeVar
 
 import trio
 
-from bridge.config import RecordSettings
+from bridge.config.settings import RecordSettings
 from bridge.log import get_logger
 from bridge.records import batches, wav
-from bridge.records.null_recorder import (
-    ENDING_SECONDS,
-    Endings,
-    NullRecorder,
-    RecorderStatistics,
-)
-from bridge.records.record import (
-    CallRecord,
-    Direction,
-    Ending,
-    Snapshot,
-    merge,
-    snapshot,
-    tidy,
-)
+from bridge.records.null_recorder import ENDING_SECONDS, Endings, NullRecorder, RecorderStatistics
+from bridge.records.record import CallRecord, Direction, Ending, Snapshot, merge, snapshot, tidy
 from bridge.records.spool import Spool
 from bridge.records.store import PURGE_ROWS, Store, StoreError, StoreUnavailable
 

@@ -38,8 +38,9 @@ from sqlalchemy.exc import (
     StatementError,
 )
 
-from bridge.config import ConfigError, printable
+from bridge.config.settings import ConfigError
 from bridge.records.record import STATUS_FIELDS, CallRecord, Ending
+from bridge.text import printable
 
 # Counted up with every change of the tables; a newer one is refused, since what an older bridge
 # would write into it is anybody's guess.

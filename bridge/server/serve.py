@@ -14,9 +14,9 @@ from hypercorn.config import Config
 from hypercorn.utils import wrap_app
 from quart_trio import QuartTrio
 
-from bridge.config import Settings
+from bridge.config.settings import Settings
+from bridge.server.hypercorn.worker import adopt, bridge_of, serve_until
 from bridge.server.stopping import Stop, StopSignals
-from bridge.server.worker import adopt, bridge_of, serve_until
 
 
 def hypercorn_config(settings: Settings) -> Config:

@@ -22,9 +22,9 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from bridge.config import Settings
+from bridge.call.leaving import FAREWELL_SECONDS
+from bridge.config.settings import Settings
 from bridge.log import get_logger
-from bridge.talk.leaving import FAREWELL_SECONDS
 
 log = get_logger(__name__)
 
@@ -45,7 +45,7 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class LiveCalls(Protocol):
-    """The calls that are on: `bridge.registry.Registry`."""
+    """The calls that are on: `bridge.call.live_calls.Registry`."""
 
     def __len__(self) -> int: ...
 
@@ -53,7 +53,7 @@ class LiveCalls(Protocol):
 
 
 class Stoppable(Protocol):
-    """What a server stops: `bridge.web.Bridge`. Only the waiting is done here."""
+    """What a server stops: `bridge.http.app.Bridge`. Only the waiting is done here."""
 
     @property
     def calls(self) -> LiveCalls: ...

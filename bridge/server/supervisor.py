@@ -36,10 +36,10 @@ import trio
 from hypercorn.config import Config
 from hypercorn.utils import repr_socket_addr
 
-from bridge.config import Settings
+from bridge.config.settings import Settings
 from bridge.log import get_logger
 from bridge.server.stopping import SLACK_SECONDS, StopSignals, hurry_at_most
-from bridge.telemetry.metrics_folder import MetricsFolder
+from bridge.telemetry.multiprocess import MetricsFolder
 
 log = get_logger(__name__)
 

@@ -22,8 +22,8 @@ from typing import Final
 
 import trio
 
-from bridge.config import printable
 from bridge.log import get_logger
+from bridge.text import printable
 
 log = get_logger(__name__)
 

@@ -18,11 +18,11 @@ import trio
 from hypercorn.config import Config
 from quart_trio import QuartTrio
 
-from bridge.config import ConfigError
+from bridge.asgi import app
+from bridge.config.settings import ConfigError
+from bridge.server.hypercorn.worker import bridge_of
 from bridge.server.serve import hypercorn_config, serve
 from bridge.server.stopping import Stop, StopSignals, drain_at_most, hurry_at_most
-from bridge.server.worker import bridge_of
-from bridge.web import app
 
 # A few bytes into an empty buffer: only a parent that is stopped for good could make this wait.
 REPORT_SECONDS: Final = 5.0

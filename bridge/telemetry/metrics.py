@@ -21,7 +21,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from bridge.outcome import Outcome
-from bridge.telemetry.metrics_folder import NUMBER, AddedUp, share
+from bridge.telemetry.multiprocess import NUMBER, AddedUp, share
 
 Direction = Literal["uplink", "downlink"]
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import trio
 
-from bridge.call import Call
+from bridge.call.call import Call
 from bridge.log import get_logger, mask_number
 from bridge.outcome import Outcome
 

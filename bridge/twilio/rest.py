@@ -26,7 +26,7 @@ import httpx
 import trio
 
 from bridge.addresses import is_loopback
-from bridge.config import printable
+from bridge.text import printable
 
 API_URL: Final = "https://api.twilio.com"
 

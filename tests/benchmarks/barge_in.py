@@ -33,9 +33,10 @@ import msgspec
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
-from bridge.load import machine
-from bridge.simulator.agent import AgentSession, Behaviour, SimulatedAgent
-from bridge.simulator.phone import (
+from bridge.testing.agent.server import AgentSession, Behaviour, SimulatedAgent
+from bridge.testing.agent.voice import speech_for
+from bridge.testing.load import machine
+from bridge.testing.phone.phone import (
     CallEndedError,
     Event,
     PhoneFault,
@@ -45,7 +46,6 @@ from bridge.simulator.phone import (
     UnreachableError,
     WebhookError,
 )
-from bridge.simulator.voice import speech_for
 from tests.benchmarks.server import AUTH_TOKEN, ServerError, running
 
 FRAME_MS: Final = 60

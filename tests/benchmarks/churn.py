@@ -32,9 +32,9 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from bridge.load import machine
-from bridge.simulator.agent import AgentSession, Behaviour, SimulatedAgent
-from bridge.simulator.phone import SimulatedPhone, TwimlError, WebhookError
+from bridge.testing.agent.server import AgentSession, Behaviour, SimulatedAgent
+from bridge.testing.load import machine
+from bridge.testing.phone.phone import SimulatedPhone, TwimlError, WebhookError
 from tests.benchmarks.server import ServerError, stop
 from tests.endtoend.scene import Line
 from tests.world import AUTH_TOKEN, QUIET, open_media_socket

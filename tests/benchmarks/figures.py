@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from bridge.load.summary import at_share
+from bridge.testing.load.summary import at_share
 
 GENERATOR_LATE_MS: Final = 5.0
 """Frames sent later than this were sent in bunches: no load of even spacing."""

@@ -20,9 +20,17 @@ from typing import Final
 
 import msgspec
 
-from bridge.load.ends import Target
-from bridge.load.generator import SET_UP_EACH, SETTLE, TEAR_DOWN, WARM_UP, Load, Plan, exact_loop
-from bridge.load.wire import WireError
+from bridge.testing.load.ends import Target
+from bridge.testing.load.generator import (
+    SET_UP_EACH,
+    SETTLE,
+    TEAR_DOWN,
+    WARM_UP,
+    Load,
+    Plan,
+    exact_loop,
+)
+from bridge.testing.load.wire import WireError
 from tests.benchmarks.server import AUTH_TOKEN
 
 FIRST_CALL: Final = 0.5

@@ -20,7 +20,8 @@ from functools import partial
 import structlog
 import trio
 
-from bridge.config import (
+from bridge.config.file import FixedConfig
+from bridge.config.settings import (
     CallSettings,
     DeepgramSettings,
     FunctionSettings,
@@ -31,14 +32,13 @@ from bridge.config import (
     Settings,
     default_agent,
 )
-from bridge.config_file import FixedConfig
-from bridge.local.agent import local_agent
-from bridge.local.dialogue import load_dialogue
-from bridge.local.pool import Pool
-from bridge.local.synthesis import synthesise_all
+from bridge.http.app import create_app
+from bridge.local_agent.agent import local_agent
+from bridge.local_agent.dialogue import load_dialogue
+from bridge.local_agent.pool import Pool
+from bridge.local_agent.synthesis import synthesise_all
 from bridge.server.serve import hypercorn_config, serve
-from bridge.simulator.phone import SimulatedPhone
-from bridge.web import create_app
+from bridge.testing.phone.phone import SimulatedPhone
 
 PHRASES = (
     "when are you open",
@@ -94,7 +94,7 @@ async def measure(voice: str, rounds: int) -> None:
             server=ServerSettings(bind="127.0.0.1:0"),
             deepgram=DeepgramSettings(url=f"ws://127.0.0.1:{port}/v1/agent/converse"),
             call=CallSettings(idle_seconds=300, stall_seconds=300),
-            functions=FunctionSettings(module="bridge.local.restaurant"),
+            functions=FunctionSettings(module="bridge.local_agent.restaurant"),
             records=RecordSettings(url=""),
             logging=LoggingSettings(level="error"),
             agent={**default_agent(), "greeting": "Good evening!"},

@@ -18,9 +18,9 @@ from typing import Final
 import trio
 from msgspec.structs import replace
 
-from bridge.simulator.agent import AgentSession
-from bridge.simulator.phone import SimulatedPhone
-from bridge.simulator.webhook import open_network_stream
+from bridge.testing.agent.server import AgentSession
+from bridge.testing.phone.phone import SimulatedPhone
+from bridge.testing.phone.webhook import open_network_stream
 from tests.world import AUTH_TOKEN, QUIET, on_loopback, settings
 
 # How far away the ends are, in seconds. `bridge check` prints what the agent takes from your

@@ -31,7 +31,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from bridge.load import machine
+from bridge.testing.load import machine
 from tests.benchmarks.compare import fill, pairs, pairs_text
 from tests.benchmarks.figures import Figures, figures, medians, table
 from tests.benchmarks.load import FIRST_CALL, SET_UP_EACH, SETTLE, TEAR_DOWN, WARM_UP

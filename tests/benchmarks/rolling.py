@@ -36,16 +36,16 @@ import httpx
 import trio
 
 from bridge.records.store import Store
-from bridge.simulator.agent import AgentSession, Behaviour, SimulatedAgent
-from bridge.simulator.phone import (
+from bridge.testing.agent.server import AgentSession, Behaviour, SimulatedAgent
+from bridge.testing.phone.phone import (
     CallEndedError,
     PhoneTimeoutError,
     SimulatedPhone,
     TwimlError,
     WebhookError,
 )
-from bridge.simulator.speech import SILENCE
-from bridge.simulator.twiml import ConnectStream, Hangup
+from bridge.testing.phone.twiml import ConnectStream, Hangup
+from bridge.testing.speech import SILENCE
 from tests.unit.records.postgres import cluster
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"

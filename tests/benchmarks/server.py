@@ -15,7 +15,7 @@ from typing import Final
 
 import trio
 
-from bridge.load import machine
+from bridge.testing.load import machine
 
 AUTH_TOKEN: Final = "benchmark-auth-token"
 """Phones sign with it: what the checks cost is part of what is measured."""

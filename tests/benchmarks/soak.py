@@ -34,12 +34,12 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from bridge.load import machine
-from bridge.load.ends import AgentEnd, PhoneEnd, Target, place_call
-from bridge.load.flow import FRAME_NS, Flow, Integrity, Window
-from bridge.load.generator import SETTLE, TEAR_DOWN, Schedule, exact_loop
-from bridge.load.summary import at_share
-from bridge.load.wire import WireError
+from bridge.testing.load import machine
+from bridge.testing.load.ends import AgentEnd, PhoneEnd, Target, place_call
+from bridge.testing.load.flow import FRAME_NS, Flow, Integrity, Window
+from bridge.testing.load.generator import SETTLE, TEAR_DOWN, Schedule, exact_loop
+from bridge.testing.load.summary import at_share
+from bridge.testing.load.wire import WireError
 from tests.benchmarks.churn import Server, _settled, running
 from tests.benchmarks.server import ServerError, stop
 from tests.world import AUTH_TOKEN

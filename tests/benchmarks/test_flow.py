@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.load.flow import FRAME_BYTES, Flow, Window
+from bridge.testing.load.flow import FRAME_BYTES, Flow, Window
 
 
 def flow(frames: int = 0, call: int = 7) -> tuple[Flow, list[bytes]]:

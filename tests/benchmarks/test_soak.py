@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import trio
 
-from bridge.load.flow import Window
-from bridge.load.generator import Schedule, exact_loop
+from bridge.testing.load.flow import Window
+from bridge.testing.load.generator import Schedule, exact_loop
 from tests.benchmarks.soak import Row, drift, judge, line
 
 linux_only = pytest.mark.skipif(

@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 import msgspec
 import trio
 
-from bridge.config import Secrets, Settings
-from bridge.config_file import FixedConfig
+from bridge.config.file import FixedConfig
+from bridge.config.settings import Secrets, Settings
+from bridge.http.app import create_app
 from bridge.server.serve import hypercorn_config, serve
-from bridge.simulator.agent import Behaviour, Script, SimulatedAgent, silent
-from bridge.web import create_app
+from bridge.testing.agent.server import Behaviour, Script, SimulatedAgent, silent
 from tests.world import QUIET, SECRETS
 
 T = TypeVar("T")

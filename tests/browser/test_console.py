@@ -15,10 +15,10 @@ import msgspec
 import pytest
 import trio
 
-from bridge.config import Secrets
+from bridge.config.settings import Secrets
 from bridge.functions import Functions
 from bridge.records.record import CallRecord
-from bridge.simulator.agent import AgentSession
+from bridge.testing.agent.server import AgentSession
 from bridge.twilio.rest import TwilioRest
 from tests.browser.driver import NARROW, WIDE, Browser, chromium
 from tests.twilio_standin import ACCOUNT_SID, AUTH_TOKEN, OWN_NUMBER, TwilioStandIn

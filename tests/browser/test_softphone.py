@@ -15,7 +15,7 @@ import pytest
 import trio
 from selenium.webdriver.common.keys import Keys
 
-from bridge.simulator.agent import AgentSession
+from bridge.testing.agent.server import AgentSession
 from tests.browser.driver import NARROW, WIDE, Browser
 from tests.browser.house import House, house, simulated
 from tests.browser.looks import faults, unnamed, unreadable

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from bridge.local import phrases
-from bridge.local.agent import local_agent
-from bridge.local.dialogue import load_dialogue
-from bridge.local.pool import Pool
-from bridge.local.synthesis import synthesise_all
+from bridge.local_agent import phrases
+from bridge.local_agent.agent import local_agent
+from bridge.local_agent.dialogue import load_dialogue
+from bridge.local_agent.pool import Pool
+from bridge.local_agent.synthesis import synthesise_all
 from tests.browser.driver import Browser
 from tests.browser.house import House, house
 from tests.browser.softphone import SILENT, softphone
@@ -67,7 +67,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     database = tmp_path_factory.mktemp("records") / "calls.db"
     using = settings(
         records={"url": f"sqlite:///{database}"},
-        functions={"module": "bridge.local.restaurant"},
+        functions={"module": "bridge.local_agent.restaurant"},
         agent={"greeting": GREETING},
     )
     with house(restaurant, using=using) as here:

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridge.outcome import Outcome
-from bridge.simulator.agent import AgentSession, Behaviour
-from bridge.simulator.phone import CallEndedError, SimulatedPhone
+from bridge.testing.agent.server import AgentSession, Behaviour
+from bridge.testing.phone.phone import CallEndedError, SimulatedPhone
 from tests.world import QUIET, World, in_memory
 from tests.world import settings as call_settings
 

@@ -22,17 +22,17 @@ import trio
 import trio.testing
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
-from bridge.agent.session import SEND_TIMEOUT
-from bridge.agent.session import AgentSession as OurAgentSession
-from bridge.call import Call
-from bridge.server.guard import GuardedTCPServer
-from bridge.server.media_socket import QuartMediaSocket
+from bridge.call.call import Call
+from bridge.call.conversation import Conversation
+from bridge.call.uplink import Uplink
+from bridge.deepgram.session import SEND_TIMEOUT
+from bridge.deepgram.session import AgentSession as OurAgentSession
+from bridge.http.media_socket import QuartMediaSocket
+from bridge.server.hypercorn.guard import GuardedTCPServer
 from bridge.server.serve import hypercorn_config
-from bridge.simulator.agent import AgentSession, Behaviour
-from bridge.simulator.phone import CallEndedError, SimulatedPhone
-from bridge.simulator.twiml import ConnectStream, Hangup, Say
-from bridge.talk.conversation import Conversation
-from bridge.talk.uplink import Uplink
+from bridge.testing.agent.server import AgentSession, Behaviour
+from bridge.testing.phone.phone import CallEndedError, SimulatedPhone
+from bridge.testing.phone.twiml import ConnectStream, Hangup, Say
 from bridge.twilio.media_stream import MediaStream
 from tests.world import (
     QUIET,

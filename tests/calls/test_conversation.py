@@ -11,11 +11,12 @@ import pytest
 import trio
 import trio.testing
 
-from bridge.call import FAREWELL
-from bridge.config import Settings
-from bridge.functions import CallInfo, Functions
-from bridge.simulator.agent import AgentSession, Behaviour, silent
-from bridge.talk.timekeeper import IDLE_FAREWELL, LAST_MINUTE, ONE_MOMENT, STILL_THERE, TIME_IS_UP
+from bridge.call.call import FAREWELL
+from bridge.call.timekeeper import IDLE_FAREWELL, LAST_MINUTE, ONE_MOMENT, STILL_THERE, TIME_IS_UP
+from bridge.caller import CallInfo
+from bridge.config.settings import Settings
+from bridge.functions import Functions
+from bridge.testing.agent.server import AgentSession, Behaviour, silent
 from tests.world import QUIET, World, settings
 from tests.world import in_memory as in_memory_with
 

@@ -17,14 +17,14 @@ import pytest
 import trio
 from trio_websocket import ConnectionClosed, ConnectionRejected, wrap_client_stream
 
-from bridge.config import Secrets
-from bridge.entrance.admission import LEAST_WAITING
-from bridge.entrance.signed import SECONDS_BETWEEN_LINES
-from bridge.local import phrases
+from bridge.admission.slots import LEAST_WAITING
+from bridge.config.settings import Secrets
+from bridge.http.app import BUSY
+from bridge.http.twilio_auth import SECONDS_BETWEEN_LINES
+from bridge.local_agent import phrases
 from bridge.service import TICKET_SECONDS
-from bridge.simulator.twiml import Hangup, Say
-from bridge.simulator.webhook import WebhookError, request, sign
-from bridge.web import BUSY
+from bridge.testing.phone.twiml import Hangup, Say
+from bridge.testing.phone.webhook import WebhookError, request, sign
 from tests.world import (
     AUTH_TOKEN,
     World,

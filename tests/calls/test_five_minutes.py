@@ -10,9 +10,10 @@ import pytest
 import trio
 import trio.testing
 
-from bridge.functions import CallInfo, Functions
-from bridge.simulator.agent import AgentSession
-from bridge.talk.timekeeper import STILL_THERE
+from bridge.call.timekeeper import STILL_THERE
+from bridge.caller import CallInfo
+from bridge.functions import Functions
+from bridge.testing.agent.server import AgentSession
 from tests.world import QUIET, in_memory, settings
 
 Clock = trio.testing.MockClock

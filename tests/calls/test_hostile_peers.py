@@ -13,9 +13,9 @@ import trio
 import trio.testing
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
-from bridge.agent import session as agent_session
+from bridge.deepgram import session as agent_session
 from bridge.functions import Functions
-from bridge.simulator.agent import AgentSession
+from bridge.testing.agent.server import AgentSession
 from bridge.twilio.media_stream import BAD_MESSAGES_ON_END
 from tests.endtoend.scene import until
 from tests.world import World, in_memory, open_media_socket, settings

@@ -7,10 +7,10 @@ from typing import Any
 
 import trio
 
-from bridge.simulator.agent import AgentSession
-from bridge.simulator.phone import SimulatedPhone
-from bridge.simulator.twiml import Hangup, Say
-from bridge.web import BUSY
+from bridge.http.app import BUSY
+from bridge.testing.agent.server import AgentSession
+from bridge.testing.phone.phone import SimulatedPhone
+from bridge.testing.phone.twiml import Hangup, Say
 from tests.world import World, in_memory, settings
 
 CAP = 8

@@ -16,10 +16,10 @@ import trio
 import trio.testing
 from msgspec.structs import replace
 
-from bridge.agent.prewarm import GIVE_BACK_SECONDS, HOLD_SECONDS, CloseBy, Prepared, Prewarming
-from bridge.config_file import FixedConfig
-from bridge.simulator.agent import AgentSession, Behaviour
-from bridge.simulator.webhook import request
+from bridge.config.file import FixedConfig
+from bridge.deepgram.prewarm import GIVE_BACK_SECONDS, HOLD_SECONDS, CloseBy, Prepared, Prewarming
+from bridge.testing.agent.server import AgentSession, Behaviour
+from bridge.testing.phone.webhook import request
 from tests.world import AUTH_TOKEN, QUIET, World, in_memory, settings
 
 Clock = Any
@@ -278,7 +278,7 @@ async def test_with_several_processes_it_is_off_and_says_so_once(
 ) -> None:
     server = replace(WARM.server, workers=2 if by == "bridge serve" else 1)
     async with running(using=replace(WARM, server=server)) as world:
-        # What hypercorn's worker says of itself; see `bridge.server.worker`.
+        # What hypercorn's worker says of itself; see `bridge.server.hypercorn.worker`.
         world.app.extensions["bridge"].alone = by == "bridge serve"
         for _ in range(2):
             await announce(world)

@@ -9,9 +9,9 @@ import trio
 import trio.testing
 
 from bridge.audio import silence
-from bridge.simulator.agent import AgentSession, Behaviour
-from bridge.simulator.phone import SimulatedPhone
-from bridge.simulator.speech import load_clip
+from bridge.testing.agent.server import AgentSession, Behaviour
+from bridge.testing.phone.phone import SimulatedPhone
+from bridge.testing.speech import load_clip
 from tests.world import QUIET, World, in_memory, open_media_socket, settings, start_message
 
 Clock = trio.testing.MockClock

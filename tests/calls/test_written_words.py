@@ -8,8 +8,8 @@ import msgspec
 import trio
 import trio.testing
 
-from bridge.simulator.agent import AgentSession
-from bridge.talk.timekeeper import MAX_TYPED
+from bridge.call.timekeeper import MAX_TYPED
+from bridge.testing.agent.server import AgentSession
 from tests.world import QUIET, World, in_memory, settings
 
 Clock = trio.testing.MockClock

@@ -13,9 +13,9 @@ from structlog.testing import capture_logs
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, Request
 
-from bridge.agent import messages
-from bridge.agent.session import AgentClosed, AgentSession, open_session
-from bridge.server import worker
+from bridge.deepgram import messages
+from bridge.deepgram.session import AgentClosed, AgentSession, open_session
+from bridge.server.hypercorn import worker
 from tests.conformance import cases
 from tests.conformance.cases import CLOSE, PING, PONG, TOO_BIG, Case, Role
 from tests.endtoend.scene import until

@@ -20,8 +20,8 @@ import trio
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from bridge.simulator.agent import AgentSession
 from bridge.telemetry.metrics import Metrics
+from bridge.testing.agent.server import AgentSession
 from tests.world import World, on_loopback
 
 FILE = Path(__file__).parents[2] / "deploy" / "grafana" / "bridge.json"

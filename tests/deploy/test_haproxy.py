@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.web import BUSY, ELSEWHERE, create_app
+from bridge.http.app import BUSY, ELSEWHERE, create_app
 
 FILE = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
 CONFIG = FILE.read_text()

@@ -9,10 +9,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from bridge.config_text import parse
+from bridge.config.toml import parse
+from bridge.http.app import create_app
 from bridge.server.stopping import drain_at_most
 from bridge.telemetry.metrics import Metrics
-from bridge.web import create_app
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 DOCKERFILE = (FOLDER.parents[1] / "Dockerfile").read_text()

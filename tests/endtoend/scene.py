@@ -33,11 +33,11 @@ from hypercorn.config import Config
 from trio.testing import wait_all_tasks_blocked
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
-from bridge.config_file import FixedConfig
+from bridge.config.file import FixedConfig
+from bridge.http.app import create_app
 from bridge.server.serve import hypercorn_config, serve
-from bridge.simulator.agent import Behaviour, Script, SimulatedAgent, silent
-from bridge.simulator.phone import SimulatedPhone
-from bridge.web import create_app
+from bridge.testing.agent.server import Behaviour, Script, SimulatedAgent, silent
+from bridge.testing.phone.phone import SimulatedPhone
 from tests.world import AUTH_TOKEN, QUIET, SECRETS, open_media_socket, settings
 
 TEARDOWN = 1.0  # what the stage's calls have as call.teardown_seconds

@@ -10,13 +10,13 @@ from collections import Counter
 
 import trio
 
-from bridge.agent.session import AgentSession
-from bridge.call import Call
+from bridge.call.call import Call
+from bridge.call.conversation import Conversation
+from bridge.call.uplink import Uplink
+from bridge.deepgram.session import AgentSession
+from bridge.http.media_socket import QuartMediaSocket
 from bridge.outcome import Outcome
-from bridge.server.guard import GuardedTCPServer
-from bridge.server.media_socket import QuartMediaSocket
-from bridge.talk.conversation import Conversation
-from bridge.talk.uplink import Uplink
+from bridge.server.hypercorn.guard import GuardedTCPServer
 from bridge.twilio.media_stream import MediaStream
 from tests.benchmarks.churn import CONNECT_TIMEOUT, Churn, agents_behaviour, agents_script
 from tests.endtoend.scene import TEARDOWN, scene, until

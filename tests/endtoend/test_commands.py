@@ -26,8 +26,8 @@ from typing import Any
 import pytest
 import trio
 
-from bridge.simulator.agent import AgentSession, SimulatedAgent
-from bridge.simulator.phone import SimulatedPhone
+from bridge.testing.agent.server import AgentSession, SimulatedAgent
+from bridge.testing.phone.phone import SimulatedPhone
 from tests.world import QUIET
 
 # However slow the machine is: an interpreter starts and imports a web framework in this time, and
@@ -58,7 +58,7 @@ HYPERCORN = [sys.executable, "-m", "hypercorn", "--worker-class", "trio"]
 # The two ways to run the server, given the address to bind.
 SERVERS: dict[str, Callable[[str], list[str]]] = {
     "bridge serve": lambda bind: [*BRIDGE, "serve", "--bind", bind],
-    "hypercorn": lambda bind: [*HYPERCORN, "--bind", bind, "bridge:app"],
+    "hypercorn": lambda bind: [*HYPERCORN, "--bind", bind, "bridge.asgi:app"],
 }
 either_server = pytest.mark.parametrize("server", list(SERVERS))
 

@@ -13,8 +13,8 @@ import pytest
 import trio
 
 from bridge.functions import Functions
-from bridge.simulator.agent import AgentSession
-from bridge.simulator.webhook import sign
+from bridge.testing.agent.server import AgentSession
+from bridge.testing.phone.webhook import sign
 from tests.world import AUTH_TOKEN, QUIET, World, on_loopback, settings
 
 SECOND = bytes(range(1, 251)) * 32

@@ -20,13 +20,13 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
 
-from bridge.agent import session as agent_session
-from bridge.server import guard
-from bridge.simulator.agent import AgentSession, Behaviour
-from bridge.simulator.phone import SimulatedPhone
-from bridge.simulator.speech import SILENCE
-from bridge.simulator.twiml import Hangup, Say
-from bridge.transport import vanished
+from bridge.deepgram import session as agent_session
+from bridge.server.hypercorn import guard
+from bridge.testing.agent.server import AgentSession, Behaviour
+from bridge.testing.phone.phone import SimulatedPhone
+from bridge.testing.phone.twiml import Hangup, Say
+from bridge.testing.speech import SILENCE
+from bridge.transport import tcp_keepalive as vanished
 from tests.endtoend.scene import (
     SLACK,
     TEARDOWN,

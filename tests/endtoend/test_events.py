@@ -12,13 +12,13 @@ import msgspec
 import pytest
 import trio
 
-from bridge.config_file import FixedConfig
+from bridge.config.file import FixedConfig
+from bridge.http.app import create_app
+from bridge.live.hub import Live
 from bridge.server.serve import hypercorn_config, serve
 from bridge.server.stopping import Stop
-from bridge.simulator.agent import AgentSession, SimulatedAgent
-from bridge.simulator.phone import SimulatedPhone
-from bridge.watching.live import Live
-from bridge.web import create_app
+from bridge.testing.agent.server import AgentSession, SimulatedAgent
+from bridge.testing.phone.phone import SimulatedPhone
 from tests.endtoend.scene import USING, Stage, scene, until
 from tests.watching import Watcher
 from tests.world import AUTH_TOKEN, QUIET, SECRETS

@@ -22,8 +22,8 @@ import msgspec
 import pytest
 import trio
 
-from bridge.simulator.agent import AgentSession, Behaviour, SimulatedAgent
-from bridge.simulator.speech import SILENCE
+from bridge.testing.agent.server import AgentSession, Behaviour, SimulatedAgent
+from bridge.testing.speech import SILENCE
 from tests.endtoend.lossy import Weather, bad_line
 from tests.endtoend.scene import USING, scene, until
 from tests.endtoend.test_signals import SERVE, WORDS, Server, running, talk

@@ -15,11 +15,11 @@ import pytest
 import trio
 
 from bridge.cli import main
-from bridge.config_file import FixedConfig
-from bridge.load.summary import Summary, lines, summary
+from bridge.config.file import FixedConfig
+from bridge.http.app import create_app
 from bridge.server.serve import hypercorn_config, serve
-from bridge.simulator.agent import AgentSession, SimulatedAgent
-from bridge.web import create_app
+from bridge.testing.agent.server import AgentSession, SimulatedAgent
+from bridge.testing.load.summary import Summary, lines, summary
 from tests.world import AUTH_TOKEN, QUIET, SECRETS, settings
 
 BRIDGE = [sys.executable, "-c", "from bridge.cli import main; main()"]

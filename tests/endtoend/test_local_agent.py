@@ -16,7 +16,8 @@ from pathlib import Path
 import httpx
 import trio
 
-from bridge.config import (
+from bridge.config.file import FixedConfig
+from bridge.config.settings import (
     CallSettings,
     DeepgramSettings,
     FunctionSettings,
@@ -25,18 +26,17 @@ from bridge.config import (
     Settings,
     default_agent,
 )
-from bridge.config_file import FixedConfig
-from bridge.local.agent import local_agent
-from bridge.local.dialogue import load_dialogue
-from bridge.local.pool import Pool
-from bridge.local.synthesis import synthesise_all
+from bridge.http.app import create_app
+from bridge.local_agent.agent import local_agent
+from bridge.local_agent.dialogue import load_dialogue
+from bridge.local_agent.pool import Pool
+from bridge.local_agent.synthesis import synthesise_all
 from bridge.records.record import CallRecord
 from bridge.records.store import Store
 from bridge.server.serve import hypercorn_config, serve
-from bridge.simulator.agent import SimulatedAgent
-from bridge.simulator.phone import SimulatedPhone
-from bridge.simulator.speech import SILENCE, read_wav, write_wav
-from bridge.web import create_app
+from bridge.testing.agent.server import SimulatedAgent
+from bridge.testing.phone.phone import SimulatedPhone
+from bridge.testing.speech import SILENCE, read_wav, write_wav
 from tests.endtoend.scene import until
 from tests.world import AUTH_TOKEN, SECRETS
 
@@ -73,7 +73,7 @@ async def test_a_table_is_booked_by_phone(tmp_path: Path) -> None:
                 ),
                 # A recogniser on a busy machine is no agent that stalls.
                 call=CallSettings(idle_seconds=300, stall_seconds=300),
-                functions=FunctionSettings(module="bridge.local.restaurant"),
+                functions=FunctionSettings(module="bridge.local_agent.restaurant"),
                 records=RecordSettings(url=records),
                 agent={**default_agent(), "greeting": "Good evening!"},
             )

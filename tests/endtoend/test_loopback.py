@@ -18,14 +18,14 @@ import trio
 from quart_trio import QuartTrio
 from trio.testing import wait_all_tasks_blocked
 
-from bridge.config_file import FixedConfig
+from bridge.config.file import FixedConfig
+from bridge.http.app import create_app
 from bridge.server.serve import hypercorn_config, serve
-from bridge.simulator.agent import AgentSession, Behaviour, Script, SimulatedAgent, silent
-from bridge.simulator.phone import SimulatedPhone
-from bridge.simulator.script import ECHO_BEHAVIOUR, echo
-from bridge.simulator.speech import SILENCE, load_clip
-from bridge.simulator.twiml import ConnectStream, Hangup, Say
-from bridge.web import create_app
+from bridge.testing.agent.script import ECHO_BEHAVIOUR, echo
+from bridge.testing.agent.server import AgentSession, Behaviour, Script, SimulatedAgent, silent
+from bridge.testing.phone.phone import SimulatedPhone
+from bridge.testing.phone.twiml import ConnectStream, Hangup, Say
+from bridge.testing.speech import SILENCE, load_clip
 from tests.world import AUTH_TOKEN, QUIET, SECRETS, World, on_loopback, open_media_socket, settings
 
 # A machine that does something else for a while must not fail a test.

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from bridge.simulator.agent import AgentSession, SimulatedAgent
-from bridge.simulator.phone import SimulatedPhone
-from bridge.simulator.twiml import ConnectStream, Dial, Hangup, Say
+from bridge.testing.agent.server import AgentSession, SimulatedAgent
+from bridge.testing.phone.phone import SimulatedPhone
+from bridge.testing.phone.twiml import ConnectStream, Dial, Hangup, Say
 from tests.endtoend.test_signals import SERVE, SERVE_2, Server, running, stopped
 from tests.unit.records.postgres import Cluster, cluster
 from tests.world import AUTH_TOKEN, QUIET

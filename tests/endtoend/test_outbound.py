@@ -23,15 +23,15 @@ import msgspec
 import pytest
 import trio
 
-from bridge.config import Secrets, Settings
-from bridge.config_file import FixedConfig
+from bridge.config.file import FixedConfig
+from bridge.config.settings import Secrets, Settings
+from bridge.http.app import BUSY, create_app
 from bridge.server.serve import hypercorn_config, serve
-from bridge.simulator.agent import AgentSession, Script, SimulatedAgent, silent
-from bridge.simulator.phone import SimulatedPhone
-from bridge.simulator.twiml import ConnectStream, Hangup, Say
-from bridge.simulator.voice import speech_for
+from bridge.testing.agent.server import AgentSession, Script, SimulatedAgent, silent
+from bridge.testing.agent.voice import speech_for
+from bridge.testing.phone.phone import SimulatedPhone
+from bridge.testing.phone.twiml import ConnectStream, Hangup, Say
 from bridge.twilio.rest import TwilioRest
-from bridge.web import BUSY, create_app
 from tests.twilio_standin import ACCOUNT_SID, AUTH_TOKEN, OWN_NUMBER, Answer, Call, TwilioStandIn
 from tests.twilio_standin import error as twilio_error
 from tests.world import QUIET, SECRETS, settings

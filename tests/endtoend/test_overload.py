@@ -10,9 +10,9 @@ from typing import Any
 
 import trio
 
-from bridge.simulator.agent import AgentSession
-from bridge.simulator.twiml import Hangup, Say
-from bridge.web import BUSY
+from bridge.http.app import BUSY
+from bridge.testing.agent.server import AgentSession
+from bridge.testing.phone.twiml import Hangup, Say
 from tests.world import AUTH_TOKEN, World, on_loopback, settings
 
 CAP = 8

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 import trio
 
-from bridge.local import missing
-from bridge.simulator.agent import AgentSession
+from bridge.local_agent import missing
+from bridge.testing.agent.server import AgentSession
 from tests.world import AUTH_TOKEN, QUIET, on_loopback
 
 BRIDGE = [sys.executable, "-c", "from bridge.cli import main; main()"]

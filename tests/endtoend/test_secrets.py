@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import trio
 
-from bridge.simulator.agent import AgentSession, Behaviour, SimulatedAgent
-from bridge.simulator.phone import SimulatedPhone
+from bridge.testing.agent.server import AgentSession, Behaviour, SimulatedAgent
+from bridge.testing.phone.phone import SimulatedPhone
 from tests.endtoend.test_signals import SERVE_2, Server, _children, _command, running
 from tests.world import AUTH_TOKEN, QUIET
 

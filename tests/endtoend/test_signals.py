@@ -23,10 +23,10 @@ import pytest
 import trio
 
 from bridge.server.stopping import SAME_WISH_SECONDS
-from bridge.simulator.agent import AgentSession, SimulatedAgent
-from bridge.simulator.phone import SimulatedPhone
-from bridge.simulator.speech import SILENCE
-from bridge.simulator.twiml import ConnectStream, Hangup, Say
+from bridge.testing.agent.server import AgentSession, SimulatedAgent
+from bridge.testing.phone.phone import SimulatedPhone
+from bridge.testing.phone.twiml import ConnectStream, Hangup, Say
+from bridge.testing.speech import SILENCE
 from tests.world import AUTH_TOKEN, QUIET
 
 # For a machine that does other things at the same time; a test that works needs a few seconds.
@@ -52,7 +52,7 @@ class Mode:
             return [sys.executable, "-c", "from bridge.cli import main; main()", "serve"]
         workers = self.name.rpartition(" ")[2]
         options = ["--worker-class", "trio", "--bind", "127.0.0.1:0", "--workers", workers]
-        return [sys.executable, "-m", "hypercorn", *options, "bridge:app"]
+        return [sys.executable, "-m", "hypercorn", *options, "bridge.asgi:app"]
 
 
 SERVE = Mode("serve", 1, serve=True)

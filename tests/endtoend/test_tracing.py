@@ -23,11 +23,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from bridge import log as logs
 from bridge import service
-from bridge.config import LoggingSettings
+from bridge.config.settings import LoggingSettings
 from bridge.functions import Functions
-from bridge.simulator.agent import AgentSession
 from bridge.telemetry import tracing
 from bridge.telemetry.tracing import Tracing, tracing_for
+from bridge.testing.agent.server import AgentSession
 from tests.world import World, on_loopback, settings
 
 WORDS = bytes(range(1, 201)) * 4

@@ -21,28 +21,29 @@ import trio
 import trio.testing
 from werkzeug.datastructures import Headers
 
-from bridge import config, config_text
 from bridge.addresses import BadHost, is_loopback, public_address
-from bridge.agent import messages as agent_messages
-from bridge.agent.answering import fill
-from bridge.agent.context_hook import _read as read_context
-from bridge.agent.context_hook import _UnusableError
-from bridge.control.access import Gate
-from bridge.control.dialling import BadRequest, check_request, outbound_parameters, read_request
-from bridge.control.saying import MAX_WORDS, read_words
-from bridge.control.status import BadStatus, Progress, read_status
-from bridge.entrance.ticket import Tickets
+from bridge.admission.ticket import Tickets
+from bridge.call.keypad import Keypad
+from bridge.config import settings as config
+from bridge.config import toml as config_text
+from bridge.deepgram import messages as agent_messages
+from bridge.deepgram.agents import fill
+from bridge.deepgram.context_hook import _read as read_context
+from bridge.deepgram.context_hook import _UnusableError
 from bridge.functions.errors import BadArguments
 from bridge.functions.parameters import MAX_EXPLANATION, parameters_of
-from bridge.local.dialogue import load_dialogue
-from bridge.local.understanding import Understanding
+from bridge.http.call_status import BadStatus, Progress, read_status
+from bridge.http.dialling import BadRequest, check_request, outbound_parameters, read_request
+from bridge.http.operator_auth import Gate
+from bridge.http.proxies import Asked, asked, is_same_origin
+from bridge.http.saying import MAX_WORDS, read_words
+from bridge.local_agent.dialogue import load_dialogue
+from bridge.local_agent.understanding import Understanding
 from bridge.log import _redactor, mask_number
 from bridge.records import record as records
-from bridge.server.proxies import Asked, asked, is_same_origin
-from bridge.simulator.schema import Refused, check_settings
-from bridge.simulator.strict import MessageError, read_message
-from bridge.simulator.twiml import TwimlError, read_twiml
-from bridge.talk.keypad import Keypad
+from bridge.testing.agent.schema import Refused, check_settings
+from bridge.testing.phone.strict import MessageError, read_message
+from bridge.testing.phone.twiml import TwimlError, read_twiml
 from bridge.twilio import messages, signature, twiml
 from tests.unit.server.echo import Echo
 from tests.unit.server.wire import UPGRADE, frame, serving

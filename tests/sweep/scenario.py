@@ -20,13 +20,13 @@ import trio.testing
 from trio._core import _run
 from trio_websocket import ConnectionClosed, HandshakeError
 
-from bridge.agent.prewarm import GIVE_BACK_SECONDS, HOLD_SECONDS
-from bridge.call import Call
-from bridge.config_file import FixedConfig
+from bridge.call.call import Call
+from bridge.config.file import FixedConfig
+from bridge.deepgram.prewarm import GIVE_BACK_SECONDS, HOLD_SECONDS
 from bridge.functions import Functions, function
+from bridge.http.app import create_app
 from bridge.server.serve import hypercorn_config
-from bridge.simulator.agent import AgentSession, Behaviour, SimulatedAgent
-from bridge.web import create_app
+from bridge.testing.agent.server import AgentSession, Behaviour, SimulatedAgent
 from tests.world import (
     QUIET,
     SECRETS,

@@ -23,9 +23,9 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.agent.session import AgentSession
-from bridge.call import Call
-from bridge.registry import Registry
+from bridge.call.call import Call
+from bridge.call.live_calls import Registry
+from bridge.deepgram.session import AgentSession
 from tests.sweep import scenario
 from tests.sweep.scenario import FRIENDLY, STUBBORN, Fault, Run, play
 

@@ -15,7 +15,7 @@ import structlog
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bridge.config import LoggingSettings, Secrets
+from bridge.config.settings import LoggingSettings, Secrets
 from bridge.log import TEXT_LIMIT, configure, get_logger
 
 Format = Literal["console", "json"]

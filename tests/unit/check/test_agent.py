@@ -15,8 +15,8 @@ import trio
 import trustme
 
 from bridge.check.agent import check_agents, check_names, hosts
-from bridge.config import Secrets, Settings
-from bridge.simulator.agent import AgentSession, Behaviour, SimulatedAgent, silent
+from bridge.config.settings import Secrets, Settings
+from bridge.testing.agent.server import AgentSession, Behaviour, SimulatedAgent, silent
 from tests.world import QUIET, SECRETS, settings
 
 GREETS = msgspec.structs.replace(QUIET, greeting=None)

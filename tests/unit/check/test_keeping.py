@@ -7,7 +7,7 @@ import sqlite3
 import msgspec
 
 from bridge.check.keeping import check_recordings, check_records
-from bridge.config import RecordSettings
+from bridge.config.settings import RecordSettings
 
 
 def using(**keys) -> RecordSettings:

@@ -13,10 +13,10 @@ import sqlalchemy as sa
 
 from bridge.cli import main
 from bridge.cli.calls import calls
-from bridge.config import printable
 from bridge.records import store as stores
 from bridge.records.record import CallRecord, FunctionLine, Line, Turn, snapshot, tidy
 from bridge.records.store import Store
+from bridge.text import printable
 from tests.unit.records.samples import NASTY, NOON, SID, record, sid, whole_record
 
 

@@ -17,7 +17,7 @@ import bridge.cli
 import bridge.cli.dial as module
 from bridge.cli import main
 from tests.twilio_standin import OWN_NUMBER, error
-from tests.unit.control.world import TO, TOKEN, ControlWorld
+from tests.unit.http.world import TO, TOKEN, ControlWorld
 
 CALL_SID = "CA" + "0" * 31 + "1"
 

@@ -24,9 +24,9 @@ from bridge.cli.call_view import CallView
 from bridge.cli.handset import HANG_UP, Buffer, Handset, SoundCardError, _press
 from bridge.cli.phone import Plan, call
 from bridge.cli.sound_card import Converting, SystemSoundCard
-from bridge.simulator.activity import VoiceDetector
-from bridge.simulator.agent import AgentSession
-from bridge.simulator.speech import RATE, pcm_to_ulaw, ulaw_to_pcm
+from bridge.testing.activity import VoiceDetector
+from bridge.testing.agent.server import AgentSession
+from bridge.testing.speech import RATE, pcm_to_ulaw, ulaw_to_pcm
 from tests.unit.cli.test_phone_command import tone
 from tests.world import QUIET, in_memory
 

@@ -18,7 +18,7 @@ from bridge.cli.call_view import CallView, bar, level
 from bridge.cli.caller import may_ask
 from bridge.cli.live_call import EventParser, LiveCall, follow
 from bridge.cli.phone import Plan, call
-from bridge.simulator.agent import AgentSession
+from bridge.testing.agent.server import AgentSession
 from tests.unit.check.site import Response, site
 from tests.unit.cli.test_phone_command import quiet, tone
 from tests.world import QUIET, on_loopback

@@ -15,7 +15,7 @@ from bridge.cli import main
 from bridge.cli.call_view import CallView
 from bridge.cli.demo import local_requirements, transcript
 from bridge.cli.live_call import LiveCall
-from bridge.local.dialogue import load_dialogue
+from bridge.local_agent.dialogue import load_dialogue
 
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:

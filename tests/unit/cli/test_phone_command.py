@@ -19,8 +19,8 @@ from bridge.cli import main
 from bridge.cli.call_result import as_json, summary
 from bridge.cli.call_view import CallView
 from bridge.cli.phone import Plan, call
-from bridge.simulator.agent import AgentSession
-from bridge.simulator.speech import pcm_to_ulaw
+from bridge.testing.agent.server import AgentSession
+from bridge.testing.speech import pcm_to_ulaw
 from tests.world import QUIET, in_memory
 
 TICK = 800  # bytes of a tenth of a second

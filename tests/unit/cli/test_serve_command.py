@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-import bridge.config
+import bridge.asgi
+import bridge.config.settings
 import bridge.server.serve
-import bridge.web
 from bridge.cli import main
+from bridge.http.app import create_app
 
 LOCAL = '[server]\nbind = "127.0.0.1:0"\n[deepgram]\nurl = "ws://127.0.0.1:9/"\n'
 KEY = "dg-key-5EC237-0123456789abcdef"
@@ -28,7 +29,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TWILIO_AUTH_TOKEN", "tw-token")
     # The command writes it: so that it is taken back.
     monkeypatch.setenv("BRIDGE_CONFIG", "")
-    monkeypatch.setattr(bridge.web, "app", bridge.web.create_app())
+    monkeypatch.setattr(bridge.asgi, "app", create_app())
 
 
 @pytest.fixture

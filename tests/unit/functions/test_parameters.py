@@ -13,7 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bridge.functions import CallInfo, FunctionError
+from bridge.caller import CallInfo
+from bridge.functions import FunctionError
 from bridge.functions.errors import BadArguments
 from bridge.functions.parameters import parameters_of
 

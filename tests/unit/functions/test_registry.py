@@ -11,9 +11,10 @@ import pytest
 from deepgram.types.think_settings_v1functions_item import ThinkSettingsV1FunctionsItem
 from pydantic import TypeAdapter
 
-from bridge.config import ConfigError
-from bridge.functions import CallInfo, Function, FunctionError, Functions, function
-from bridge.simulator.schema import check_think
+from bridge.caller import CallInfo
+from bridge.config.settings import ConfigError
+from bridge.functions import Function, FunctionError, Functions, function
+from bridge.testing.agent.schema import check_think
 
 
 @function

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 import structlog
 import trio
 
-from bridge.config import RecordSettings
+from bridge.config.settings import RecordSettings
 from bridge.records import recorder as recorders
 from bridge.records import spool as spools
 from bridge.records import store as stores

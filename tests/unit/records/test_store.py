@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bridge.config import ConfigError
+from bridge.config.settings import ConfigError
 from bridge.records import store as stores
 from bridge.records.record import CallRecord, Ending, Line, merge, snapshot, tidy
 from bridge.records.store import SCHEMA_VERSION, Store, StoreError, StoreUnavailable

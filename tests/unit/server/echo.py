@@ -8,7 +8,7 @@ import trio
 from quart import Response, request, websocket
 from quart_trio import QuartTrio
 
-from bridge.server.media_socket import DirectWebsocketConnection, QuartMediaSocket
+from bridge.http.media_socket import DirectWebsocketConnection, QuartMediaSocket
 from bridge.twilio.media_stream import PhoneGone
 
 

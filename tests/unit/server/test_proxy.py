@@ -12,9 +12,9 @@ from quart import request, websocket
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIWebsocketConnection
 
-from bridge.config_file import FixedConfig
-from bridge.server.media_socket import DirectWebsocketConnection, QuartMediaSocket
-from bridge.web import create_app
+from bridge.config.file import FixedConfig
+from bridge.http.app import create_app
+from bridge.http.media_socket import DirectWebsocketConnection, QuartMediaSocket
 from tests.unit.server.wire import serving
 from tests.world import SECRETS, settings, signed
 

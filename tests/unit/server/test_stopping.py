@@ -18,9 +18,11 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock as Clock
 from trio.testing import wait_all_tasks_blocked
 
-from bridge.config import Settings
-from bridge.registry import Registry
+from bridge.call.leaving import FAREWELL_SECONDS
+from bridge.call.live_calls import Registry
+from bridge.config.settings import Settings
 from bridge.server import stopping
+from bridge.server.hypercorn.worker import adopt
 from bridge.server.stopping import (
     SAME_WISH_SECONDS,
     SETTLE_SECONDS,
@@ -31,8 +33,6 @@ from bridge.server.stopping import (
     graceful_timeout,
     hurry_at_most,
 )
-from bridge.server.worker import adopt
-from bridge.talk.leaving import FAREWELL_SECONDS
 from tests.world import settings
 
 DRAIN_SECONDS = 60.0

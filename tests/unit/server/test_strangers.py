@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from wsproto.events import Pong, TextMessage
 
-from bridge.server import crowd
-from bridge.server.crowd import MOST_CONNECTIONS, Crowd, Pace
-from bridge.server.guard import (
+from bridge.server import limits as crowd
+from bridge.server.hypercorn.guard import (
     FRAMES_AT_ONCE,
     FRAMES_PER_SECOND,
     PARSED_AT_ONCE,
     GuardedTCPServer,
 )
+from bridge.server.limits import MOST_CONNECTIONS, Crowd, Pace
 from tests.unit.server.echo import Echo
 from tests.unit.server.malformed import PING, PONG, TEXT
 from tests.unit.server.wire import UPGRADE, Peer, Server, frame, serving, use_stock_hypercorn

@@ -21,7 +21,7 @@ import trio
 from structlog.contextvars import bind_contextvars
 from trio.testing import MockClock
 
-from bridge.config import LoggingSettings
+from bridge.config.settings import LoggingSettings
 from bridge.log import configure
 from bridge.server import watchdog
 from bridge.server.watchdog import STACK_CHARACTERS, THRESHOLD, watching

@@ -12,7 +12,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from twilio.request_validator import RequestValidator
 
-from bridge.simulator.webhook import sign
+from bridge.testing.phone.webhook import sign
 from bridge.twilio.signature import is_signed, signature, spellings
 
 TOKEN = "12345"

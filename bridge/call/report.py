@@ -1,0 +1,69 @@
+"""How a call went, and the one line about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from bridge.caller import CallInfo
+from bridge.log import get_logger
+from bridge.outcome import Outcome
+
+log = get_logger(__name__)
+
+_FAILURES: Final = {
+    Outcome.AGENT_FAILED,
+    Outcome.AGENT_UNREACHABLE,
+    Outcome.PHONE_LOST,
+    Outcome.PROTOCOL_ERROR,
+}
+
+
+@dataclass
+class CallReport:
+    """How a call went. `cause` is the exception behind the outcome, `crash` what nobody foresaw.
+
+    Times in seconds: the whole call; from its beginning to Twilio's `start`; from there to an agent
+    that listens; from the first sign of the end to the last byte of teardown; from each
+    UserStartedSpeaking to its `clear` written.
+    `traffic` counts bytes and messages each way.
+    """
+
+    outcome: Outcome | None = None
+    reason: str = ""
+    cause: BaseException | None = None
+    crash: BaseExceptionGroup[Exception] | None = None
+    info: CallInfo | None = None
+    agent: str = ""
+    transfer_to: str = ""
+    seconds: float = 0.0
+    start_after: float = 0.0
+    setup_seconds: float | None = None
+    teardown_seconds: float = 0.0
+    barge_in_seconds: list[float] = field(default_factory=list)
+    reconnects: int = 0
+    dropped_bytes: int = 0
+    to_agent_bytes: int = 0
+    to_agent_frames: int = 0
+    bad_messages: int = 0
+
+    def write_line(self, **traffic: Any) -> None:
+        """Log how the call ended, in one line: normal endings as info, failures as a warning, and
+        what nobody foresaw as an error with its traceback, also if another reason came first."""
+        facts = {
+            "call_sid": self.info.call_sid if self.info else "",
+            "outcome": str(self.outcome),
+            "reason": self.reason,
+            "seconds": round(self.seconds, 3),
+            **traffic,
+            "to_agent_bytes": self.to_agent_bytes,
+            "to_agent_frames": self.to_agent_frames,
+            "dropped_bytes": self.dropped_bytes,
+            "bad_messages": self.bad_messages,
+        }
+        if self.crash is not None:
+            log.error("call ended", exc_info=self.crash, **facts)
+        elif self.outcome in _FAILURES:
+            log.warning("call ended", **facts)
+        else:
+            log.info("call ended", **facts)

@@ -1,0 +1,1 @@
+"""What `config.toml` and the environment say: typed settings, parsed and watched."""

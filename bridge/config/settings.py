@@ -1,0 +1,281 @@
+"""What an operator can set: `config.toml` as typed settings, and the secrets of the environment.
+
+Pure. The structs below are the whole list of keys, with their types, ranges and defaults. How they
+are read from a text, with an error for each mistake, is `config_text`'s; reading the file, and
+reading it again when it changes, is `config_file`'s.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, Struct
+
+from bridge.admission.ticket import ticket_keys
+from bridge.text import printable
+
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Count = Annotated[int, Meta(ge=0, le=1_000_000)]
+AtLeastOne = Annotated[int, Meta(ge=1, le=1_000_000)]
+Rate = Annotated[float, Meta(ge=0, le=1_000_000)]
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. The message is one line that says where, what and how
+    to mend it; it never holds a secret, nor a control character.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+class ServerSettings(Struct, frozen=True, kw_only=True):
+    """`[server]`: the address, and how many calls it takes."""
+
+    bind: str = "0.0.0.0:5000"  # Twilio, or the proxy in front, must reach it
+    public_url: str = ""
+    trusted_proxies: tuple[str, ...] = ()
+    workers: AtLeastOne = 1
+    max_calls: AtLeastOne = 100
+    drain_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 60
+    overflow_url: str = ""
+
+
+class TwilioSettings(Struct, frozen=True, kw_only=True):
+    """`[twilio]`: who is believed to be Twilio."""
+
+    validate_signatures: bool = True
+    require_ticket: bool = True
+
+
+class DeepgramSettings(Struct, frozen=True, kw_only=True):
+    """`[deepgram]`: where the agent is, and how hard to try to reach it (seconds)."""
+
+    url: str = "wss://agent.deepgram.com/v1/agent/converse"
+    connect_timeout: Seconds = 5
+    connect_budget: Seconds = 8
+    max_reconnects: Count = 2
+    prewarm: bool = False
+
+
+class CallSettings(Struct, frozen=True, kw_only=True):
+    """`[call]`: the course of one call."""
+
+    frame_ms: Annotated[
+        int,
+        Meta(ge=20, le=250, extra={"remedy": "Deepgram's guidance is 20 to 250 ms per message"}),
+    ] = 60
+    max_minutes: Annotated[float, Meta(gt=0, le=1440)] = 60
+    idle_seconds: Seconds = 30
+    stall_seconds: Seconds = 10
+    start_timeout: Seconds = 5
+    teardown_seconds: Seconds = 2
+    interruptible_greeting: bool = True
+    apology: str = "I'm sorry, something went wrong. Please call again."
+    fallback_number: str = ""
+    context_url: str = ""
+
+
+class LimitSettings(Struct, frozen=True, kw_only=True):
+    """`[limits]`: how many calls, 0 for no limit."""
+
+    calls_per_number: Count = 0
+    calls_per_minute: Count = 0
+    account_calls: Count = 0
+
+
+class FunctionSettings(Struct, frozen=True, kw_only=True):
+    """`[functions]`: what the agent may do."""
+
+    module: str = ""
+    end_call: bool = True
+    transfer_to: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class RecordSettings(Struct, frozen=True, kw_only=True):
+    """`[records]`: what is kept of a call, where, and for how many days."""
+
+    url: str = "sqlite:///calls.db"
+    transcripts: bool = True
+    retention_days: AtLeastOne = 30
+    recordings: str = ""
+
+
+class CostSettings(Struct, frozen=True, kw_only=True):
+    """`[costs]`: prices per minute, in the operator's currency."""
+
+    agent_per_minute: Rate = 0.0
+    phone_per_minute: Rate = 0.0
+
+
+class LoggingSettings(Struct, frozen=True, kw_only=True):
+    """`[logging]`: the log on standard error."""
+
+    format: Literal["console", "json"] = "console"
+    level: Literal["debug", "info", "warning", "error", "critical"] = "info"
+    mask_numbers: bool = True
+
+
+def default_agent() -> dict[str, Any]:
+    """The agent of a file without `[agent]`. A file that has the table replaces it whole, since
+    half of one agent and half of another (a voice's model under another provider) is an error.
+    """
+    return {
+        "greeting": "Hello! How can I help you today?",
+        "listen": {"provider": {"type": "deepgram", "model": "nova-3"}},
+        "think": {
+            "prompt": "You are a friendly assistant on the phone. Answer in one or two short"
+            " sentences.",
+            "provider": {"type": "open_ai", "model": "gpt-4o-mini"},
+        },
+        "speak": {"provider": {"type": "deepgram", "model": "aura-2-thalia-en"}},
+    }
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """The whole of `config.toml`. `Settings()` is what an empty file means.
+
+    `agent` goes to Deepgram as it is; each of `agents` has `numbers` (E.164), and the rest of it
+    is what differs from `agent`. Both are the file's own objects: copy before changing them.
+    """
+
+    server: ServerSettings = ServerSettings()
+    twilio: TwilioSettings = TwilioSettings()
+    deepgram: DeepgramSettings = DeepgramSettings()
+    call: CallSettings = CallSettings()
+    limits: LimitSettings = LimitSettings()
+    functions: FunctionSettings = FunctionSettings()
+    records: RecordSettings = RecordSettings()
+    costs: CostSettings = CostSettings()
+    logging: LoggingSettings = LoggingSettings()
+    agent: dict[str, Any] = msgspec.field(default_factory=default_agent)
+    agents: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
+
+
+def warnings_for(settings: Settings) -> list[str]:
+    """One line for each protection that is switched off."""
+    lines = []
+    if not settings.twilio.validate_signatures:
+        lines.append(
+            "twilio.validate_signatures is false: whoever finds this server can pass for Twilio, "
+            "and talk to the agent at your expense"
+        )
+    if not settings.twilio.require_ticket:
+        lines.append(
+            "twilio.require_ticket is false: a media socket need not belong to a call that the "
+            "webhook was told of"
+        )
+    agent = urlsplit(settings.deepgram.url)
+    if agent.scheme == "ws" and not is_loopback_host(agent.hostname or ""):
+        lines.append(
+            f"deepgram.url is ws://: the key and every word go unencrypted to {agent.hostname}; "
+            "write wss://"
+        )
+    if any(ipaddress.ip_network(proxy).prefixlen == 0 for proxy in settings.server.trusted_proxies):
+        lines.append(
+            "server.trusted_proxies trusts every address: X-Forwarded-* headers are then anybody's "
+            "to choose"
+        )
+    return lines
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Secrets:
+    """What only the environment may hold. An empty value means not set.
+
+    A dataclass and not a Struct: a Struct hands its fields to rich's pretty printer, past `repr`.
+    """
+
+    deepgram_api_key: str = ""
+    twilio_account_sid: str = ""
+    twilio_auth_tokens: tuple[str, ...] = ()
+    api_token: str = ""
+    ticket_key: str = ""
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Secrets:
+        """Read `DEEPGRAM_API_KEY`, `TWILIO_ACCOUNT_SID`, `TWILIO_AUTH_TOKEN` (a comma-separated
+        list while tokens are being rotated) and `BRIDGE_API_TOKEN`; and `BRIDGE_TICKET_KEY`, which
+        a server with neither of the last two gives to its own worker processes.
+
+        Raises `ConfigError`, which names the variable and never its value, for a character that
+        no key or token has: it would end in a header, where a line break is an injection.
+        """
+
+        def value(name: str) -> str:
+            text = environ.get(name, "").strip()
+            if not text.isascii() or not text.isprintable():
+                raise ConfigError(
+                    f"{name}: holds a control character or one outside ASCII; "
+                    "set it again, copying the value alone"
+                )
+            return text
+
+        tokens = (token.strip() for token in value("TWILIO_AUTH_TOKEN").split(","))
+        return cls(
+            deepgram_api_key=value("DEEPGRAM_API_KEY"),
+            twilio_account_sid=value("TWILIO_ACCOUNT_SID"),
+            twilio_auth_tokens=tuple(token for token in tokens if token),
+            api_token=value("BRIDGE_API_TOKEN"),
+            ticket_key=value("BRIDGE_TICKET_KEY"),
+        )
+
+    def ticket_keys(self) -> tuple[bytes, ...]:
+        """The keys of the calls' tickets: from the first secret there is, so that every process
+        and machine with the same environment has the same; random without any."""
+        return ticket_keys(self.twilio_auth_tokens, (self.api_token,), (self.ticket_key,))
+
+    def values(self) -> tuple[str, ...]:
+        """Every value that is set, for those who must keep them out of sight."""
+        single = (
+            *(self.deepgram_api_key, self.twilio_account_sid),
+            *(self.api_token, self.ticket_key),
+        )
+        return tuple(value for value in (*single, *self.twilio_auth_tokens) if value)
+
+    def __repr__(self) -> str:
+        def state(value: str) -> str:
+            return "set" if value else "not set"
+
+        return (
+            f"Secrets(deepgram_api_key: {state(self.deepgram_api_key)}, "
+            f"twilio_account_sid: {state(self.twilio_account_sid)}, "
+            f"twilio_auth_tokens: {len(self.twilio_auth_tokens) or 'not'} set, "
+            f"api_token: {state(self.api_token)})"
+        )
+
+
+def check_startup(settings: Settings, secrets: Secrets) -> None:
+    """Raise `ConfigError` for what would fail every call, no key for an agent that needs one, and
+    for what would let everybody in: no token to check Twilio's signatures with.
+
+    An agent on this machine (`bridge agent`) is taken to need no key.
+    """
+    host = urlsplit(settings.deepgram.url).hostname or ""
+    if not is_loopback_host(host) and not secrets.deepgram_api_key:
+        raise ConfigError(
+            f"DEEPGRAM_API_KEY: not set, and the agent at {host} needs it; set it, or point "
+            "deepgram.url at a local agent (`bridge agent`)"
+        )
+    if settings.twilio.validate_signatures and not secrets.twilio_auth_tokens:
+        raise ConfigError(
+            "TWILIO_AUTH_TOKEN: not set, and without it nobody can tell Twilio's requests from a "
+            "stranger's; set it to the auth token in the Twilio console, or, to try the server "
+            "without Twilio, set twilio.validate_signatures = false"
+        )
+
+
+def is_loopback_host(host: str) -> bool:
+    """Tell whether a host name or address is this machine's own."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

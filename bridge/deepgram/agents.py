@@ -1,0 +1,126 @@
+"""Who answers a call, and what the agent is told about it. Pure, but for one warning.
+
+`[agents.NAME]` answers the numbers it lists and says how it differs from `[agent]`. The greeting
+and the prompt of either may name facts of the call: `{caller}`, `{called}`, the call's custom
+parameters, what the context hook said.
+
+The template is no language. `{name}` is replaced and nothing else is: no attributes, no indices,
+no format specs, since whoever dials chooses some of the values. For the same reason a value is
+never read as a template itself, and comes as one short line, without control characters.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from bridge.caller import CallInfo
+from bridge.config.settings import Settings
+from bridge.log import get_logger
+
+log = get_logger(__name__)
+
+# Characters of one value. Room for a note about the caller; far from Deepgram's 25,000 for the
+# whole prompt, behind which the operator's own words would be cut off.
+VALUE_LIMIT: Final = 500
+
+# Doubled braces first, so that `{{name}}` is a name in braces and no value.
+_TOKEN = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+# A line break would let a value pose as a paragraph of the prompt; what cannot be seen (bidi
+# controls, tag characters) is read by a model all the same; and no message can carry half of a
+# surrogate pair.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]+"
+)
+
+
+def choose_agent(
+    settings: Settings, called: str, wanted: str | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Return the name and the table of the agent that answers the number `called` (E.164), or of
+    the one that is `wanted` by name: whoever is dialled does not choose who speaks.
+
+    The name is that of `[agents.NAME]`, or "" for `[agent]`, which is for every other case.
+    Tables are merged key by key; lists and single values are replaced, and so is a provider by one
+    of another `type`. `numbers` is ours and not in the result, which shares nothing with the
+    settings.
+    """
+    for name, changes in settings.agents.items():
+        if called in changes.get("numbers", ()) if wanted is None else name == wanted:
+            changes = {key: value for key, value in changes.items() if key != "numbers"}
+            return name, _merged(settings.agent, changes)
+    return "", copy.deepcopy(settings.agent)
+
+
+def variables_of(info: CallInfo, context: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return what a template may name: the call's parameters, then what the context hook said of
+    it, then `caller` and `called`; of two with one name, the later counts.
+    """
+    # The facts last: neither a parameter nor a hook may pretend that somebody else is calling.
+    facts = {"caller": info.caller, "called": info.called}
+    return {**info.parameters, **(context or {}), **facts}
+
+
+def fill_in(agent: Mapping[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:
+    """Return a copy of the agent's table with `greeting` and every `think.prompt` filled in.
+
+    Names without a value stay as they are written and are logged, all in one line; values never
+    are. `{{` and `}}` stand for braces. What is no text is left as it is.
+    """
+    filled = copy.deepcopy(dict(agent))
+    think = filled.get("think")
+    unknown: dict[str, None] = {}
+    for table, key in ((filled, "greeting"), *((one, "prompt") for one in _tables(think))):
+        if isinstance(template := table.get(key), str):
+            table[key], missing = fill(template, variables)
+            unknown.update(dict.fromkeys(missing))
+    if unknown:
+        log.warning("greeting or prompt names what this call does not have", names=list(unknown))
+    return filled
+
+
+def fill(template: str, variables: Mapping[str, str]) -> tuple[str, list[str]]:
+    """Return the template with its names replaced, and the names that have no value, in order."""
+    unknown: list[str] = []
+
+    def replace(match: re.Match[str]) -> str:
+        name = match[1]
+        if name is None:
+            return match[0][0]
+        if name not in variables:
+            unknown.append(name)
+            return match[0]
+        return _safe(variables[name])
+
+    return _TOKEN.sub(replace, template), list(dict.fromkeys(unknown))
+
+
+def _safe(value: str) -> str:
+    # A space, so that the words around a line break stay two.
+    return _UNPRINTABLE.sub(" ", value).strip()[:VALUE_LIMIT].rstrip()
+
+
+def _tables(value: Any) -> Iterable[dict[str, Any]]:
+    """The think providers: one, or several to fall back on."""
+    several = value if isinstance(value, list) else [value]
+    return [one for one in several if isinstance(one, dict)]
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    result = copy.deepcopy(dict(base))
+    for key, value in changes.items():
+        below = result.get(key)
+        if isinstance(value, dict) and isinstance(below, dict) and not _another_kind(below, value):
+            result[key] = _merged(below, value)
+        else:
+            result[key] = copy.deepcopy(value)
+    return result
+
+
+def _another_kind(below: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:
+    """Whether the changes name a provider of another type, which has keys of its own: Deepgram
+    refuses a voice's model under a provider that does not know it."""
+    return "type" in changes and changes["type"] != below.get("type")

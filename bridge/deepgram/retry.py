@@ -1,0 +1,85 @@
+"""Getting hold of the agent: which failures are worth another try, and how long to try.
+
+A refused connection, 429 and 5xx pass; a wrong key, an empty account and refused Settings do not.
+https://developers.deepgram.com/docs/voice-agent-errors-warnings
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Final
+
+import trio
+
+from bridge.deepgram.session import AgentClosed, AgentFailed, AgentSession, AgentUnavailable
+from bridge.log import get_logger
+
+log = get_logger(__name__)
+
+# The first pause between two tries, doubled each time: short, since a caller waits in silence.
+FIRST_PAUSE: Final = 0.2
+LONGEST_PAUSE: Final = 2.0
+
+# Trying again cannot mend these: the key, the account, the address.
+_FINAL_STATUSES: Final = frozenset({400, 401, 402, 403, 404})
+
+# Nor these: the same Settings, audio or functions would fail in the same way.
+_RECURRING_ERRORS: Final = frozenset(
+    {
+        "UNPARSABLE_CLIENT_MESSAGE",
+        "NON_SETTINGS_MESSAGE_BEFORE_SETTINGS",
+        "BINARY_MESSAGE_BEFORE_SETTINGS",
+        "SETTINGS_ALREADY_APPLIED",
+        "INVALID_SETTINGS",
+        "USER_AUDIO_FORMAT",
+        "NON_EXISTENT_FUNCTION_CALLED",
+        "AGENT_ID_NOT_SUPPORTED",
+        "INVALID_AGENT_ID",
+    }
+)
+
+
+def worth_another_try(error: Exception) -> bool:
+    """Whether a new session could do better after this AgentUnavailable, Failed or Closed."""
+    match error:
+        case AgentUnavailable(status=status):
+            return status not in _FINAL_STATUSES
+        case AgentFailed(code=code):
+            return code not in _RECURRING_ERRORS
+        case AgentClosed(clean=clean):
+            return not clean
+    return False
+
+
+@asynccontextmanager
+async def open_within(
+    budget: float, open_once: Callable[[], AbstractAsyncContextManager[AgentSession]]
+) -> AsyncIterator[AgentSession]:
+    """Open a session, trying again after failures that may pass, within `budget` seconds.
+
+    Each try has its own bound; the last one is cut off by the budget. Raises what the last try
+    raised: AgentUnavailable or AgentFailed.
+    """
+    give_up_at = trio.current_time() + budget
+    pause = FIRST_PAUSE
+    failure: AgentUnavailable | AgentFailed | None = None
+    async with AsyncExitStack() as stack:
+        while True:
+            session = None
+            with trio.move_on_at(give_up_at) as scope:
+                try:
+                    session = await stack.enter_async_context(open_once())
+                except (AgentUnavailable, AgentFailed) as error:
+                    failure = error
+            if session is not None:
+                break
+            if scope.cancelled_caught or failure is None:
+                last = f"; before: {failure}" if failure is not None else ""
+                raise AgentUnavailable(f"no agent within {budget:g} s{last}")
+            if not worth_another_try(failure) or trio.current_time() + pause >= give_up_at:
+                raise failure
+            log.warning("agent not reached, trying again", reason=str(failure), pause=pause)
+            await trio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        yield session

@@ -1,0 +1,244 @@
+// The console: what the server does now, the calls that are on, and those that were.
+//
+// It keeps what the events of GET /events add up to (bridge/live/hub.py says what they mean) and draws
+// it once a frame at most. Everything on the page comes from the API, by way of session.js.
+
+import { confirmHangUp, openDialForm, tell } from "./dialling.js";
+import { h, setChildren, setText } from "./dom.js";
+import { LiveCall } from "./live-call.js";
+import { RecentCalls } from "./recent-calls.js";
+import { ApiError, api, stream } from "./session.js";
+import { brief, latencies, median, outcomeWords, span, who } from "./words.js";
+
+const STAY = 15000; // ms that the card of a call stays after its end
+const OPEN_UP_TO = 3; // with more calls, cards come closed
+const RECORDED = [400, 2500]; // ms after an end when its record is looked for
+const REFRESH = 30000; // ms between looks at the records when nothing is heard of,
+const REFRESH_OTHERS = 5000; // and where other workers have calls that only records tell of
+
+const byId = (id) => document.getElementById(id);
+const cards = new Map();
+let server = {};
+let connected = false;
+let drawing = false;
+
+const recent = new RecentCalls(byId("recent"), {
+  isLive: (sid) => cards.has(sid) && !cards.get(sid).over,
+  server: () => server,
+  onChange: () => draw(),
+});
+
+const events = {
+  snapshot({ server: facts, call_sids: sids }) {
+    server = facts;
+    for (const [sid, card] of cards) if (!sids.includes(sid) && !card.over) drop(sid);
+    recent.refresh();
+  },
+  began({ call }) {
+    const known = cards.get(call.call_sid);
+    if (known && !known.over) return known.replace(call);
+    add(call);
+    return say(`Call of ${who(call.caller)}`);
+  },
+  call(data) {
+    change(data.call_sid, (call) => Object.assign(call, data));
+  },
+  audio({ calls }) {
+    for (const [sid, audio] of Object.entries(calls)) {
+      if (cards.has(sid)) Object.assign(cards.get(sid).call, audio);
+    }
+  },
+  ended(data) {
+    const card = cards.get(data.call_sid);
+    if (card) {
+      card.end(data);
+      say(`Call of ${who(card.call.caller)} ended: ${outcomeWords(data.outcome)}`);
+      setTimeout(() => drop(data.call_sid, card), STAY);
+    }
+    for (const ms of RECORDED) setTimeout(() => recent.refresh(), ms);
+  },
+  server(facts) {
+    Object.assign(server, facts);
+  },
+};
+
+for (const name of ["transcript", "turns", "functions"]) {
+  events[name] = (data) =>
+    change(data.call_sid, (call) => call[name].splice(data.from, Infinity, ...data.items));
+}
+
+function add(call) {
+  cards.get(call.call_sid)?.element.remove();
+  const going = [...cards.values()].filter((card) => !card.over);
+  cards.set(call.call_sid, new LiveCall(call, { open: going.length < OPEN_UP_TO, hangUp }));
+}
+
+function change(sid, how) {
+  const card = cards.get(sid);
+  if (!card) return;
+  how(card.call);
+  card.show();
+}
+
+function drop(sid, card = cards.get(sid)) {
+  if (cards.get(sid) !== card) return;
+  cards.delete(sid);
+  draw();
+}
+
+async function hangUp(card) {
+  if (!(await confirmHangUp(card.call))) return;
+  try {
+    await api(`/calls/${card.call.call_sid}`, { method: "DELETE" });
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    alertOnce(`The call could not be ended. ${error.message}`);
+  }
+}
+
+function dial() {
+  if (server.cannot_dial) return tell("Dialling is not set up", `${server.cannot_dial}.`);
+  return openDialForm(server.agents ?? {}, ({ call_sid: sid, status }) => {
+    say(`Dialling: ${status}`);
+    recent.refresh();
+    for (const ms of RECORDED) setTimeout(() => recent.refresh(), ms);
+    setText(byId("said"), `Call ${sid} is ${status}`);
+  });
+}
+
+// ---- drawing ------------------------------------------------------------------------------------
+
+function draw() {
+  if (drawing) return;
+  drawing = true;
+  requestAnimationFrame(() => {
+    drawing = false;
+    const feed = byId("feed");
+    setText(feed, connected ? "Live" : "Connecting");
+    feed.className = `badge end ${connected ? "good pulse" : "warn"}`;
+    drawAlerts();
+    drawTiles();
+    const all = [...cards.values()];
+    const others = recent.elsewhere();
+    setText(elsewhere, inOtherWorkers(others));
+    const shown = all.length || others ? all.map((card) => card.element) : [nobody()];
+    setChildren(byId("live"), others ? [...shown, elsewhere] : shown);
+  });
+}
+
+function drawTiles() {
+  const going = [...cards.values()].filter((card) => !card.over).map((card) => card.call);
+  const times = going.flatMap(latencies);
+  const { live = 0, max_calls: most = 0, workers = 1, stalls = 0 } = server;
+  const up = server.started_at ? (Date.now() - Date.parse(server.started_at)) / 1000 : 0;
+  const taking = server.draining ? "Draining" : live >= most ? "Full" : "Taking calls";
+  const tiles = [
+    ["On the line", String(live), `of ${most}${workers > 1 ? `, in one of ${workers} workers` : ""}`, meter(live, most)],
+    ["Server", taking, `up ${span(up)}`],
+    ["Reply time", times.length ? brief(median(times)) : "–", times.length ? "median of the calls on now" : "no reply yet"],
+    ["Loop stalls", String(stalls), stalls ? `${brief(server.stall_seconds)} in all` : "the loop has not stood still"],
+    ["Records", server.records === false ? "Off" : server.database_trouble ? "Trouble" : "Kept",
+      server.records === false ? "records.url is empty" : server.records_waiting ? `${server.records_waiting} waiting` : "all written"],
+  ];
+  byId("tiles").replaceChildren(
+    ...tiles.map(([name, value, note, extra]) =>
+      h("div", { class: "card tile" }, h("dt", {}, name), h("dd", {}, h("b", { class: "numbers" }, value), h("span", { class: "small muted" }, note), extra ?? null)),
+    ),
+  );
+}
+
+function meter(value, max) {
+  return h("meter", { min: 0, max: Math.max(1, max), high: max * 0.9, value, "aria-label": "Calls on the line" });
+}
+
+let passing = "";
+
+function alertOnce(words) {
+  passing = words;
+  setTimeout(() => {
+    if (passing === words) passing = "";
+    draw();
+  }, 10000);
+  draw();
+}
+
+function drawAlerts() {
+  const alerts = [];
+  if (passing) alerts.push(["bad", passing]);
+  if (server.draining) alerts.push(["", "The server is stopping: calls that are on may finish, new callers are told to call again."]);
+  if (server.database_trouble) alerts.push(["bad", `The database cannot be used: ${server.database_trouble}. Records wait on disk; calls go on.`]);
+  if (server.records_lost) alerts.push(["bad", `${server.records_lost} records were lost. The log names the calls.`]);
+  const key = JSON.stringify(alerts);
+  const box = byId("alerts");
+  if (box.dataset.key === key) return;
+  box.dataset.key = key;
+  box.replaceChildren(...alerts.map(([kind, words]) => h("p", { class: `notice ${kind}` }, words)));
+}
+
+// What a newcomer sees first.
+const steps = h(
+  "div",
+  { class: "card nobody" },
+  h("p", { class: "lead" }, "Nobody is on the line. Three ways to change that:"),
+  h(
+    "ol",
+    { class: "ways" },
+    way("Talk to it here", ["Open the ", h("a", { href: "/softphone" }, "softphone"), " and press the button. All it needs is this browser and a microphone; you can type as well."]),
+    way("Call from a terminal", ["A simulated phone calls as Twilio would, with the server’s ", h("code", {}, "TWILIO_AUTH_TOKEN"), " in its environment:", h("code", { class: "command" }, `bridge phone --url ${location.origin}`)]),
+    way("Connect a real number", ["With Twilio’s credentials in the environment and this server reachable (", h("code", {}, "bridge serve --tunnel"), " gives it an address):", h("code", { class: "command" }, "bridge number +15551234567")]),
+  ),
+);
+const elsewhere = h("p", { class: "card muted empty" });
+const quiet = h("p", { class: "card muted empty" }, "Nobody is on the line.");
+
+function way(title, rest) {
+  return h("li", {}, h("h3", {}, title), h("p", {}, rest));
+}
+
+function inOtherWorkers(count) {
+  const [calls, they] = count === 1 ? ["One more call is", "it is"] : [`${count} more calls are`, "they are"];
+  return `${calls} on in another worker process, and in the list below; what was said shows when ${they} over.`;
+}
+
+function nobody() {
+  return recent.calls?.length ? quiet : steps;
+}
+
+function say(words) {
+  setText(byId("said"), words);
+}
+
+// ---- going --------------------------------------------------------------------------------------
+
+byId("dial").addEventListener("click", dial);
+setInterval(() => {
+  if (document.hidden) return;
+  for (const card of cards.values()) {
+    card.tick();
+    card.sample();
+  }
+}, 250);
+let refreshed = 0;
+setInterval(() => {
+  const pause = server.workers > 1 ? REFRESH_OTHERS : REFRESH;
+  if (document.hidden || !connected || performance.now() - refreshed < pause) return;
+  refreshed = performance.now();
+  recent.refresh();
+}, REFRESH_OTHERS);
+
+recent.openNamed();
+try {
+  await stream("/events", ({ event, data }) => {
+    events[event]?.(data);
+    draw();
+  }, {
+    onState: (state) => {
+      connected = state === "open";
+      draw();
+    },
+  });
+} catch (error) {
+  if (!(error instanceof ApiError)) throw error;
+  connected = false;
+  alertOnce(error.message);
+}

@@ -1,0 +1,67 @@
+"""What was last shown of a call, and what has changed since. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from bridge.call.call import Call
+from bridge.live import view
+
+# How many of a list's last items may still change: lines that are not heard yet, functions that
+# run. What changes further back is not noticed.
+TAIL: Final = 16
+
+
+class Seen:
+    """What was last shown of a call: its facts, its audio, and the end of each of its lists."""
+
+    def __init__(self, call: Call, now: float) -> None:
+        self.facts = view.facts(call, now)
+        self.audio = view.audio(call, now)
+        conversation = call.conversation
+        lengths = {
+            "transcript": len(conversation.transcript.lines),
+            "turns": len(conversation.turns.all),
+            "functions": len(conversation.functions),
+        }
+        self._first = {name: max(0, length - TAIL) for name, length in lengths.items()}
+        self._tails = view.lists(call, self._first, now)
+
+    def new_facts(self, call: Call, now: float) -> dict[str, Any]:
+        """The facts that have changed."""
+        old, self.facts = self.facts, view.facts(call, now)
+        return changed(old, self.facts)
+
+    def new_items(self, call: Call, now: float) -> list[tuple[str, int, list[bytes]]]:
+        """The lists that have changed: name, from which item on, and what it is from there on."""
+        first = {
+            name: self._first[name] + max(0, len(tail) - TAIL) for name, tail in self._tails.items()
+        }
+        # Behind the functions that are done come those that run, which are done in any order.
+        first["functions"] = min(first["functions"], len(call.conversation.functions))
+        tails = view.lists(call, first, now)
+        news = []
+        for name, tail in tails.items():
+            before = self._tails[name][first[name] - self._first[name] :]
+            same = _same(before, tail)
+            if same < max(len(before), len(tail)):
+                news.append((name, first[name] + same, tail[same:]))
+        self._first, self._tails = first, tails
+        return news
+
+    def new_audio(self, call: Call, now: float) -> dict[str, int]:
+        """The audio on its way if that has changed, otherwise nothing."""
+        old, self.audio = self.audio, view.audio(call, now)
+        return self.audio if self.audio != old else {}
+
+
+def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """What is in `new` and was not, or was different, in `old`."""
+    return {name: value for name, value in new.items() if name not in old or old[name] != value}
+
+
+def _same(before: list[bytes], after: list[bytes]) -> int:
+    """How many items at the beginning are the same."""
+    pairs = enumerate(zip(before, after, strict=False))
+    return next((i for i, (old, new) in pairs if old != new), min(len(before), len(after)))

@@ -1,0 +1,283 @@
+"""What is going on right now, for those who watch: the console, the softphone, a program.
+
+    calls ──changed──▶ hub ──events──▶ a bounded queue for each viewer ──▶ server-sent events
+
+Theory of operation. A call says no more than that it has changed, which costs it an entry in a set,
+and not even that when nobody watches. What has changed is found out by the viewers, in their own
+tasks and time: whichever comes first compares each such call with what was last shown of it, and
+puts the differences, as events, into the queues of all viewers whom they concern. There is no task
+that belongs to the hub, so nothing runs when nobody watches, and a fault in here ends a viewer's
+stream and no call.
+
+Events are absolute, not relative ("the transcript is, from line 3 on, …"), so that one too many
+does no harm. Hence the remedy for a viewer that reads too slowly: when its queue (see `viewer`) is
+full, all of it is thrown away, and what the viewer gets next is a fresh `snapshot`, made when it
+asks for it. That is also how every stream begins. A viewer is never waited for.
+
+The events are, each with JSON:
+
+    snapshot    the server, and the SIDs of the live calls, each of which follows as `began`; takes
+                the place of everything before
+    began       a call, whole: it has been introduced, or the viewer has come later
+    call        facts of a call that changed
+    transcript, turns, functions
+                a list of a call: what it is from item `from` on
+    audio       how much audio is on its way, in the calls where that changed
+    ended       how a call ended
+    server      facts of the server that changed
+
+Who watches one call gets those of this call, beginning with a `snapshot` that has it whole, as soon
+as there is such a call; the stream ends with its `ended`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from bridge.call.call import Call
+from bridge.live import view
+from bridge.live.diff import Seen, changed
+from bridge.live.viewer import Viewer, event
+
+# Each is a connection, a task and a queue. A few people with the console open, and every softphone
+# that is talking.
+MAX_VIEWERS: Final = 100
+
+# Changes are gathered for so long: no eye is quicker, and calls change in bursts.
+GATHER_SECONDS: Final = 0.05
+
+# What nobody tells of is looked at so often: audio that plays, and states that time changes.
+LOOK_SECONDS: Final = 0.25
+SERVER_LOOK_SECONDS: Final = 1.0
+
+# Calls that ended and that no viewer has taken notice of yet. Beyond, all get fresh snapshots.
+MAX_OVER: Final = 256
+
+
+class TooManyViewers(Exception):
+    """There are MAX_VIEWERS already."""
+
+
+class Stopped(Exception):
+    """The server stops, so there will be nothing to see."""
+
+
+class Live:
+    """The hub of one application, and a `Keeper` for what calls tell of themselves.
+
+    `calls` are those that are being carried. `server` gives the facts of the server, JSON-able,
+    and is asked once a second while somebody watches everything.
+    """
+
+    def __init__(
+        self, calls: Iterable[Call], server: Callable[[], Mapping[str, Any]] = dict
+    ) -> None:
+        self._calls = calls
+        self.server = server
+        self.closed = False
+        self._everything: set[Viewer] = set()
+        self._of_call: dict[str, set[Viewer]] = {}
+        self._viewers = 0
+        # Insertion-ordered, so that viewers see calls change in the order in which they did.
+        self._dirty: dict[Call, None] = {}
+        self._over: list[Call] = []
+        self._seen: dict[Call, Seen] = {}
+        self._seen_server: dict[str, Any] = {}
+        self._gathered_at = self._looked_at = self._server_looked_at = float("-inf")
+
+    # ---- watching -------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """How many watch."""
+        return self._viewers
+
+    @contextmanager
+    def watching(self, call_sid: str = "") -> Iterator[Viewer]:
+        """Watch everything, or the call of that SID, which may not have begun yet.
+
+        Raises TooManyViewers, and Stopped when the server stops.
+        """
+        if self.closed:
+            raise Stopped
+        if self._viewers >= MAX_VIEWERS:
+            raise TooManyViewers
+        viewer = Viewer(self, call_sid)
+        group = self._of_call.setdefault(call_sid, set()) if call_sid else self._everything
+        group.add(viewer)
+        self._viewers += 1
+        try:
+            yield viewer
+        finally:
+            self._viewers -= 1
+            group.discard(viewer)
+            if call_sid and not group and self._of_call.get(call_sid) is group:
+                del self._of_call[call_sid]
+            if not self._viewers:
+                self._forget()
+
+    def find(self, call_sid: str) -> Call | None:
+        """The live call of that SID that has been introduced."""
+        return next((call for call in self._calls if _sid(call) == call_sid), None)
+
+    def close(self) -> None:
+        """End all streams, and begin none: the server stops. Returns at once."""
+        self.closed = True
+        for viewer in self._all():
+            viewer.wake()
+
+    # ---- told by calls: never waits, never raises -----------------------------------------------
+
+    def changed(self, call: Call) -> None:
+        """There is something new to see of a call."""
+        if self._viewers and call not in self._dirty:
+            viewers = self._interested(_sid(call))
+            if viewers:
+                self._dirty[call] = None
+                for viewer in viewers:
+                    viewer.wake()
+
+    def began(self, call: Call) -> None:
+        """The call has been introduced."""
+        call.conversation.changed = partial(self.changed, call)
+        for viewer in self._of_call.get(_sid(call), ()):
+            viewer.begin_anew(call)
+        self.changed(call)
+
+    def is_ending(self, call: Call) -> None:
+        """The outcome is known."""
+        self.changed(call)
+
+    def ended(self, call: Call) -> None:
+        """The call is over, to the last byte."""
+        self.changed(call)
+        for viewer in self._of_call.get(_sid(call), ()):
+            viewer.call_over(call)
+        if call not in self._dirty:
+            self._seen.pop(call, None)
+            return
+        self._over.append(call)
+        if len(self._over) > MAX_OVER:
+            self._forget()
+            for viewer in self._all():
+                viewer.begin_anew()
+
+    # ---- finding out, in a viewer's task --------------------------------------------------------
+
+    @property
+    def due_at(self) -> float:
+        """When there is something to find out, if nobody tells of anything before."""
+        gathered = self._gathered_at + GATHER_SECONDS if self._dirty else float("inf")
+        return min(gathered, self._looked_at + LOOK_SECONDS)
+
+    def refresh(self) -> None:
+        """Find out what has changed, if it is time to, and tell all viewers."""
+        now = trio.current_time()
+        if now >= self._looked_at + LOOK_SECONDS:
+            self._look(now)
+        elif self._dirty and now >= self._gathered_at + GATHER_SECONDS:
+            self._gather(now)
+
+    def settle(self, call: Call) -> bool:
+        """Tell of what changed in a call, unless that is done. Returns whether it was not."""
+        if call not in self._dirty:
+            return False
+        self._gather(trio.current_time())
+        return True
+
+    def snapshot(self) -> tuple[bytes, list[Call]]:
+        """How the server stands, as an event, and the calls that are live, the oldest first."""
+        live = [call for call in self._calls if _sid(call)]
+        live.sort(key=lambda call: call.seconds_so_far, reverse=True)
+        sids = [_sid(call) for call in live]
+        return event("snapshot", server=dict(self.server()), call_sids=sids), live
+
+    def whole(self, call: Call, name: str) -> bytes:
+        """All there is to know of a call now, as an event of that name."""
+        now = trio.current_time()
+        if call not in self._seen and self.find(_sid(call)) is call:
+            self._compare(call, now)  # what changes from now on is told
+        return event(name, call=view.whole(call, now))
+
+    def _look(self, now: float) -> None:
+        """Look at what no call tells of: states that time brings, audio, the server."""
+        self._looked_at = now
+        self._gather(now)
+        audio: dict[str, dict[str, int]] = {}
+        for call, seen in list(self._seen.items()):
+            if not self._interested(_sid(call)):
+                del self._seen[call]
+                continue
+            self._tell_facts(call, seen, now)
+            if new := seen.new_audio(call, now):
+                audio[_sid(call)] = new
+        if audio:
+            self._tell(self._everything, event("audio", calls=audio))
+            for call_sid, new in audio.items():
+                if viewers := self._of_call.get(call_sid):
+                    self._tell(viewers, event("audio", calls={call_sid: new}))
+        if self._everything and now >= self._server_looked_at + SERVER_LOOK_SECONDS:
+            self._server_looked_at = now
+            old, self._seen_server = self._seen_server, dict(self.server())
+            if news := changed(old, self._seen_server):
+                self._tell(self._everything, event("server", **news))
+
+    def _gather(self, now: float) -> None:
+        """Tell of what changed in the calls that said so."""
+        self._gathered_at = now
+        dirty, self._dirty = self._dirty, {}
+        over, self._over = self._over, []
+        for call in dirty:
+            self._compare(call, now)
+        if over:
+            self._server_looked_at = float("-inf")  # there is room again: that is news
+        for call in over:
+            self._seen.pop(call, None)
+            self._tell(self._everything, event("ended", **view.ending(call)))
+
+    def _compare(self, call: Call, now: float) -> None:
+        seen = self._seen.get(call)
+        if seen is None:
+            self._seen[call] = Seen(call, now)
+            self._server_looked_at = float("-inf")
+            self._tell(self._everything, event("began", call=view.whole(call, now)))
+            return
+        viewers = self._interested(_sid(call))
+        for name, first, items in seen.new_items(call, now):
+            rest = [msgspec.Raw(item) for item in items]
+            self._tell(viewers, event(name, **_stamp(call), **{"from": first, "items": rest}))
+        self._tell_facts(call, seen, now)
+
+    def _tell_facts(self, call: Call, seen: Seen, now: float) -> None:
+        if facts := seen.new_facts(call, now):
+            self._tell(self._interested(_sid(call)), event("call", **_stamp(call), **facts))
+
+    def _tell(self, viewers: Iterable[Viewer], event: bytes) -> None:
+        for viewer in viewers:
+            viewer.put(event)
+
+    def _interested(self, call_sid: str) -> set[Viewer]:
+        if not call_sid:
+            return set()
+        return self._everything | self._of_call.get(call_sid, set())
+
+    def _all(self) -> list[Viewer]:
+        return list(self._everything.union(*self._of_call.values()))
+
+    def _forget(self) -> None:
+        self._dirty.clear()
+        self._over.clear()
+        self._seen.clear()
+
+
+def _sid(call: Call) -> str:
+    return call.report.info.call_sid if call.report.info is not None else ""
+
+
+def _stamp(call: Call) -> dict[str, Any]:
+    return {"call_sid": _sid(call), "at": round(call.seconds_so_far, 3)}

@@ -1,0 +1,139 @@
+"""One who watches: a bounded queue of events, and a fresh beginning when it was too small."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Final, Protocol
+
+import msgspec
+import trio
+
+from bridge.call.call import Call
+from bridge.live import view
+
+# At the busiest, some seconds of one call. An event is shared by all queues that it is in, and what
+# a stream begins with is in none.
+QUEUE_EVENTS: Final = 256
+
+
+class Hub(Protocol):
+    """Where events come from; see `bridge.live.hub.Live`."""
+
+    closed: bool
+
+    @property
+    def due_at(self) -> float: ...
+
+    def refresh(self) -> None: ...
+
+    def settle(self, call: Call) -> bool: ...
+
+    def snapshot(self) -> tuple[bytes, list[Call]]: ...
+
+    def whole(self, call: Call, name: str) -> bytes: ...
+
+    def find(self, call_sid: str) -> Call | None: ...
+
+
+class Viewer:
+    """Somebody who watches everything, or one call. Made by `Live.watching`."""
+
+    def __init__(self, hub: Hub, call_sid: str) -> None:
+        self.call_sid = call_sid
+        self.resynchronised = 0
+        """How often this viewer was too slow."""
+        self._hub = hub
+        self._call = hub.find(call_sid) if call_sid else None
+        self._over = False
+        self._stale = True
+        # What a beginning is made of comes one by one, so that no single step takes long.
+        self._to_show: deque[Call] = deque()
+        self._queue: deque[bytes] = deque()
+        self._wake = trio.Event()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is something to see: always, unless it is of a call yet to come."""
+        return not self.call_sid or self._call is not None
+
+    async def next(self, within: float) -> bytes | None:
+        """Wait for the next event and return it as one server-sent event; None if there is none
+        `within` so many seconds.
+
+        Raises trio.EndOfChannel when there will be no more: the call is over and its `ended` was
+        returned, or the server stops. Cancelling it loses nothing.
+        """
+        await trio.lowlevel.checkpoint()
+        deadline = trio.current_time() + within
+        while not self._hub.closed:
+            self._hub.refresh()
+            if (event := self._take()) is not None:
+                return event
+            if trio.current_time() >= deadline:
+                return None
+            self._wake = trio.Event()
+            with trio.CancelScope(deadline=min(deadline, self._hub.due_at)):
+                await self._wake.wait()
+        raise trio.EndOfChannel
+
+    def _take(self) -> bytes | None:
+        if self._stale and self.has_begun:
+            self._stale = False
+            if self._call is not None:
+                return self._hub.whole(self._call, "snapshot")
+            snapshot, calls = self._hub.snapshot()
+            self._to_show.extend(calls)
+            return snapshot
+        while self._to_show:
+            call = self._to_show.popleft()
+            if call.report.info is not None and self._hub.find(call.report.info.call_sid) is call:
+                return self._hub.whole(call, "began")
+        if self._queue:
+            return self._queue.popleft()
+        if not self._over:
+            return None
+        if self._call is None:
+            raise trio.EndOfChannel
+        if self._hub.settle(self._call):
+            return self._take()  # its last changes come before its end
+        call, self._call = self._call, None
+        return event("ended", **view.ending(call))
+
+    # ---- by the hub -----------------------------------------------------------------------------
+
+    def put(self, event: bytes) -> None:
+        """Queue an event; with the queue full, a fresh beginning instead of all of it."""
+        if self._stale:
+            return  # it gets all there is to know anyway
+        if len(self._queue) < QUEUE_EVENTS:
+            self._queue.append(event)
+        else:
+            self.resynchronised += 1
+            self.begin_anew()
+        self._wake.set()
+
+    def begin_anew(self, call: Call | None = None) -> None:
+        """Let the next event be a snapshot: of `call`, where one call is watched."""
+        self._queue.clear()
+        self._to_show.clear()
+        self._stale = True
+        self._call = call or self._call
+        self._wake.set()
+
+    def call_over(self, call: Call) -> None:
+        """The call is over, and nothing about it will change any more."""
+        if self._call is call:
+            self._over = True
+            self._wake.set()
+
+    def wake(self) -> None:
+        """Something has changed that this viewer may want to find out about."""
+        self._wake.set()
+
+
+def event(name: str, **data: Any) -> bytes:
+    """A server-sent event: its name, and one line of JSON.
+
+    https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
+    """
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), msgspec.json.encode(data))

@@ -1,0 +1,200 @@
+"""One conversation of the local agent: text in, what to do next out. Pure.
+
+    step = talk.hear("a table for four at seven")      # Call("book_table", {...})
+    step = talk.answered('{"table": 7}')               # Say("Done! ...")
+
+After a Call comes exactly one of `answered` and `abandon`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from bridge.local_agent.dialogue import Dialogue, TurnEntry, fill, placeholders, replies
+from bridge.local_agent.understanding import Meaning, Understanding
+
+END_CALL = "end_call"
+_RESULT = "result."
+
+
+@dataclass(frozen=True)
+class Say:
+    """Say `text`; then, if `end`, end the session: the client has no function for it."""
+
+    text: str
+    end: bool = False
+
+
+@dataclass(frozen=True)
+class Call:
+    """Ask the client for a function."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+Step: TypeAlias = "Say | Call"
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A turn that goes on: something was asked, or a function was called."""
+
+    turn: TurnEntry
+    slots: dict[str, str]
+
+
+class Talk:
+    """What was said so far, and what to say next.
+
+    `functions` are those the client declared: name, and JSON schema of the parameters.
+    """
+
+    def __init__(
+        self,
+        dialogue: Dialogue,
+        understanding: Understanding,
+        functions: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        self._file = dialogue.file
+        self._understanding = understanding
+        self.functions = functions or {}
+        self._unknown = itertools.cycle(dialogue.file.unknown)
+        self._remembered: dict[str, str] = {}
+        self._asked: _Open | None = None
+        self._calling: _Open | None = None
+        self._last = dialogue.file.greeting
+
+    def spoke(self, text: str) -> None:
+        """Somebody else's words went out in the agent's voice (the greeting): what to repeat."""
+        self._last = text
+
+    def hear(self, text: str) -> Step:
+        """The caller's turn; "" if nothing was recognised."""
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            missing = [name for name in asked.turn.needs if name not in asked.slots]
+            if answer := self._understanding.answer(text, missing):
+                return self._go_on(_Open(asked.turn, {**asked.slots, **answer}))
+        meaning = self._understanding.meaning(text)
+        if meaning is None:
+            self._asked = asked
+            question = self._question(asked) if asked is not None else ""
+            return self._say(f"{next(self._unknown)} {question}".strip(), remember=False)
+        return self._begin(meaning, asked)
+
+    def answered(self, content: str) -> Step:
+        """The function's answer, as JSON text."""
+        assert self._calling is not None
+        calling, self._calling = self._calling, None
+        try:
+            result = json.loads(content)
+        except (ValueError, RecursionError):
+            result = content
+        if isinstance(result, dict) and result.get("error"):
+            return self._say(fill(calling.turn.failed or self._file.failed, calling.slots))
+        return self._say(self._reply(calling, result))
+
+    def abandon(self) -> None:
+        """The caller spoke on while the function ran: it is not wanted any more."""
+        self._calling = None
+
+    def _begin(self, meaning: Meaning, asked: _Open | None) -> Step:
+        turn, slots = meaning.turn, meaning.slots
+        for name, word in slots.items():
+            if self._file.slots[name].remember:
+                self._remembered[name] = word
+        if turn.repeat:
+            self._asked = asked  # what was asked is asked once more
+            return self._say(self._last)
+        return self._go_on(_Open(turn, slots))
+
+    def _go_on(self, current: _Open) -> Step:
+        """Ask for what is needed, or do what the turn does."""
+        turn = current.turn
+        known = {**self._remembered, **current.slots}
+        if any(name not in known for name in turn.needs):
+            self._asked = current
+            return self._say(self._question(current))
+        defaults = {n: slot.default for n, slot in self._file.slots.items() if slot.default}
+        complete = _Open(turn, {**defaults, **known})
+        if turn.end and END_CALL not in self.functions:
+            return self._say(self._reply(complete, None), end=True)
+        if turn.call is None and not turn.end:
+            return self._say(self._reply(complete, None))
+        name = END_CALL if turn.call is None else turn.call.name
+        if name not in self.functions:
+            return self._say(self._file.undeclared)
+        self._calling = complete
+        arguments = {} if turn.call is None else self._arguments(turn.call.arguments, complete)
+        return Call(name, _fitting(arguments, self.functions[name]))
+
+    def _question(self, current: _Open) -> str:
+        known = {**self._remembered, **current.slots}
+        return next(self._file.slots[name].ask for name in current.turn.needs if name not in known)
+
+    def _arguments(self, arguments: Mapping[str, Any], current: _Open) -> dict[str, Any]:
+        """Arguments with their slots filled in; those of which nothing was said are left out."""
+        values = {n: self._file.slots[n].words[word] for n, word in current.slots.items()}
+        filled: dict[str, Any] = {}
+        for key, value in arguments.items():
+            names = placeholders(value) if isinstance(value, str) else []
+            if any(name not in values for name in names):
+                continue
+            if names and value == f"{{{names[0]}}}":
+                filled[key] = values[names[0]]  # a number stays a number
+            else:
+                texts = {name: str(values[name]) for name in names}
+                filled[key] = fill(value, texts) if names else value
+        return filled
+
+    def _reply(self, current: _Open, result: Any) -> str:
+        """The first reply for which everything is known, or the last."""
+        values = {
+            name: _written(self._file.slots[name].words[word], word)
+            for name, word in current.slots.items()
+        }
+        if isinstance(result, dict):
+            values |= {f"{_RESULT}{key}": str(value) for key, value in result.items()}
+        candidates = replies(current.turn)
+        for text in candidates:
+            if all(name in values for name in placeholders(text)):
+                return fill(text, values)
+        return fill(candidates[-1], values)
+
+    def _say(self, text: str, *, end: bool = False, remember: bool = True) -> Say:
+        if remember:
+            self._last = text
+        return Say(text, end)
+
+
+def declared(think: Any) -> dict[str, Mapping[str, Any]]:
+    """The functions of `agent.think` in Settings that the client runs itself: name and schema."""
+    first = think[0] if isinstance(think, list) and think else think
+    functions = first.get("functions") if isinstance(first, dict) else None
+    return {
+        entry["name"]: entry.get("parameters") or {}
+        for entry in functions or ()
+        if isinstance(entry, dict) and isinstance(entry.get("name"), str)
+    }
+
+
+def _fitting(arguments: dict[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that the function's own list of values allows: where transfer_call knows no
+    "reception", the first one it knows."""
+    properties = schema.get("properties")
+    for key in arguments:
+        known = properties.get(key) if isinstance(properties, dict) else None
+        allowed = known.get("enum") if isinstance(known, dict) else None
+        if isinstance(allowed, list) and allowed and arguments[key] not in allowed:
+            arguments[key] = allowed[0]
+    return arguments
+
+
+def _written(value: Any, word: str) -> str:
+    """How a slot's word looks in a reply: a name keeps its capital."""
+    return value if isinstance(value, str) and value.lower() == word else word

@@ -1,0 +1,1 @@
+"""A simulated Voice Agent server."""

@@ -1,0 +1,1 @@
+"""A simulated phone, with Twilio between it and the server."""

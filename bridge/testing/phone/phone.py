@@ -1,0 +1,355 @@
+"""A simulated phone: a caller and the whole of Twilio between them and the server.
+
+    async with SimulatedPhone(strict=True).place_call("http://127.0.0.1:5000") as phone:
+        await phone.wait_heard(1.0)
+        await phone.say(question)
+        await phone.wait_quiet(2.0)
+        await phone.hang_up()
+
+`place_call` requests the voice webhook, reads its TwiML, opens the media socket it names and
+carries the call on in the background as Twilio would: when the server closes the socket the
+`<Connect action>` is requested and what it answers is carried out, and so on until the TwiML or
+the caller ends the call. Meanwhile the caller acts (`say`, `press`, `hang_up`, `drop`), waits
+(`wait_…`) and notices (`events`, `heard`, `faults`). Nothing here uses threads or the wall clock,
+so a call on `trio.testing.MockClock` takes no time.
+
+It shares no code with the bridge: it is a second, independent reading of Twilio's documentation.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from bridge.testing.phone.call_log import (
+    CallEndedError,
+    CallLog,
+    Event,
+    EventKind,
+    Fault,
+    PhoneFault,
+    PhoneTimeoutError,
+)
+from bridge.testing.phone.exchange import Caller, Ending, Exchange
+from bridge.testing.phone.media_stream import MediaStream
+from bridge.testing.phone.twiml import TwimlError, Verb, read_twiml
+from bridge.testing.phone.webhook import (
+    OpenStream,
+    UnreachableError,
+    WebhookError,
+    open_network_stream,
+)
+from bridge.testing.speech import RATE
+
+__all__ = [
+    "CallEndedError",
+    "Event",
+    "Fault",
+    "PhoneFault",
+    "PhoneTimeoutError",
+    "SimulatedPhone",
+    "TwimlError",
+    "UnreachableError",
+    "WebhookError",
+]
+
+WAIT_SECONDS = 60.0  # what the wait_ methods allow unless told otherwise
+
+
+class SimulatedPhone:
+    """One call to a voice webhook. All audio is µ-law at 8 kHz, all times are in seconds.
+
+    `auth_token` signs the requests as Twilio does. With `silence_frames` false no media is sent
+    while the caller says nothing, as happens on some calls. `first_timestamp` (milliseconds) is
+    that of the first media message. `strict` makes `place_call` raise `PhoneFault` at its end when
+    there were faults. `open_stream(host, port, tls)` makes the connections. `on_event` is called
+    with each `Event` as it happens.
+    """
+
+    def __init__(
+        self,
+        *,
+        from_number: str = "+15550100001",
+        to_number: str = "+15550100002",
+        caller_name: str | None = None,
+        account_sid: str | None = None,
+        call_sid: str | None = None,
+        auth_token: str | None = None,
+        strict: bool = False,
+        silence_frames: bool = True,
+        first_timestamp: int = 155,
+        open_stream: OpenStream = open_network_stream,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self._caller = Caller(
+            from_number=from_number,
+            to_number=to_number,
+            caller_name=caller_name,
+            account_sid=account_sid or "AC" + secrets.token_hex(16),
+            call_sid=call_sid or "CA" + secrets.token_hex(16),
+            auth_token=auth_token,
+            silence_frames=silence_frames,
+            first_timestamp=first_timestamp,
+            open_stream=open_stream,
+        )
+        self._strict = strict
+        self._on_event = on_event
+        self._call: tuple[CallLog, Exchange] | None = None
+
+    @asynccontextmanager
+    async def place_call(
+        self, base_url: str, webhook_path: str = "/incoming-call"
+    ) -> AsyncIterator[SimulatedPhone]:
+        """Call the server at `base_url`; on leaving, hang up if the call is still on.
+
+        Gives the phone once the first media stream has started, or the call is over without one,
+        or the TwiML makes the caller wait.
+        Raises `WebhookError` or `TwimlError` when the webhook gives no TwiML that Twilio would take
+        and, when strict, `PhoneFault` at the end, unless the body raised.
+        """
+        exchange = self._new_call(base_url)
+        verbs = await exchange.fetch(base_url.rstrip("/") + webhook_path, "POST", "ringing")
+        async with self._carried(exchange, verbs):
+            yield self
+
+    @asynccontextmanager
+    async def answer(self, document: str | bytes, base_url: str) -> AsyncIterator[SimulatedPhone]:
+        """Be the called party of an outbound call, who answers now; as `place_call` from there on.
+
+        `document` is the TwiML that came with the request for the call: no webhook is asked for
+        it, and nothing in it can be relative. `call_sid` is the one that Twilio gave the call, and
+        `base_url` is where the server is.
+        """
+        exchange = self._new_call(base_url, "outbound-api")
+        body = document.encode() if isinstance(document, str) else document
+        async with self._carried(exchange, read_twiml(body, "text/xml", "")):
+            yield self
+
+    def _new_call(self, base_url: str, direction: str = "inbound") -> Exchange:
+        if self._call is not None:
+            raise RuntimeError("a SimulatedPhone places one call")
+        log = CallLog(self._on_event)
+        exchange = Exchange(self._caller, base_url, log, direction)
+        self._call = log, exchange
+        return exchange
+
+    @asynccontextmanager
+    async def _carried(self, exchange: Exchange, verbs: list[Verb]) -> AsyncIterator[None]:
+        # Kept, and raised outside the nursery, so that it does not come out in an exception group.
+        failure: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(exchange.carry_out, verbs)
+            try:
+                await exchange.connected.wait()
+                yield
+            except Exception as error:
+                failure = error
+            await exchange.leave("caller_hung_up")
+        if failure is not None:
+            raise failure
+        if self._strict:
+            self.check()
+
+    # The caller's actions.
+
+    async def say(self, ulaw: bytes) -> None:
+        """Speak µ-law audio; returns when its last frame was sent.
+
+        Frames are 160 bytes, so the last is filled up with silence. Cancelled, the caller falls
+        silent. Raises `CallEndedError` when the media stream ends first, or there is none.
+        """
+        await self._open_media_stream().say(ulaw)
+
+    def speak_live(self, source: Callable[[int], bytes]) -> None:
+        """Speak what `source` gives, from now to the end of the media stream: it is asked for each
+        frame when that is due, for so many bytes of µ-law, and must not block.
+
+        Raises `CallEndedError` when there is no media stream.
+        """
+        self._open_media_stream().speak_live(source)
+
+    async def press(self, digits: str) -> None:
+        """Press keys (0-9, *, #, A-D), 0.2 s apart. Raises `CallEndedError` as `say` does."""
+        await self._open_media_stream().press(digits)
+
+    async def hang_up(self) -> None:
+        """Hang up: `stop`, then close the socket. Returns when the call is over; idempotent."""
+        await self._exchange.leave("caller_hung_up")
+
+    async def drop(self) -> None:
+        """Lose the connection abruptly: no `stop`, no close. Returns when the call is over."""
+        await self._exchange.leave("dropped")
+
+    # Waiting. Each raises `PhoneTimeoutError` when `timeout` seconds pass first.
+
+    async def wait_heard(self, seconds: float, timeout: float = WAIT_SECONDS) -> None:
+        """Wait until the caller has heard `seconds` of the agent's audio since the call began.
+
+        Raises `CallEndedError` when the call ends before.
+        """
+        log = self._log
+
+        def due() -> float:
+            at = log.heard_at(seconds)
+            if at > log.clock() and self._exchange.over.is_set():
+                raise CallEndedError(f"the call ended with less than {seconds:g} s heard")
+            return at
+
+        await log.wait(due, timeout, f"{seconds:g} s of audio to be heard")
+
+    async def wait_quiet(self, seconds: float, timeout: float = WAIT_SECONDS) -> None:
+        """Wait until nothing has been playing for `seconds` in a row from now, or the call ends."""
+        log, since = self._log, trio.current_time()
+
+        def due() -> float:
+            return (
+                -math.inf
+                if self._exchange.over.is_set()
+                else max(since, log.playback.runs_out_at) + seconds
+            )
+
+        await log.wait(due, timeout, f"the agent to be quiet for {seconds:g} s")
+
+    async def wait_played(self, timeout: float = WAIT_SECONDS) -> None:
+        """Wait until the playback buffer is empty, or the call ends."""
+        await self.wait_quiet(0.0, timeout)
+
+    async def wait_event(
+        self,
+        kind: EventKind,
+        text: str | None = None,
+        count: int = 1,
+        timeout: float = WAIT_SECONDS,
+    ) -> Event:
+        """Wait for the `count`-th event of a kind (and text) since the call began, and return it.
+
+        Raises `CallEndedError` when the call ends without.
+        """
+        log = self._log
+        found: list[Event] = []
+
+        def due() -> float:
+            found[:] = [e for e in log.events if e.kind == kind and text in (None, e.text)]
+            if len(found) < count and self._exchange.over.is_set():
+                raise CallEndedError(f"the call ended without {kind} {text or ''}".rstrip())
+            return -math.inf if len(found) >= count else math.inf
+
+        await log.wait(due, timeout, f"{kind} {text or ''}".rstrip())
+        return found[count - 1]
+
+    async def wait_stream_closed(self, timeout: float = WAIT_SECONDS) -> None:
+        """Wait until no media stream is open, whoever ended it."""
+        await self._log.wait(
+            lambda: -math.inf if self._exchange.stream is None else math.inf,
+            timeout,
+            "the stream to close",
+        )
+
+    async def wait_ended(self, timeout: float = WAIT_SECONDS) -> None:
+        """Wait until the call is over, what the TwiML says after the stream included."""
+        await self._log.wait(
+            lambda: -math.inf if self._exchange.over.is_set() else math.inf,
+            timeout,
+            "the call to end",
+        )
+
+    # What was noticed; all of it also after the call.
+
+    @property
+    def call_sid(self) -> str:
+        """Twilio's name for the call."""
+        return self._caller.call_sid
+
+    @property
+    def stream_sid(self) -> str | None:
+        """The SID of the latest media stream; None before the first."""
+        return self._exchange.stream_sid
+
+    @property
+    def verbs(self) -> list[Verb]:
+        """The TwiML carried out so far, in order."""
+        return self._exchange.verbs
+
+    @property
+    def ending(self) -> Ending | None:
+        """How the call ended; None while it is on."""
+        return self._exchange.ending
+
+    @property
+    def events(self) -> list[Event]:
+        """Everything that happened, in order."""
+        return self._log.events
+
+    @property
+    def faults(self) -> list[Fault]:
+        """What Twilio's debugger would hold against the server."""
+        return self._log.faults
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the call was placed; how long it lasted, once it is over."""
+        return self._log.elapsed()
+
+    @property
+    def sent_audio(self) -> bytes:
+        """Every byte of media sent, silence included."""
+        return bytes(self._log.sent_audio)
+
+    @property
+    def received_audio(self) -> bytes:
+        """Every byte of media received, in order, whether or not it was heard."""
+        return bytes(self._log.received_audio)
+
+    @property
+    def queued(self) -> float:
+        """Seconds of audio waiting in the playback buffer."""
+        return self._log.playback.queued(self._log.clock())
+
+    @property
+    def heard_seconds(self) -> float:
+        """Seconds of the agent's audio that were played."""
+        return self._log.playback.heard_bytes(self._log.clock()) / RATE
+
+    @property
+    def heard(self) -> bytes:
+        """What the caller heard, as heard, from placing the call on: silence in the gaps."""
+        return self.heard_since(0.0)
+
+    def heard_since(self, elapsed: float) -> bytes:
+        """What the caller heard from `elapsed` seconds after placing the call until now."""
+        log = self._log
+        return log.playback.heard(log.clock(), log.began + elapsed)
+
+    @property
+    def heard_stretches(self) -> list[tuple[float, float]]:
+        """When audio was played: beginning and end of each stretch, in seconds of the call."""
+        log = self._log
+        stretches = log.playback.stretches(log.clock())
+        return [(one.start - log.began, one.end - log.began) for one in stretches]
+
+    def check(self) -> None:
+        """Raise `PhoneFault` when there were faults."""
+        if self.faults:
+            raise PhoneFault(self.faults)
+
+    @property
+    def _log(self) -> CallLog:
+        if self._call is None:
+            raise RuntimeError("no call has been placed")
+        return self._call[0]
+
+    @property
+    def _exchange(self) -> Exchange:
+        if self._call is None:
+            raise RuntimeError("no call has been placed")
+        return self._call[1]
+
+    def _open_media_stream(self) -> MediaStream:
+        stream = self._exchange.stream
+        if stream is None:
+            raise CallEndedError("no media stream is open")
+        return stream

@@ -1,0 +1,460 @@
+"""The watch over a conversation: when something is done about a silence, and when nothing is.
+
+Most tests read as a transcript: what happens at which second, and what is done by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.call.silence import Action, Silence, State
+
+IDLE, STALL = 30, 10
+ASK, GOODBYE = Action.ASK_STILL_THERE, Action.SAY_GOODBYE
+FILLER, RECONNECT = Action.FILLER, Action.RECONNECT
+
+Happening = tuple[float, str]
+
+
+def play(script: Iterable[Happening], until: float = 300.0) -> list[tuple[float, Action]]:
+    """Play what happens to a watch that is asked the moment something is due, as a call's would.
+
+    Returns what it asked for, and when.
+    """
+    silence = Silence(IDLE, STALL)
+    done: list[tuple[float, Action]] = []
+
+    def wait(end: float) -> None:
+        while (at := silence.due_at) <= end:
+            action = silence.next(at)
+            assert action is not None
+            done.append((at, action))
+
+    for at, event in script:
+        wait(at)
+        getattr(silence, event)(at)
+    wait(until)
+    return done
+
+
+GREETED: list[Happening] = [(0, "session_opened"), (1, "agent_audio"), (5, "agent_done_playing")]
+
+
+# ---- nobody speaks --------------------------------------------------------------------------
+
+
+def test_nothing_is_due_before_there_is_a_session() -> None:
+    assert Silence(IDLE, STALL).due_at == math.inf
+    assert play([(0, "caller_spoke"), (1, "caller_said"), (2, "caller_pressed")]) == []
+
+
+def test_who_never_speaks_is_asked_and_then_let_go() -> None:
+    assert play([(0, "session_opened")]) == [(30, ASK), (60, GOODBYE)]
+
+
+def test_the_clock_begins_when_the_greeting_was_heard() -> None:
+    assert play(GREETED)[0] == (35, ASK)
+
+
+def test_the_question_itself_is_no_conversation() -> None:
+    """The agent speaks because it was told to; the caller has still not said a word."""
+    assert play(
+        [
+            *GREETED,
+            (35, "injected"),
+            (36, "agent_audio"),
+            (36, "agent_said"),
+            (38, "agent_done_playing"),
+        ]
+    ) == [(35, ASK), (68, GOODBYE)]
+
+
+def test_who_answers_the_question_is_not_let_go() -> None:
+    answered: list[Happening] = [(40, "caller_spoke"), (41, "caller_said"), (42, "agent_audio")]
+    assert play([*GREETED, *answered, (45, "agent_done_playing")]) == [
+        (35, ASK),
+        (75, ASK),
+        (105, GOODBYE),
+    ]
+
+
+def test_the_clock_begins_when_words_were_given_to_the_agent() -> None:
+    """A question that waited to be sent, and a word of ours in between."""
+    assert play([*GREETED, (20, "injected")], until=50) == [(50, ASK)]
+    assert play([*GREETED, (38, "injected")], until=68) == [(35, ASK), (68, GOODBYE)]
+    assert play([*ASKED_SOMETHING, (24, "injected")], until=34) == [(22, FILLER), (34, RECONNECT)]
+    assert play([*UNHEARD, (23, "injected")], until=33) == [(20, FILLER), (33, RECONNECT)]
+
+
+def test_a_key_is_an_answer_too() -> None:
+    assert play([*GREETED, (40, "caller_pressed")], until=99) == [(35, ASK), (70, ASK)]
+
+
+def test_goodbye_is_said_once() -> None:
+    after: list[Happening] = [(66, "injected"), (67, "agent_audio"), (69, "agent_done_playing")]
+    assert play([*GREETED, *after])[2:] == []
+
+
+def test_who_speaks_over_the_goodbye_is_in_the_conversation_again() -> None:
+    assert play([*GREETED, (66, "caller_spoke"), (67, "caller_said")], until=80) == [
+        (35, ASK),
+        (65, GOODBYE),
+        (77, FILLER),
+    ]
+
+
+def test_nobody_is_idle_while_a_long_answer_plays() -> None:
+    assert play([(0, "session_opened"), (1, "agent_audio"), (200, "agent_done_playing")], 229) == []
+
+
+def test_nobody_is_idle_while_a_function_runs() -> None:
+    assert play([*GREETED, (6, "function_began"), (90, "function_ended")], until=99) == [
+        (16, FILLER)
+    ]
+
+
+# ---- the agent owes a word ------------------------------------------------------------------
+
+ASKED_SOMETHING: list[Happening] = [*GREETED, (10, "caller_spoke"), (12, "caller_said")]
+
+
+def test_an_agent_that_answers_is_left_in_peace() -> None:
+    reply: list[Happening] = [(13, "agent_said"), (13, "agent_audio"), (20, "agent_done_playing")]
+    assert play([*ASKED_SOMETHING, *reply], until=49) == []
+
+
+def test_an_agent_that_says_nothing_is_prodded_and_then_replaced() -> None:
+    assert play(ASKED_SOMETHING) == [(22, FILLER), (32, RECONNECT)]
+
+
+def test_the_end_of_the_turn_counts_not_its_beginning() -> None:
+    later: list[Happening] = [(10, "caller_spoke"), (18, "caller_spoke"), (27, "caller_said")]
+    assert play([*GREETED, *later], until=46) == [(37, FILLER)]
+
+
+def test_the_filler_is_not_the_reply() -> None:
+    filler: list[Happening] = [
+        (22, "injected"),
+        (23, "agent_audio"),
+        (23.5, "agent_audio"),
+        (24, "agent_done_playing"),
+    ]
+    assert play([*ASKED_SOMETHING, *filler]) == [(22, FILLER), (34, RECONNECT)]
+
+
+def test_a_reply_behind_the_filler_settles_it() -> None:
+    """Both in one stretch of audio: only the words tell them apart."""
+    both: list[Happening] = [(23, "agent_audio"), (24, "agent_said"), (24, "agent_audio")]
+    assert play([*ASKED_SOMETHING, *both, (30, "agent_done_playing")], until=61) == [
+        (22, FILLER),
+        (60, ASK),
+    ]
+
+
+def test_words_without_audio_are_not_heard() -> None:
+    assert play([*ASKED_SOMETHING, (13, "agent_said")]) == [(22, FILLER), (32, RECONNECT)]
+
+
+def test_a_reply_whose_words_came_before_the_filler_is_believed() -> None:
+    late: list[Happening] = [(21, "agent_said"), (25, "agent_audio"), (30, "agent_done_playing")]
+    assert play([*ASKED_SOMETHING, *late], until=60) == [(22, FILLER), (60, ASK)]
+
+
+def test_thinking_is_not_speaking() -> None:
+    thinking: list[Happening] = [(12 + n, "agent_thinking") for n in range(10)]
+    assert play([*ASKED_SOMETHING, *thinking]) == [(22, FILLER), (32, RECONNECT)]
+
+
+def test_the_caller_who_speaks_on_starts_it_again() -> None:
+    on: list[Happening] = [(25, "caller_spoke"), (27, "caller_said")]
+    assert play([*ASKED_SOMETHING, *on]) == [(22, FILLER), (37, FILLER), (47, RECONNECT)]
+
+
+def test_the_second_sign_of_a_turns_end_is_no_new_turn() -> None:
+    """ConversationText, the reply's audio, and only then EndOfTurn."""
+    reply: list[Happening] = [(13, "agent_audio"), (13.2, "caller_said"), (13.3, "agent_thinking")]
+    assert play([*ASKED_SOMETHING, *reply, (20, "agent_done_playing")], until=51) == [(50, ASK)]
+
+
+def test_after_a_new_session_nothing_is_owed_until_the_caller_speaks() -> None:
+    again: list[Happening] = [(33, "session_opened")]
+    assert play([*ASKED_SOMETHING, *again], until=70)[2:] == [(63, ASK)]
+
+
+def test_a_new_session_is_given_the_last_words_again() -> None:
+    again: list[Happening] = [(33, "session_opened"), (33.5, "caller_said")]
+    assert play([*ASKED_SOMETHING, *again], until=50)[2:] == [(43.5, FILLER)]
+
+
+# ---- functions ------------------------------------------------------------------------------
+
+
+def test_a_long_function_is_bridged_by_words_and_never_by_a_new_session() -> None:
+    function: list[Happening] = [(12.1, "function_began"), (80, "function_ended")]
+    assert play([*ASKED_SOMETHING, *function]) == [(22, FILLER), (90, RECONNECT)]
+
+
+def test_the_result_of_a_function_is_owed_a_word() -> None:
+    function: list[Happening] = [
+        (13, "agent_audio"),  # "One moment, please."
+        (14, "function_began"),
+        (15, "agent_done_playing"),
+        (18, "function_ended"),
+    ]
+    assert play([*ASKED_SOMETHING, *function]) == [(28, FILLER), (38, RECONNECT)]
+
+
+def test_all_functions_must_have_ended() -> None:
+    functions: list[Happening] = [
+        (12, "function_began"),
+        (12, "function_began"),
+        (40, "function_ended"),
+        (50, "function_ended"),
+    ]
+    assert play([*ASKED_SOMETHING, *functions]) == [(22, FILLER), (60, RECONNECT)]
+
+
+def test_a_lost_session_takes_its_functions_with_it() -> None:
+    lost: list[Happening] = [
+        (12, "function_began"),
+        (13, "session_lost"),
+        (50, "session_opened"),
+        (51, "function_ended"),
+    ]
+    assert play([*ASKED_SOMETHING, *lost], until=100) == [(80, ASK)]
+
+
+def test_nothing_is_due_while_a_session_is_being_opened() -> None:
+    assert play([*ASKED_SOMETHING, (13, "session_lost")]) == []
+
+
+# ---- the reported stall: UserStartedSpeaking and nothing more -------------------------------
+
+UNHEARD: list[Happening] = [*GREETED, (10, "caller_spoke")]
+
+
+def test_a_session_that_hears_nothing_and_refuses_the_filler_is_replaced() -> None:
+    assert play([*UNHEARD, (20, "injected")]) == [(20, FILLER), (30, RECONNECT)]
+
+
+def test_a_cough_costs_a_filler_and_no_session() -> None:
+    spoken: list[Happening] = [(21, "agent_audio"), (22, "agent_done_playing")]
+    assert play([*UNHEARD, *spoken], until=60) == [(20, FILLER), (52, ASK)]
+
+
+def test_a_session_that_speaks_but_does_not_hear_is_replaced_at_the_second_try() -> None:
+    spoken: list[Happening] = [(21, "agent_audio"), (22, "agent_done_playing")]
+    assert play([*UNHEARD, *spoken, (25, "caller_spoke")]) == [(20, FILLER), (35, RECONNECT)]
+
+
+def test_a_session_that_hears_at_the_second_try_is_well() -> None:
+    again: list[Happening] = [
+        (21, "agent_audio"),
+        (22, "agent_done_playing"),
+        (25, "caller_spoke"),
+        (27, "caller_said"),
+        (28, "agent_said"),
+        (28, "agent_audio"),
+        (30, "agent_done_playing"),
+        (31, "caller_spoke"),  # and may cough again
+    ]
+    assert play([*UNHEARD, *again], until=50) == [(20, FILLER), (41, FILLER)]
+
+
+def test_who_tells_a_long_story_is_not_interrupted() -> None:
+    voice: list[Happening] = [(10 + n, "caller_voice") for n in range(60)]
+    assert play([*UNHEARD, *voice, (71, "caller_said"), (72, "agent_audio")]) == []
+
+
+def test_who_speaks_on_over_a_refused_filler_keeps_the_session() -> None:
+    voice: list[Happening] = [(21 + n, "caller_voice") for n in range(30)]
+    assert play([*UNHEARD, (20, "injected"), *voice, (51, "caller_said")], until=60) == [
+        (20, FILLER)
+    ]
+
+
+def test_a_voice_alone_is_no_word() -> None:
+    """A television keeps no call alive."""
+    voice: list[Happening] = [(n, "caller_voice") for n in range(6, 60)]
+    assert play([*GREETED, *voice], until=66) == [(35, ASK), (65, GOODBYE)]
+
+
+def test_a_greeting_that_must_not_be_interrupted_holds_the_clock() -> None:
+    spoken_over: list[Happening] = [
+        (0, "session_opened"),
+        (1, "agent_audio"),
+        (2, "caller_spoke"),
+        (3, "agent_audio"),
+        (20, "agent_done_playing"),
+    ]
+    assert play(spoken_over, until=39) == [(30, FILLER)]
+
+
+# ---- asking -----------------------------------------------------------------------------------
+
+
+def test_nothing_is_done_early_and_once_only() -> None:
+    silence = Silence(IDLE, STALL)
+    silence.session_opened(0)
+    assert silence.next(29.9) is None
+    assert silence.next(30) is ASK
+    assert silence.next(30) is None
+    assert silence.state is State.ASKED
+
+
+def test_who_asks_late_gets_one_thing_at_a_time() -> None:
+    silence = Silence(IDLE, STALL)
+    silence.session_opened(0)
+    assert silence.next(1000) is ASK
+    assert silence.due_at == 1030
+
+
+@pytest.mark.parametrize("seconds", [(0, 1), (1, 0), (-1, 1), (1, math.nan)])
+def test_seconds_are_above_zero(seconds: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        Silence(*seconds)
+
+
+# ---- any sequence of events -------------------------------------------------------------------
+
+EVENTS = [
+    "session_opened",
+    "session_lost",
+    "caller_spoke",
+    "caller_said",
+    "caller_pressed",
+    "caller_voice",
+    "agent_thinking",
+    "agent_said",
+    "agent_audio",
+    "agent_done_playing",
+    "function_began",
+    "function_ended",
+    "injected",
+]
+
+# Whole seconds, so that sums are exact; now and then nobody asks for a while.
+steps = st.lists(
+    st.tuples(
+        st.one_of(st.integers(0, 3), st.integers(0, 40)),
+        st.sampled_from(EVENTS),
+        st.booleans(),
+    ),
+    max_size=60,
+)
+
+
+class Witness:
+    """Knows of a conversation what its rules are about, and checks each action against it."""
+
+    def __init__(self) -> None:
+        self.silence = Silence(IDLE, STALL)
+        self.playing = self.open = self.asked = self.filled = False
+        self.speaking = False
+        self.functions = 0
+        self.last: dict[str, float] = {}
+        self.actions: list[Action] = []
+
+    def since(self, now: float, *happenings: str) -> float:
+        return min(now - self.last.get(name, -math.inf) for name in happenings)
+
+    def happens(self, event: str, now: float) -> None:
+        getattr(self.silence, event)(now)
+        if event != "agent_done_playing" or self.playing:
+            self.last[event] = now
+        match event:
+            case "session_opened" | "session_lost":
+                self.functions = 0
+                self.open = event == "session_opened"
+                self.asked = self.speaking = False
+            case "agent_audio" | "agent_done_playing":
+                self.playing = event == "agent_audio"
+            case "function_began":
+                self.functions += 1
+                self.speaking = False
+            case "function_ended":
+                self.functions = max(0, self.functions - 1)
+            case "caller_said":
+                self.asked = self.speaking = False
+            case "agent_thinking":
+                self.speaking = False
+            case "caller_pressed":
+                self.asked = False
+            case "caller_spoke":
+                self.asked, self.speaking = False, True
+
+    def asks(self, now: float) -> None:
+        due_at = self.silence.due_at
+        action = self.silence.next(now)
+        assert (action is not None) == (due_at <= now)
+        if action is None:
+            return
+        assert not self.playing
+        assert self.open
+        if action is not FILLER:
+            assert self.functions == 0
+        spoke = self.since(now, "caller_spoke", "caller_said", "agent_done_playing")
+        match action:
+            case Action.ASK_STILL_THERE:
+                assert self.since(now, "ASK_STILL_THERE") >= IDLE
+                assert spoke >= IDLE
+                assert not self.speaking
+                self.asked = True
+            case Action.SAY_GOODBYE:
+                assert self.since(now, "ASK_STILL_THERE") >= IDLE
+                assert spoke >= IDLE
+                assert self.asked
+            case Action.FILLER:
+                assert self.since(now, "FILLER", "RECONNECT") >= STALL
+                assert spoke >= STALL
+                # Whoever spoke and was not heard is now thought to have coughed.
+                self.filled, self.speaking = True, False
+            case Action.RECONNECT:
+                assert self.filled
+                assert self.since(now, "FILLER", "RECONNECT") >= STALL
+                assert spoke >= STALL
+                self.filled = self.open = False
+        self.last[action.name] = now
+        self.actions.append(action)
+
+
+@given(steps)
+def test_no_sequence_of_events_breaks_the_rules(happenings: list[tuple[int, str, bool]]) -> None:
+    witness, now = Witness(), 0
+    for waited, event, asks in happenings:
+        now += waited
+        if asks:
+            witness.asks(now)
+        witness.happens(event, now)
+    for _ in range(200):
+        now += 1
+        witness.asks(now)
+
+
+@given(steps)
+def test_a_call_in_which_nothing_happens_any_more_comes_to_an_end(
+    happenings: list[tuple[int, str, bool]],
+) -> None:
+    """Whatever came before: with a session, and nothing playing or running, the watch asks for
+    the last step of one clock or the other, and in good time."""
+    witness, now = Witness(), 0
+    for waited, event, _ in happenings:
+        now += waited
+        witness.happens(event, now)
+    for _ in range(witness.functions):
+        witness.happens("function_ended", now)
+    witness.happens("agent_done_playing", now)
+    if witness.silence.state in (State.AWAY, State.OVER):
+        assert witness.silence.due_at == math.inf
+        return
+    witness.open = True
+    for _ in range(2 * max(IDLE, STALL)):
+        now += 1
+        witness.asks(now)
+    assert witness.actions[-1] in (GOODBYE, RECONNECT)
+    assert witness.silence.due_at == math.inf

@@ -1,0 +1,268 @@
+"""Who answers, and how greeting and prompt are filled in."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from bridge.caller import CallInfo
+from bridge.config.settings import Settings
+from bridge.config.toml import parse
+from bridge.deepgram.agents import VALUE_LIMIT, choose_agent, fill, fill_in, variables_of
+
+CONFIG = """
+[agent]
+greeting = "Hello!"
+[agent.think]
+prompt = "Be kind."
+[agent.think.provider]
+type = "open_ai"
+model = "gpt-4o-mini"
+[agent.listen.provider]
+type = "deepgram"
+keyterms = ["a", "b"]
+
+[agents.sales]
+numbers = ["+15557654321", "+15557654322"]
+greeting = "Sales, good morning!"
+[agents.sales.think.provider]
+model = "gpt-5"
+[agents.sales.listen.provider]
+keyterms = ["c"]
+
+[agents.night]
+numbers = ["+15550000000"]
+"""
+
+names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]*", fullmatch=True)
+values = st.text(st.characters(exclude_categories=("Cs",)))
+# Text in which braces and names are likely.
+templates = st.lists(st.one_of(st.sampled_from(["{", "}", "a", "b", "0", " "]), values)).map(
+    "".join
+)
+trees: st.SearchStrategy[dict[str, Any]] = st.recursive(
+    st.dictionaries(st.sampled_from("abcd"), st.integers() | st.lists(st.integers())),
+    lambda inner: st.dictionaries(st.sampled_from("abcd"), inner | st.integers()),
+)
+
+
+# ---- who answers ----------------------------------------------------------------------------
+
+
+def test_a_named_agent_says_only_how_it_differs() -> None:
+    assert choose_agent(parse(CONFIG), "+15557654322") == (
+        "sales",
+        {
+            "greeting": "Sales, good morning!",
+            "think": {"prompt": "Be kind.", "provider": {"type": "open_ai", "model": "gpt-5"}},
+            "listen": {"provider": {"type": "deepgram", "keyterms": ["c"]}},
+        },
+    )
+
+
+@pytest.mark.parametrize("called", ["+15559999999", "", "anonymous", "5557654321"])
+def test_every_other_number_is_answered_by_agent(called: str) -> None:
+    settings = parse(CONFIG)
+    assert choose_agent(settings, called) == ("", settings.agent)
+
+
+def test_an_agent_that_differs_in_nothing_is_agent_itself() -> None:
+    settings = parse(CONFIG)
+    assert choose_agent(settings, "+15550000000") == ("night", settings.agent)
+
+
+@pytest.mark.parametrize(
+    ("base", "changes", "merged"),
+    [
+        ({"a": {"b": 1}}, {"a": 2}, {"a": 2}),
+        ({"a": 2}, {"a": {"b": 1}}, {"a": {"b": 1}}),
+        ({"a": [1, 2]}, {"a": [3]}, {"a": [3]}),
+        ({"a": [{"b": 1}]}, {"a": {"b": 2}}, {"a": {"b": 2}}),
+        ({"a": {"b": {"c": 1, "d": 2}}}, {"a": {"b": {"c": 3}}}, {"a": {"b": {"c": 3, "d": 2}}}),
+        ({"a": {"numbers": 1}}, {"a": {"numbers": 2}}, {"a": {"numbers": 2}}),
+        ({"a": {"b": 1}}, {"a": {}}, {"a": {"b": 1}}),
+        # A provider of another type knows nothing of the keys of the one before.
+        ({"a": {"type": "x", "b": 1}}, {"a": {"type": "y"}}, {"a": {"type": "y"}}),
+        (
+            {"a": {"type": "x", "b": 1}},
+            {"a": {"type": "x", "c": 2}},
+            {"a": {"type": "x", "b": 1, "c": 2}},
+        ),
+    ],
+)
+def test_tables_are_merged_and_all_else_is_replaced(
+    base: dict[str, Any], changes: dict[str, Any], merged: dict[str, Any]
+) -> None:
+    settings = Settings(agent=base, agents={"x": {"numbers": ["+15557654321"], **changes}})
+    assert choose_agent(settings, "+15557654321") == ("x", merged)
+
+
+def scribble(value: Any) -> None:
+    if isinstance(value, dict):
+        for inner in value.values():
+            scribble(inner)
+        value["scribbled"] = True
+    elif isinstance(value, list):
+        value.append("scribbled")
+
+
+@given(trees, trees, st.sampled_from(["+15557654321", "+15550000000"]))
+def test_the_settings_are_never_touched(
+    base: dict[str, Any], changes: dict[str, Any], called: str
+) -> None:
+    agents = {"x": {"numbers": ["+15557654321"], **changes}}
+    settings = Settings(agent=base, agents=agents)
+    before = copy.deepcopy((base, agents))
+    scribble(choose_agent(settings, called)[1])
+    assert (settings.agent, settings.agents) == before
+
+
+# ---- what a template may name ---------------------------------------------------------------
+
+
+def test_the_facts_of_the_call_outrank_what_others_say_of_it() -> None:
+    info = CallInfo(
+        caller="+15551234567",
+        called="+15557654321",
+        parameters={"caller": "the president", "plan": "basic", "campaign": "spring"},
+    )
+    assert variables_of(info, {"called": "elsewhere", "plan": "gold"}) == {
+        "caller": "+15551234567",
+        "called": "+15557654321",
+        "plan": "gold",
+        "campaign": "spring",
+    }
+
+
+# ---- the template ---------------------------------------------------------------------------
+
+VARIABLES = {"name": "Ada", "x1": "1", "_u": "u"}
+
+
+@pytest.mark.parametrize(
+    ("template", "filled"),
+    [
+        ("Hello {name}, {x1}{_u}!", "Hello Ada, 1u!"),
+        ("{{name}}", "{name}"),
+        ("{{{name}}}", "{Ada}"),
+        ("{{{{", "{{"),
+        ("a { b } c", "a { b } c"),
+        ("{", "{"),
+        ("{name", "{name"),
+        ("{}", "{}"),
+        ("{0}", "{0}"),
+        ("{ name }", "{ name }"),
+        ("{name.upper}", "{name.upper}"),
+        ("{name.__class__.__mro__}", "{name.__class__.__mro__}"),
+        ("{name[0]}", "{name[0]}"),
+        ("{name!r}", "{name!r}"),
+        ("{name:>100}", "{name:>100}"),
+        ("{näme}", "{näme}"),
+        ("%(name)s $name ${name}", "%(name)s $name $Ada"),
+        ('{"plan": "{name}"}', '{"plan": "Ada"}'),
+    ],
+)
+def test_a_name_in_braces_is_replaced_and_nothing_else(template: str, filled: str) -> None:
+    assert fill(template, VARIABLES) == (filled, [])
+
+
+def test_unknown_names_stay_as_written_and_are_told_once() -> None:
+    assert fill("{b} {name} {a} {b}", VARIABLES) == ("{b} Ada {a} {b}", ["b", "a"])
+
+
+@given(templates, st.dictionaries(names, values))
+def test_no_template_and_no_value_is_too_strange(template: str, variables: dict[str, str]) -> None:
+    _filled, unknown = fill(template, variables)
+    assert not set(unknown) & set(variables)
+    assert len(unknown) == len(set(unknown))
+
+
+@given(st.dictionaries(names, templates, min_size=1))
+def test_a_value_is_never_a_template(variables: dict[str, str]) -> None:
+    """Whoever chooses one value learns none of the others, whatever the order."""
+    secret = {**variables, "secret": "S3CRET"}
+    for name in variables.keys() - {"secret"}:
+        filled, unknown = fill(f"{{{name}}}", {**secret, name: variables[name] + "{secret}"})
+        assert "S3CRET" not in filled.replace(variables[name], "")
+        assert unknown == []
+
+
+@given(st.text(st.characters(categories=("Cc", "Cs", "Zl", "Zp", "Lu"))))
+def test_a_value_is_one_short_line_that_can_be_sent(value: str) -> None:
+    filled, _ = fill("{v}", {"v": value})
+    assert filled.isprintable()
+    assert len(filled) <= VALUE_LIMIT
+    assert filled == filled.strip()
+    filled.encode()
+
+
+def test_words_around_a_line_break_stay_two() -> None:
+    assert fill("<{v}>", {"v": "\nAda\r\n\r\nLovelace\0 "}) == ("<Ada Lovelace>", [])
+
+
+@pytest.mark.parametrize("hidden", ["\u202e", "\u2066", "\u2028", "\U000e0041", "\x1b", "\x85"])
+def test_what_nobody_can_see_is_not_passed_on(hidden: str) -> None:
+    assert fill("{v}", {"v": f"a{hidden}b"}) == ("a b", [])
+
+
+def test_long_values_are_cut() -> None:
+    assert fill("{v}!", {"v": "x" * 10_000}) == ("x" * VALUE_LIMIT + "!", [])
+
+
+# ---- greeting and prompt --------------------------------------------------------------------
+
+
+def test_greeting_and_prompt_are_filled_in() -> None:
+    agent = {
+        "greeting": "Hello {name}!",
+        "think": {"prompt": "You talk to {name}.", "provider": {"model": "{name}"}},
+        "speak": {"prompt": "{name}"},
+    }
+    before = copy.deepcopy(agent)
+    assert fill_in(agent, VARIABLES) == {
+        "greeting": "Hello Ada!",
+        "think": {"prompt": "You talk to Ada.", "provider": {"model": "{name}"}},
+        "speak": {"prompt": "{name}"},
+    }
+    assert agent == before
+
+
+def test_every_think_provider_is_filled_in() -> None:
+    agent = {"think": [{"prompt": "{name}"}, {"provider": {}}, {"prompt": "2 {name}"}]}
+    assert fill_in(agent, VARIABLES) == {
+        "think": [{"prompt": "Ada"}, {"provider": {}}, {"prompt": "2 Ada"}]
+    }
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [{}, {"greeting": 7, "think": "none"}, {"think": [1, {"prompt": None}]}, {"think": {}}],
+)
+def test_what_is_no_text_is_left_to_deepgram(agent: dict[str, Any]) -> None:
+    assert fill_in(agent, VARIABLES) == agent
+
+
+def test_unknown_names_are_logged_in_one_line_and_values_never() -> None:
+    agent = {"greeting": "{name} {nobody}", "think": [{"prompt": "{nobody}"}, {"prompt": "{it}"}]}
+    with capture_logs() as lines:
+        fill_in(agent, {"name": "Ada Lovelace"})
+    assert [(line["log_level"], line["names"]) for line in lines] == [("warning", ["nobody", "it"])]
+    assert "Lovelace" not in str(lines)
+
+
+def test_nothing_is_logged_when_all_names_are_known() -> None:
+    with capture_logs() as lines:
+        fill_in({"greeting": "{name} {{x}}"}, VARIABLES)
+    assert lines == []
+
+
+def test_the_copy_is_whole() -> None:
+    agent: dict[str, Any] = {"think": {"functions": [{"name": "f"}]}, "greeting": "x"}
+    before = copy.deepcopy(agent)
+    scribble(fill_in(agent, {}))
+    assert agent == before

@@ -1,0 +1,682 @@
+"""Function calls in flight: everything a function may do, and the one answer the agent gets."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from bridge.caller import CallInfo
+from bridge.deepgram.messages import (
+    CancelledFunction,
+    FunctionCall,
+    FunctionCallCancelled,
+    FunctionCallRequest,
+    FunctionResult,
+)
+from bridge.deepgram.session import AgentClosed
+from bridge.functions import Functions, function
+from bridge.functions.in_flight import (
+    DEFAULT_DEADLINE,
+    MAX_IN_FLIGHT,
+    MAX_REFUSALS,
+    MAX_RESULT_BYTES,
+    FunctionCalls,
+)
+from bridge.functions.threads import THREADS_PER_CALL
+
+INFO = CallInfo("CA1", "MZ1", "+15551234567", "+15557654321", {"tier": "gold"})
+
+
+class Phone:
+    """One call's functions, and what the agent got and when."""
+
+    def __init__(self, nursery: trio.Nursery, *implementations: Callable[..., Any]) -> None:
+        self.nursery = nursery
+        self.results: list[tuple[float, FunctionResult]] = []
+        self.calls = FunctionCalls(Functions.of(*implementations), INFO, self.answer)
+        self.logs: list[Any] = []
+        self._answered = trio.Event()
+
+    async def answer(self, result: FunctionResult) -> None:
+        await trio.lowlevel.checkpoint()
+        self.results.append((trio.current_time(), result))
+        self._answered.set()
+        self._answered = trio.Event()
+
+    def ask(self, *functions: FunctionCall) -> None:
+        self.calls.start(self.nursery, FunctionCallRequest(functions))
+
+    def cancel(self, *ids: str) -> None:
+        self.calls.cancel(FunctionCallCancelled(tuple(map(CancelledFunction, ids))))
+
+    async def answered(self, id: str) -> None:
+        while id not in self.answers:
+            await self._answered.wait()
+
+    @property
+    def answers(self) -> dict[str, Any]:
+        """Content by id. Fails when an id was answered twice."""
+        contents = {result.id: json.loads(result.content) for _, result in self.results}
+        assert len(contents) == len(self.results), "each is answered once"
+        return contents
+
+    @property
+    def lines(self) -> dict[str, str]:
+        """How each call ended, by id, from the one line there is for each."""
+        lines = [line for line in self.logs if line["event"] == "function call"]
+        ended = {line["id"]: line["result"] for line in lines}
+        assert len(ended) == len(lines)
+        return ended
+
+
+@asynccontextmanager
+async def a_call(*implementations: Callable[..., Any]) -> AsyncIterator[Phone]:
+    with capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            phone = Phone(nursery, *implementations)
+            phone.logs = logs
+            yield phone
+
+
+def fc(name: str, id: str = "fc_1", **arguments: Any) -> FunctionCall:
+    return FunctionCall(id, name, json.dumps(arguments))
+
+
+async def wait(seconds: float) -> str:
+    """Take a while."""
+    await trio.sleep(seconds)
+    return f"waited {seconds:g}"
+
+
+# ---- answers --------------------------------------------------------------------------------
+
+
+async def test_several_in_one_request_are_answered_as_they_end(autojump_clock: MockClock) -> None:
+    async with a_call(wait) as phone:
+        phone.ask(
+            fc("wait", "a", seconds=3), fc("wait", "b", seconds=1), fc("wait", "c", seconds=2)
+        )
+        assert phone.results == [], "asking does not wait"
+    assert [result.id for _, result in phone.results] == ["b", "c", "a"]
+    assert phone.answers == {"a": "waited 3", "b": "waited 1", "c": "waited 2"}
+    assert phone.results[-1][0] == pytest.approx(3), "side by side"
+    assert phone.lines == {"a": "ok", "b": "ok", "c": "ok"}
+
+
+async def test_the_answer_names_its_call() -> None:
+    async def f(a: int) -> int:
+        return a
+
+    async with a_call(f) as phone:
+        phone.ask(FunctionCall("fc_9", "f", '{"a":1}', thought_signature="sig"))
+    assert phone.results[0][1] == FunctionResult("fc_9", "f", "1", "sig")
+
+
+async def test_what_the_server_runs_itself_is_left_to_it() -> None:
+    async def f() -> None: ...
+
+    async with a_call(f) as phone:
+        phone.ask(FunctionCall("a", "f", client_side=False), FunctionCall("b", "f"))
+    assert phone.answers == {"b": None}
+
+
+async def test_call_info() -> None:
+    async def f(a: int, call: CallInfo) -> list[Any]:
+        return [a, call.call_sid, call.caller, call.called, call.parameters["tier"]]
+
+    def g(me: CallInfo) -> str:
+        return me.stream_sid
+
+    async with a_call(f, g) as phone:
+        phone.ask(fc("f", "f", a=1), fc("g", "g"))
+    assert phone.answers == {"f": [1, "CA1", "+15551234567", "+15557654321", "gold"], "g": "MZ1"}
+
+
+@dataclass
+class Booking:
+    number: int
+    table: set[str]
+
+
+@pytest.mark.parametrize(
+    ("value", "content"),
+    [
+        (None, None),
+        ({"number": 3}, {"number": 3}),
+        (Booking(3, {"a"}), {"number": 3, "table": ["a"]}),
+        ("Grüß Gott", "Grüß Gott"),
+        (math.nan, None),
+    ],
+)
+async def test_results_are_json(value: Any, content: Any) -> None:
+    async def f() -> Any:
+        return value
+
+    async with a_call(f) as phone:
+        phone.ask(fc("f"))
+    assert phone.answers == {"fc_1": content}
+
+
+@pytest.mark.parametrize("value", [object(), "\ud800", {(1, 2): 3}], ids=["object", "half", "key"])
+async def test_a_result_that_is_not_json(value: Any) -> None:
+    async def f() -> Any:
+        return value
+
+    async with a_call(f) as phone:
+        phone.ask(fc("f"))
+    assert phone.answers == {"fc_1": {"error": "the function's result cannot be written as JSON"}}
+    assert phone.lines == {"fc_1": "error"}
+    (line,) = [line for line in phone.logs if line["event"] == "function's result is not JSON"]
+    assert line["function"] == "f"
+
+
+async def test_a_result_without_end() -> None:
+    async def f() -> Any:
+        endless: list[Any] = []
+        endless.append(endless)
+        return endless
+
+    async with a_call(f) as phone:
+        phone.ask(fc("f"))
+    assert phone.answers == {"fc_1": {"error": "the function's result cannot be written as JSON"}}
+
+
+async def test_a_result_is_bounded() -> None:
+    async def f(size: int) -> str:
+        return "x" * (size - 2)
+
+    async with a_call(f) as phone:
+        phone.ask(fc("f", "fits", size=MAX_RESULT_BYTES), fc("f", "not", size=MAX_RESULT_BYTES + 1))
+    assert len(phone.answers["fits"]) == MAX_RESULT_BYTES - 2
+    assert phone.answers["not"] == {
+        "error": f"the function's result is too large: more than {MAX_RESULT_BYTES} bytes"
+    }
+    assert phone.lines == {"fits": "ok", "not": "error"}
+
+
+# ---- the agent's faults ---------------------------------------------------------------------
+
+
+async def test_an_unknown_function() -> None:
+    async with a_call(wait) as phone:
+        phone.ask(fc("fly"), fc("x" * 100_000, "long"))
+    assert phone.answers["fc_1"] == {"error": "there is no function fly; there are: wait"}
+    assert len(phone.answers["long"]["error"]) < 200
+    assert phone.lines == {"fc_1": "error", "long": "error"}
+
+
+async def test_an_unknown_function_where_there_are_none() -> None:
+    async with a_call() as phone:
+        phone.ask(fc("fly"))
+    assert phone.answers["fc_1"] == {"error": "there is no function fly; there are: none"}
+
+
+async def test_arguments_that_do_not_fit_run_nothing() -> None:
+    ran = []
+
+    async def f(guests: int) -> None:
+        ran.append(guests)
+
+    async with a_call(f) as phone:
+        phone.ask(fc("f", "a", guests="4"), FunctionCall("b", "f", "{guests"), fc("f", "c"))
+    assert ran == []
+    assert phone.answers == {
+        "a": {"error": "guests: Expected `int`, got `str`"},
+        "b": {"error": "the arguments are not a JSON object"},
+        "c": {"error": "Object missing required field `guests`; the parameters are: guests"},
+    }
+    assert set(phone.lines.values()) == {"error"}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@given(st.text() | (JSON | st.fixed_dictionaries({"guests": JSON})).map(json.dumps))
+def test_any_arguments_get_one_answer(arguments: str) -> None:
+    async def f(guests: list[int]) -> int:
+        return len(guests)
+
+    async def main() -> None:
+        async with a_call(f) as phone:
+            phone.ask(FunctionCall("a", "f", arguments))
+        assert isinstance(phone.answers["a"], int) or set(phone.answers["a"]) == {"error"}
+
+    trio.run(main)
+
+
+async def test_an_id_in_flight_is_not_run_again(autojump_clock: MockClock) -> None:
+    async with a_call(wait) as phone:
+        phone.ask(fc("wait", seconds=2), fc("wait", seconds=1))
+        await trio.sleep(1)
+        phone.ask(fc("wait", seconds=0))
+    assert phone.answers == {"fc_1": "waited 2"}
+
+
+async def test_more_than_a_few_at_once_are_refused(autojump_clock: MockClock) -> None:
+    async with a_call(wait) as phone:
+        phone.ask(*(fc("wait", str(n), seconds=1) for n in range(MAX_IN_FLIGHT + 3)))
+    refused = {id for id, content in phone.answers.items() if content != "waited 1"}
+    assert refused == {str(MAX_IN_FLIGHT + n) for n in range(3)}
+    assert phone.answers["16"]["error"].startswith("too many functions at once; wait for")
+    assert phone.results[0][0] == 0, "refusals do not wait for the others"
+
+
+async def test_an_agent_that_reads_no_answers_costs_a_bounded_number_of_tasks(
+    autojump_clock: MockClock,
+) -> None:
+    async def never(result: FunctionResult) -> None:
+        await trio.sleep_forever()
+
+    with capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            calls = FunctionCalls(Functions.of(wait), INFO, never)
+            for batch in range(10):
+                functions = (fc("wait", f"{batch}.{n}", seconds=0) for n in range(100))
+                calls.start(nursery, FunctionCallRequest(tuple(functions)))
+                await trio.sleep(1)
+            assert len(calls) == len(nursery.child_tasks) == MAX_IN_FLIGHT + MAX_REFUSALS
+            nursery.cancel_scope.cancel()
+    assert len(calls) == 0
+    assert [line["log_level"] for line in logs].count("warning") == 1
+
+
+# ---- the functions' faults ------------------------------------------------------------------
+
+
+async def test_a_deadline_ends_a_function(autojump_clock: MockClock) -> None:
+    @function(deadline=2.5)
+    async def short() -> None:
+        await trio.sleep_forever()
+
+    async def usual() -> None:
+        await trio.sleep_forever()
+
+    async with a_call(short, usual) as phone:
+        phone.ask(fc("short", "s"), fc("usual", "u"))
+    assert phone.answers == {
+        "s": {"error": "the function did not answer within 2.5 seconds"},
+        "u": {"error": "the function did not answer within 10 seconds"},
+    }
+    assert [at for at, _ in phone.results] == pytest.approx([2.5, DEFAULT_DEADLINE])
+    assert phone.lines == {"s": "timeout", "u": "timeout"}
+    milliseconds = [line["milliseconds"] for line in phone.logs if "milliseconds" in line]
+    assert milliseconds == [2500, 10000]
+
+
+async def test_a_function_that_clings_on_is_late_but_answered(autojump_clock: MockClock) -> None:
+    """A shield cannot be ended from outside; what it returns in the end is still an answer."""
+
+    @function(deadline=1)
+    async def f() -> str:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(3)
+        return "done"
+
+    async with a_call(f) as phone:
+        phone.ask(fc("f"))
+    assert phone.answers == {"fc_1": "done"}
+
+
+async def test_a_function_that_swallows_its_deadline(autojump_clock: MockClock) -> None:
+    @function(deadline=1)
+    async def f() -> str:
+        try:
+            await trio.sleep_forever()
+        except BaseException:
+            return "swallowed"
+        return ""
+
+    async with a_call(f) as phone:
+        phone.ask(fc("f"))
+    assert phone.answers == {"fc_1": "swallowed"}
+
+
+def raises(error: BaseException) -> Callable[..., Any]:
+    async def f() -> None:
+        await trio.lowlevel.checkpoint()
+        raise error
+
+    return f
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("password hunter2"),
+        trio.TooSlowError("password hunter2"),
+        AgentClosed("password hunter2", clean=True),
+        SystemExit("password hunter2"),
+        StopAsyncIteration("password hunter2"),
+        ExceptionGroup("password hunter2", [ValueError(1), KeyError(2)]),
+        BaseExceptionGroup("password hunter2", [ValueError(1), SystemExit(2)]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_function_that_raises(error: BaseException) -> None:
+    """The agent hears that it failed and nothing more; the log has it whole, once."""
+    async with a_call(raises(error)) as phone:
+        phone.ask(fc("f"))
+    assert phone.answers == {"fc_1": {"error": "the function failed"}}
+    assert phone.lines == {"fc_1": "error"}
+    (line,) = [line for line in phone.logs if line["log_level"] == "error"]
+    assert (line["event"], line["function"]) == ("function failed", "f")
+    shown = line["exc_info"]
+    assert shown is error or shown.exceptions == error.exceptions
+
+
+async def test_a_plain_function_that_raises() -> None:
+    def one() -> None:
+        raise ValueError("password hunter2")
+
+    def two() -> None:
+        raise StopIteration
+
+    async with a_call(one, two) as phone:
+        phone.ask(fc("one", "1"), fc("two", "2"))
+    assert phone.answers == {id: {"error": "the function failed"} for id in "12"}
+
+
+async def test_a_check_of_arguments_that_raises_what_it_should_not() -> None:
+    async with a_call(takes_a_trap) as phone:
+        phone.ask(fc("takes_a_trap", a={}))
+    assert phone.answers == {"fc_1": {"error": "the function failed"}}
+
+
+@dataclass
+class Trap:
+    def __post_init__(self) -> None:
+        raise LookupError("password hunter2")
+
+
+async def takes_a_trap(a: Trap) -> None: ...
+
+
+async def test_one_that_raises_harms_no_other(autojump_clock: MockClock) -> None:
+    async with a_call(raises(ValueError("x")), wait) as phone:
+        phone.ask(fc("f", "f"), fc("wait", "w", seconds=1))
+    assert phone.answers == {"f": {"error": "the function failed"}, "w": "waited 1"}
+
+
+async def test_a_function_for_another_event_loop() -> None:
+    """Awaiting what is not Trio's is an error in that function, like any other."""
+
+    class Foreign:
+        def __await__(self) -> Any:
+            yield "of another loop"
+
+    async def f() -> None:
+        await Foreign()
+
+    async with a_call(f) as phone:
+        phone.ask(fc("f"))
+    assert phone.answers == {"fc_1": {"error": "the function failed"}}
+
+
+async def test_failed_and_cancelled_at_the_same_time(autojump_clock: MockClock) -> None:
+    """What was cancelled goes to whoever cancelled; what failed goes to the log."""
+
+    async def f() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise ValueError("in the cleanup")
+
+    @function(deadline=1)
+    async def g() -> None:
+        await f()
+
+    with capture_logs() as logs:
+        async with a_call(f, g) as phone:
+            phone.ask(fc("g", "g"), fc("f", "unwanted"), fc("f", "f"))
+            await trio.sleep(0.5)
+            phone.cancel("unwanted")
+            await trio.sleep(1)
+            assert phone.answers == {"g": {"error": "the function failed"}}
+            phone.nursery.cancel_scope.cancel()
+    assert phone.answers == {"g": {"error": "the function failed"}}
+    assert phone.lines == {"g": "error", "unwanted": "cancelled", "f": "error"}
+    failures = [line for line in phone.logs if line["event"] == "function failed"]
+    assert len(failures) == 3
+    assert logs == []
+
+
+async def test_an_interrupt_is_nobodys_to_catch() -> None:
+    with pytest.RaisesGroup(KeyboardInterrupt):
+        async with a_call(raises(KeyboardInterrupt())) as phone:
+            phone.ask(fc("f"))
+    assert phone.results == []
+    assert len(phone.calls) == 0
+
+
+# ---- cancellation ---------------------------------------------------------------------------
+
+
+async def test_the_agent_takes_a_call_back(autojump_clock: MockClock) -> None:
+    async with a_call(wait) as phone:
+        phone.ask(fc("wait", "a", seconds=1), fc("wait", "b", seconds=1))
+        await trio.sleep(0.5)
+        phone.cancel("a", "never asked for")
+        await wait_all_tasks_blocked()
+        assert len(phone.calls) == 1, "at once"
+    assert phone.answers == {"b": "waited 1"}
+    assert phone.lines == {"a": "cancelled", "b": "ok"}
+
+
+async def test_taken_back_before_it_began() -> None:
+    ran = []
+
+    async def f() -> None:
+        ran.append("f")
+
+    def g() -> None:
+        ran.append("g")
+
+    async with a_call(f, g) as phone:
+        phone.ask(fc("f", "f"), fc("g", "g"))
+        phone.cancel("f", "g")
+    assert ran == []
+    assert phone.answers == {}
+    assert phone.lines == {"f": "cancelled", "g": "cancelled"}
+
+
+async def test_taken_back_too_late(autojump_clock: MockClock) -> None:
+    """The answer is on its way: cutting it off would end the agent's session."""
+    sent = []
+
+    async def slow_answer(result: FunctionResult) -> None:
+        await trio.sleep(1)
+        sent.append(result.id)
+
+    async with trio.open_nursery() as nursery:
+        calls = FunctionCalls(Functions.of(wait), INFO, slow_answer)
+        calls.start(nursery, FunctionCallRequest((fc("wait", seconds=1),)))
+        await trio.sleep(1.5)
+        calls.cancel(FunctionCallCancelled((CancelledFunction("fc_1"),)))
+    assert sent == ["fc_1"]
+
+
+async def test_a_deadline_does_not_cut_an_answer_off(autojump_clock: MockClock) -> None:
+    sent = []
+
+    async def slow_answer(result: FunctionResult) -> None:
+        await trio.sleep(20)
+        sent.append(result.content)
+
+    async with trio.open_nursery() as nursery:
+        calls = FunctionCalls(Functions.of(wait), INFO, slow_answer)
+        calls.start(nursery, FunctionCallRequest((fc("wait", seconds=1),)))
+    assert sent == ['"waited 1"']
+
+
+async def test_the_call_ends(autojump_clock: MockClock) -> None:
+    async with a_call(wait) as phone:
+        phone.ask(*(fc("wait", str(n), seconds=5) for n in range(3)), fc("unknown", "u"))
+        await trio.sleep(1)
+        phone.nursery.cancel_scope.cancel()
+    assert trio.current_time() == pytest.approx(1)
+    assert set(phone.answers) == {"u"}
+    assert len(phone.calls) == 0
+    assert phone.lines == {"0": "cancelled", "1": "cancelled", "2": "cancelled", "u": "error"}
+
+
+async def test_a_function_that_swallows_the_end_of_the_call(autojump_clock: MockClock) -> None:
+    """Its answer is not sent, not even by an `answer` without a checkpoint."""
+    sent = []
+
+    async def f() -> str:
+        try:
+            await trio.sleep_forever()
+        except BaseException:
+            return "still here"
+        return ""
+
+    async def answer(result: FunctionResult) -> None:
+        sent.append(result)
+
+    async with trio.open_nursery() as nursery:
+        calls = FunctionCalls(Functions.of(f), INFO, answer)
+        request = FunctionCallRequest((fc("f", "a"), fc("f", "b")))
+        calls.start(nursery, request)
+        await trio.sleep(1)
+        calls.cancel(FunctionCallCancelled((CancelledFunction("a"),)))
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert sent == []
+
+
+async def test_the_agent_is_gone_when_the_answer_is_ready(autojump_clock: MockClock) -> None:
+    async def answer(result: FunctionResult) -> None:
+        raise AgentClosed("gone", clean=True)
+
+    async with trio.open_nursery() as nursery:
+        calls = FunctionCalls(Functions.of(wait), INFO, answer)
+        calls.start(nursery, FunctionCallRequest((fc("wait", seconds=1), fc("unknown", "u"))))
+    assert len(calls) == 0
+
+
+async def test_an_answer_that_fails_otherwise_is_the_calls_failure() -> None:
+    async def answer(result: FunctionResult) -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.RaisesGroup(RuntimeError):
+        async with trio.open_nursery() as nursery:
+            calls = FunctionCalls(Functions.of(wait), INFO, answer)
+            calls.start(nursery, FunctionCallRequest((fc("wait", seconds=0),)))
+
+
+# ---- plain functions, in threads ------------------------------------------------------------
+
+
+async def test_a_plain_function_runs_beside_trio() -> None:
+    def blocking(seconds: float) -> bool:
+        time.sleep(seconds)
+        return threading.current_thread() is threading.main_thread()
+
+    async with a_call(blocking) as phone:
+        phone.ask(fc("blocking", seconds=0.05))
+    assert phone.answers == {"fc_1": False}
+
+
+class Stuck:
+    """Functions that block until the test lets them go, and that ignore all cancellation."""
+
+    def __init__(self) -> None:
+        self.effects: list[str] = []
+        self._began = threading.Semaphore(0)
+        self._ended = threading.Semaphore(0)
+        self._may_end = threading.Event()
+
+    def block(self, me: str) -> str:
+        self._began.release()
+        self._may_end.wait(20)
+        self.effects.append(me)
+        self._ended.release()
+        return "too late"
+
+    async def began(self, count: int) -> None:
+        for _ in range(count):
+            await trio.to_thread.run_sync(self._began.acquire)
+
+    async def ended(self, count: int) -> None:
+        for _ in range(count):
+            await trio.to_thread.run_sync(self._ended.acquire)
+
+    def __enter__(self) -> Stuck:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._may_end.set()
+
+
+async def test_a_thread_that_ignores_cancellation_is_abandoned() -> None:
+    """Nobody waits for it: neither the deadline, nor the agent, nor the end of the call."""
+    with Stuck() as stuck, trio.fail_after(10):
+
+        @function(deadline=0.5)
+        def short(me: str) -> str:
+            return stuck.block(me)
+
+        async with a_call(stuck.block, short) as phone:
+            phone.ask(fc("short", "t", me="t"), fc("block", "c", me="c"), fc("block", "n", me="n"))
+            await stuck.began(3)
+            phone.cancel("c")
+            await phone.answered("t")
+            phone.nursery.cancel_scope.cancel()
+    assert phone.answers == {"t": {"error": "the function did not answer within 0.5 seconds"}}
+    assert phone.lines == {"t": "timeout", "c": "cancelled", "n": "cancelled"}
+    busy = [line["threads_busy"] for line in phone.logs if "threads_busy" in line]
+    assert busy == [3, 3]
+    await stuck.ended(3)
+    await wait_all_tasks_blocked(0.01)
+    assert sorted(stuck.effects) == ["c", "n", "t"]
+    assert len(phone.results) == 1, "what they returned is thrown away"
+
+
+async def test_a_call_full_of_stuck_threads_harms_no_other() -> None:
+    @function(deadline=0.05)
+    def waits_for_a_thread() -> None: ...
+
+    def quick() -> str:
+        return "quick"
+
+    with Stuck() as stuck, trio.fail_after(10):
+        async with a_call(stuck.block, waits_for_a_thread) as one, a_call(quick) as other:
+            one.ask(*(fc("block", str(n), me="x") for n in range(THREADS_PER_CALL)))
+            await stuck.began(THREADS_PER_CALL)
+            one.ask(fc("waits_for_a_thread", "w"))
+            other.ask(fc("quick"))
+            await other.answered("fc_1")
+            await one.answered("w")
+            one.nursery.cancel_scope.cancel()
+    assert other.answers == {"fc_1": "quick"}
+    assert one.answers == {"w": {"error": "the function did not answer within 0.05 seconds"}}
+
+
+async def test_an_async_function_in_a_plain_decorator() -> None:
+    @functools.wraps(wait)
+    def decorated(*args: Any, **kwargs: Any) -> Any:
+        return wait(*args, **kwargs)
+
+    async with a_call(decorated) as phone:
+        phone.ask(fc("wait", seconds=0))
+    assert phone.answers == {"fc_1": "waited 0"}

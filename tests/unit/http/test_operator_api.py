@@ -1,0 +1,685 @@
+"""The control API over HTTP, with the stand-in for Twilio behind it: dial, list, show, hang up,
+and the reports that come back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+from xml.etree import ElementTree
+
+import httpx
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from bridge.config.settings import Settings
+from bridge.http.dialling import OutboundCall, with_webhook
+from bridge.http.operator_host import DialRefused, NoRecords, SettingsPolicy
+from bridge.testing.phone.twiml import ConnectStream, Hangup, Say, read_twiml
+from tests.twilio_standin import ACCOUNT_SID, AUTH_TOKEN, OWN_NUMBER, Answer, Lost, error
+from tests.unit.http.world import BASE, HOST, SID, TO, TOKEN, ControlWorld, FakeCall
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[ControlWorld]:
+    world = ControlWorld()
+    yield world
+    await world.twilio_side.aclose()
+
+
+async def dialled(world: ControlWorld, **fields: Any) -> Any:
+    """A call that was placed, as the stand-in has it."""
+    response = await world.dial(**fields)
+    assert response.status_code == 201, response.text
+    return world.standin.calls[response.json()["call_sid"]]
+
+
+# ---- dialling -----------------------------------------------------------------------------------
+
+
+async def test_a_call_is_placed(world: ControlWorld) -> None:
+    response = await world.dial(variables={"name": "Ann"}, agent="sales")
+    assert response.status_code == 201
+    (call,) = world.standin.calls.values()
+    assert response.json() == {"call_sid": call.sid, "status": "queued"}
+    assert world.policy.lines == 1
+    assert response.headers["Location"] == f"/calls/{call.sid}"
+    form = dict(call.form)
+    document = form.pop("Twiml")
+    assert form == {
+        "To": TO,
+        "From": OWN_NUMBER,
+        "StatusCallback": f"{BASE}/call-status",
+        "StatusCallbackMethod": "POST",
+        "StatusCallbackEvent": "completed",
+        "Timeout": "30",
+        "TimeLimit": "3660",
+    }
+    assert call.events == ["initiated", "ringing", "answered", "completed"]
+    (verb,) = read_twiml(document.encode(), "text/xml", BASE)
+    assert isinstance(verb, ConnectStream)
+    assert verb.url == f"wss://{HOST}/media-stream"
+    assert dict(verb.parameters) == {
+        "name": "Ann",
+        "From": OWN_NUMBER,
+        "To": TO,
+        "direction": "outbound-api",
+        "agent": "sales",
+    }
+    assert world.policy.admitted == [
+        OutboundCall(TO, OWN_NUMBER, agent="sales", variables={"name": "Ann"})
+    ]
+
+
+async def test_a_socket_that_opens_before_the_answer_finds_everything(world: ControlWorld) -> None:
+    """What the call is about is in its TwiML already, and no callback is lost."""
+    seen: list[Any] = []
+
+    async def answered(call: Any) -> None:
+        document = await world.standin.answer(world.twilio_side, call)
+        (verb,) = read_twiml(document, "text/xml", BASE)
+        assert isinstance(verb, ConnectStream)
+        seen.append(dict(verb.parameters)["name"])
+        forms = world.standin.reports(call, ["initiated", "ringing", "answered"])
+        await world.standin.report(world.twilio_side, call, forms)
+
+    world.standin.before_answer = answered
+    response = await world.dial(variables={"name": "Ann"})
+    assert seen == ["Ann"]
+    assert response.json()["status"] == "in-progress"
+    known = world.known(response.json()["call_sid"])
+    assert known is not None
+    assert known.status == "in-progress"
+
+
+async def test_by_webhook_the_answered_call_asks_for_its_twiml() -> None:
+    world = ControlWorld(answer=with_webhook)
+    call = await dialled(world, variables={"name": "Ann & Bob"})
+    url = urlsplit(call.asked("Url"))
+    assert (url.netloc, url.path) == (HOST, "/incoming-call")
+    assert dict(parse_qsl(url.query)) == {"var.name": "Ann & Bob"}
+    await world.twilio_side.aclose()
+
+
+async def test_the_audit_line(world: ControlWorld) -> None:
+    with capture_logs() as logs:
+        sid = (await world.dial(variables={"pin": "98760"})).json()["call_sid"]
+        refused = (await world.dial(**{"from": "+15550000009"})).json()
+        await world.ask("DELETE", f"/calls/{sid}")
+    lines = [line for line in logs if line["event"].startswith("operator")]
+    facts = {"peer": "203.0.113.9", "log_level": "info"}
+    assert lines == [
+        {
+            "event": "operator dialled",
+            "result": sid,
+            "to": TO,
+            "from_": OWN_NUMBER,
+            "agent": "",
+            **facts,
+        },
+        {
+            "event": "operator dialled",
+            "result": refused["error"],
+            "to": TO,
+            "from_": "+15550000009",
+            "agent": "",
+            **facts,
+        },
+        {"event": "operator hung up", "result": "ended", "call_sid": sid, **facts},
+    ]
+    assert "98760" not in str(logs)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        (b"", 400, None),
+        (b"{", 400, None),
+        (b"[" * 10_000, 422, None),
+        (b"{}", 422, "to"),
+        (b'{"to": "12"}', 422, "to"),
+        (b'{"to": "+15551234567", "x": 1}', 422, "x"),
+        (b" " * 65_537, 413, None),
+    ],
+)
+async def test_a_bad_body_is_answered_with_the_field(
+    world: ControlWorld, body: bytes, status: int, field: str | None
+) -> None:
+    response = await world.ask(
+        "POST", "/calls", content=body, headers={"Content-Type": "application/json"}
+    )
+    assert response.status_code == status
+    assert response.json().get("field") == field
+    assert response.json()["error"]
+    assert world.standin.requests == []
+
+
+async def test_a_body_without_end_is_refused_at_its_limit(world: ControlWorld) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b" " * 1024
+
+    response = await world.ask(
+        "POST", "/calls", content=endless(), headers={"Content-Type": "application/json"}
+    )
+    assert response.status_code == 413
+    assert response.json()["error"]
+
+
+async def test_a_body_that_never_ends_is_given_up(world: ControlWorld, autojump_clock: Any) -> None:
+    client = world.app.test_client()
+    headers = {
+        "Content-Type": "application/json",
+        "Content-Length": "10",
+        "Authorization": f"Bearer {TOKEN}",
+    }
+    async with client.request("/calls", method="POST", headers=headers) as connection:
+        await connection.send(b"{")
+        response = await connection.as_response()
+    assert response.status_code == 408
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+async def test_only_json_is_taken(world: ControlWorld, kind: str) -> None:
+    """What a page of another site may send without being asked is no JSON."""
+    response = await world.ask(
+        "POST", "/calls", content=b'{"to": "+15551234567"}', headers={"Content-Type": kind}
+    )
+    assert response.status_code == 415
+    assert "application/json" in response.json()["error"]
+    assert world.standin.requests == []
+
+
+async def test_no_call_while_the_rules_are_against_it(world: ControlWorld) -> None:
+    world.policy.refusal = "the server is draining"
+    response = await world.dial()
+    assert (response.status_code, response.json()["error"]) == (503, "the server is draining")
+    assert world.standin.requests == []
+
+
+async def test_no_call_without_credentials() -> None:
+    world = ControlWorld(credentials=False)
+    response = await world.dial()
+    assert response.status_code == 503
+    assert "TWILIO_ACCOUNT_SID" in response.json()["error"]
+
+
+async def test_no_call_that_twilio_could_not_connect() -> None:
+    """Asked on this machine, with no public address: Twilio would ring and then find nobody."""
+    world = ControlWorld(token="")
+    world.policy.url = ""
+    async with world.client(peer="127.0.0.1", host="127.0.0.1:5000") as client:
+        response = await client.post("/calls", json={"to": TO, "from": OWN_NUMBER})
+    assert response.status_code == 503
+    assert "server.public_url" in response.json()["error"]
+    assert world.standin.requests == []
+
+
+async def test_without_a_public_url_twilio_is_sent_where_the_operator_asked(
+    world: ControlWorld,
+) -> None:
+    world.policy.url = ""
+    call = await dialled(world)
+    assert call.asked("StatusCallback") == f"{BASE}/call-status"
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code"),
+    [
+        (None, 422, 21210),
+        (error(401, 20003, "Authenticate"), 502, 20003),
+        (error(403, 20403, "Forbidden"), 502, 20403),
+        (error(429, 20429, "Too Many Requests"), 503, 20429),
+        (error(500, 20500, "Internal Server Error"), 502, 20500),
+        (Answer(502, b"<html>"), 502, 0),
+    ],
+)
+async def test_twilios_refusal_comes_with_its_code_and_words(
+    world: ControlWorld, fault: Answer | None, status: int, code: int
+) -> None:
+    world.standin.faults.append(fault)
+    response = await world.dial(**{"from": "+15550000009"})
+    assert response.status_code == status
+    assert response.json()["twilio"]["code"] == code
+    assert response.json()["twilio"]["message"] in response.json()["error"]
+    assert ("Retry-After" in response.headers) == (status == 503)
+
+
+async def test_an_answer_that_was_lost_says_that_the_phone_may_ring(world: ControlWorld) -> None:
+    world.standin.faults.append(Lost())
+    response = await world.dial()
+    assert response.status_code == 502
+    assert world.policy.lines == 0
+    assert "may have been carried out" in response.json()["error"]
+    assert len(world.standin.calls) == 1
+
+
+async def test_no_secret_comes_out(world: ControlWorld) -> None:
+    answers = [
+        await world.ask("DELETE", f"/calls/{SID}"),
+        await world.ask("GET", "/calls"),
+        await world.dial(**{"from": "+15550000009"}),
+        await world.ask("GET", "/calls", headers={"Authorization": "Bearer x"}),
+    ]
+    for answer in answers:
+        for secret in (ACCOUNT_SID, AUTH_TOKEN, TOKEN):
+            assert secret not in answer.text + str(answer.headers)
+
+
+# ---- who may ------------------------------------------------------------------------------------
+
+ROUTES = [
+    ("POST", "/calls"),
+    ("GET", "/calls"),
+    ("GET", f"/calls/{SID}"),
+    ("DELETE", f"/calls/{SID}"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+async def test_without_the_token_nothing_is_done(
+    world: ControlWorld, method: str, path: str
+) -> None:
+    live = FakeCall()
+    world.live.append(live)
+    for peer in ("127.0.0.1", "203.0.113.9"):
+        for token in ("", "wrong"):
+            async with world.client(peer=peer, token=token) as client:
+                response = await client.request(method, path, json={"to": TO, "from": OWN_NUMBER})
+            assert response.status_code == 401
+            assert response.headers["WWW-Authenticate"] == "Bearer"
+            assert list(response.json()) == ["error"]
+    assert live.reasons == []
+    assert world.standin.requests == []
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+async def test_without_any_token_only_this_machine_is_served(method: str, path: str) -> None:
+    world = ControlWorld(token="")
+    world.live.append(FakeCall())
+    body = {"to": TO, "from": OWN_NUMBER}
+    for peer, host, headers in (
+        ("203.0.113.9", "127.0.0.1:5000", {"X-Forwarded-For": "127.0.0.1"}),
+        ("127.0.0.1", HOST, {}),
+        ("127.0.0.1", "127.0.0.1:5000", {"X-Forwarded-For": "203.0.113.9"}),
+        ("127.0.0.1", "127.0.0.1:5000", {"Origin": "https://evil.example"}),
+    ):
+        async with world.client(peer=peer, host=host) as client:
+            response = await client.request(method, path, json=body, headers=headers)
+        assert response.status_code == 403
+    assert world.standin.requests == []
+    async with world.client(peer="127.0.0.1", host="127.0.0.1:5000") as client:
+        response = await client.request(method, path, json=body)
+    assert response.status_code in (200, 201)
+
+
+async def test_a_peer_without_an_address_is_not_this_machine() -> None:
+    """Behind a socket file there is a proxy."""
+    world = ControlWorld(token="")
+    client = world.app.test_client()
+    response = await client.get(
+        "/calls", headers={"Host": "127.0.0.1"}, scope_base={"client": None}
+    )
+    assert response.status_code == 403
+
+
+# ---- listing and showing ------------------------------------------------------------------------
+
+
+async def test_live_and_recent_calls(world: ControlWorld) -> None:
+    ringing = await dialled(world)
+    over, stored = "CA" + "b" * 32, "CA" + "c" * 32
+    world.live.append(FakeCall())
+    world.records.stored = {
+        SID: {"call_sid": SID, "outcome": None},
+        over: {"call_sid": over, "outcome": "agent_ended", "transcript": ["Hi"]},
+        stored: {"call_sid": stored, "status": "busy"},
+    }
+    answer = (await world.ask("GET", "/calls")).json()
+    assert answer["live"] == [
+        {
+            "call_sid": SID,
+            "live": True,
+            "status": "in-progress",
+            "seconds": 12.346,
+            "caller": TO,
+            "called": OWN_NUMBER,
+        }
+    ]
+    assert answer["recent"] == [
+        {
+            "call_sid": ringing.sid,
+            "live": False,
+            "status": "queued",
+            "caller": OWN_NUMBER,
+            "called": TO,
+        },
+        {
+            "call_sid": over,
+            "live": False,
+            "status": "completed",
+            "outcome": "agent_ended",
+            "transcript": ["Hi"],
+        },
+        {"call_sid": stored, "live": False, "status": "busy"},
+    ]
+    assert len((await world.ask("GET", "/calls?limit=1")).json()["recent"]) == 1
+
+
+async def test_a_call_of_another_process_is_listed_as_elsewhere(world: ControlWorld) -> None:
+    """By its record, which has no end; not one that only rings, and not one of ours."""
+    ringing, over = "CA" + "b" * 32, "CA" + "c" * 32
+    world.records.stored[SID] = {"call_sid": SID, "revision": 1}
+    world.records.stored[ringing] = {"call_sid": ringing, "status": "ringing"}
+    world.records.stored[over] = {"call_sid": over, "revision": 2, "outcome": "caller_hung_up"}
+    listed = (await world.ask("GET", "/calls")).json()
+    assert listed["live"] == []
+    assert [call["call_sid"] for call in listed["recent"] if call.get("elsewhere")] == [SID]
+    assert (await world.ask("GET", f"/calls/{SID}")).json()["elsewhere"] is True
+    world.live.append(FakeCall())
+    listed = (await world.ask("GET", "/calls")).json()
+    assert not any("elsewhere" in call for call in listed["live"] + listed["recent"])
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "501", "x", "", "1e2", "\u0661", "9" * 5000])
+async def test_a_limit_that_is_none(world: ControlWorld, limit: str) -> None:
+    response = await world.ask("GET", "/calls", params={"limit": limit})
+    assert (response.status_code, response.json()["field"]) == (422, "limit")
+
+
+async def test_one_call_from_ringing_to_its_record(world: ControlWorld) -> None:
+    call = await dialled(world)
+
+    async def shown() -> Any:
+        return (await world.ask("GET", f"/calls/{call.sid}")).json()
+
+    assert (await shown())["status"] == "queued"
+    live = FakeCall(call_sid=call.sid, caller=OWN_NUMBER, called=TO)
+    world.live.append(live)
+    assert (await shown())["live"] is True
+    world.live.remove(live)
+    world.records.stored[call.sid] = {"call_sid": call.sid, "outcome": "caller_hung_up"}
+    forms = world.standin.reports(call)
+    await world.standin.report(world.twilio_side, call, reversed(forms))
+    assert await shown() == {
+        "call_sid": call.sid,
+        "live": False,
+        "status": "completed",
+        "outcome": "caller_hung_up",
+        "caller": OWN_NUMBER,
+        "called": TO,
+        "seconds": 42,
+        "sip_code": 200,
+    }
+
+
+@pytest.mark.parametrize(
+    "sid",
+    [SID, "CA1", "x", "..%2F..%2Fetc", "%00", "' OR 1=1 --", SID + "'", "CA" + "g" * 32],
+)
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+async def test_there_is_no_such_call(world: ControlWorld, method: str, sid: str) -> None:
+    response = await world.ask(method, f"/calls/{sid}")
+    assert response.status_code == 404
+    if sid != SID:
+        assert world.standin.requests == []
+
+
+async def test_nothing_is_kept_by_caches(world: ControlWorld) -> None:
+    assert (await world.ask("GET", "/calls")).headers["Cache-Control"] == "no-store"
+
+
+# ---- saying something in the caller's place -----------------------------------------------------
+
+
+async def say(world: ControlWorld, body: Any, sid: str = SID) -> Any:
+    return await world.ask("POST", f"/calls/{sid}/say", json=body)
+
+
+async def test_written_words_go_into_the_call(world: ControlWorld) -> None:
+    live = FakeCall()
+    world.live.append(live)
+    response = await say(world, {"text": "  Do you\n\thave\x00 a table? \u202e"})
+    assert (response.status_code, response.json()) == (202, {"call_sid": SID})
+    assert live.said == ["Do you have a table?"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        ({"text": ""}, 422, "text"),
+        ({"text": " \x00 "}, 422, "text"),
+        ({"text": "x" * 1001}, 422, "text"),
+        ({"text": 5}, 400, None),
+        ({}, 400, None),
+        ([], 400, None),
+        ({"text": "Hello", "behavior": "interrupt"}, 400, None),
+    ],
+)
+async def test_words_that_cannot_be_said(
+    world: ControlWorld, body: Any, status: int, field: str | None
+) -> None:
+    live = FakeCall()
+    world.live.append(live)
+    response = await say(world, body)
+    assert response.status_code == status
+    assert response.json().get("field") == field
+    assert live.said == []
+    assert (await say(world, {"text": "x" * 1000})).status_code == 202
+
+
+async def test_a_call_may_not_take_the_words(world: ControlWorld) -> None:
+    world.live.append(FakeCall(deaf="the call is ending"))
+    response = await say(world, {"text": "Hello?"})
+    assert (response.status_code, response.json()) == (409, {"error": "the call is ending"})
+
+
+async def test_words_for_no_call_and_for_one_elsewhere(world: ControlWorld) -> None:
+    assert (await say(world, {"text": "Hello?"})).status_code == 404
+    world.records.stored[SID] = {"call_sid": SID, "outcome": ""}
+    assert (await say(world, {"text": "Hello?"})).status_code == 409
+
+
+async def test_what_is_said_in_a_call_is_not_logged(world: ControlWorld) -> None:
+    world.live.append(FakeCall())
+    with capture_logs() as logs:
+        await say(world, {"text": "my card is 4111"})
+    assert "4111" not in str(logs)
+    assert any(line["event"] == "operator wrote to a call" for line in logs)
+
+
+# ---- hanging up ---------------------------------------------------------------------------------
+
+
+async def test_a_live_call_ends_here_first_and_then_at_twilio(world: ControlWorld) -> None:
+    call = await dialled(world)
+    call.status = "in-progress"
+    live = FakeCall(call_sid=call.sid)
+    world.live.append(live)
+    response = await world.ask("DELETE", f"/calls/{call.sid}")
+    assert response.status_code == 200
+    assert response.json() == {"call_sid": call.sid, "status": "completed"}
+    assert live.reasons == ["an operator hung up"]
+    assert call.status == "completed"
+    assert (await world.ask("DELETE", f"/calls/{call.sid}")).status_code == 200
+
+
+async def test_a_ringing_call_ends_at_twilio(world: ControlWorld) -> None:
+    call = await dialled(world)
+    call.status = "ringing"
+    assert (await world.ask("DELETE", f"/calls/{call.sid}")).status_code == 200
+    assert call.status == "canceled"
+
+
+async def test_a_live_call_ends_even_if_twilio_does_not_answer(
+    world: ControlWorld, autojump_clock: Any
+) -> None:
+    live = FakeCall()
+    world.live.append(live)
+    world.standin.faults.extend([httpx.ReadError("reset")] * 3)
+    assert (await world.ask("DELETE", f"/calls/{SID}")).status_code == 200
+    assert live.reasons
+
+
+async def test_a_call_of_another_worker_needs_twilio() -> None:
+    world = ControlWorld(credentials=False)
+    world.records.stored[SID] = {"call_sid": SID, "outcome": None}
+    response = await world.ask("DELETE", f"/calls/{SID}")
+    assert response.status_code == 409
+    assert "TWILIO_AUTH_TOKEN" in response.json()["error"]
+    world.records.stored[SID]["outcome"] = "agent_ended"
+    assert (await world.ask("DELETE", f"/calls/{SID}")).status_code == 200
+    live = FakeCall()
+    world.live.append(live)
+    assert (await world.ask("DELETE", f"/calls/{SID}")).status_code == 200
+    assert live.reasons
+
+
+async def test_a_call_of_another_worker_when_twilio_is_down(
+    world: ControlWorld, autojump_clock: Any
+) -> None:
+    world.standin.faults.extend([error(503, 20503, "Service Unavailable")] * 3)
+    response = await world.ask("DELETE", f"/calls/{SID}")
+    assert (response.status_code, response.json()["twilio"]["code"]) == (502, 20503)
+
+
+# ---- what Twilio reports ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
+async def test_reports_in_any_order_are_folded(world: ControlWorld, order: tuple[int, ...]) -> None:
+    call = await dialled(world)
+    forms = world.standin.reports(call, ending="no-answer")
+    answers = await world.standin.report(
+        world.twilio_side, call, [forms[number] for number in order]
+    )
+    assert [answer.status_code for answer in answers] == [204] * 4
+    assert len(world.updates) == 5
+    known = world.known(call.sid)
+    assert known is not None
+    assert (known.status, known.sequence, known.seconds) == ("no-answer", 3, 42)
+    assert (await world.ask("GET", f"/calls/{call.sid}")).json()["status"] == "no-answer"
+
+
+@pytest.mark.parametrize("form", [{}, {"CallSid": ""}, {"CallSid": "CA1", "CallStatus": "ringing"}])
+@pytest.mark.parametrize("path", ["/call-status", "/call-status/answered-by"])
+async def test_what_twilio_would_not_send_is_refused(
+    world: ControlWorld, path: str, form: dict[str, str]
+) -> None:
+    response = await world.twilio_side.post(path, data=form)
+    assert response.status_code == 400
+    assert world.updates == []
+
+
+# ---- answering machines -------------------------------------------------------------------------
+
+
+async def test_a_machine_gets_the_message_in_the_agents_place(world: ControlWorld) -> None:
+    words = "Grüße & <goodbye>? Call +1 555."
+    call = await dialled(world, message=words)
+    assert call.asked("MachineDetection") == "DetectMessageEnd"
+    assert call.asked("AsyncAmd") == "true"
+    call.status = "in-progress"
+    response = await world.standin.report_answerer(world.twilio_side, call, "machine_end_beep")
+    assert response.status_code == 204
+    assert read_twiml(call.twiml.encode(), "text/xml", BASE) == [Say(words), Hangup()]
+    assert (await world.ask("GET", f"/calls/{call.sid}")).json()["answered_by"] == (
+        "machine_end_beep"
+    )
+
+
+@pytest.mark.parametrize("answered_by", ["human", "fax", "unknown", "machine_start"])
+async def test_nobody_else_gets_it(world: ControlWorld, answered_by: str) -> None:
+    call = await dialled(world, message="Call back.")
+    call.status = "in-progress"
+    await world.standin.report_answerer(world.twilio_side, call, answered_by)
+    assert call.updates == []
+    assert world.updates[-1].answered_by == answered_by
+
+
+async def test_without_a_message_the_agent_goes_on(world: ControlWorld) -> None:
+    call = await dialled(world, machine_detection="Enable")
+    assert call.asked("MachineDetection") == "Enable"
+    call.status = "in-progress"
+    await world.standin.report_answerer(world.twilio_side, call, "machine_start")
+    assert call.updates == []
+    assert world.updates[-1].answered_by == "machine_start"
+
+
+async def test_too_late_for_the_message_is_no_error(world: ControlWorld) -> None:
+    call = await dialled(world, message="Call back.")
+    call.status = "completed"
+    response = await world.standin.report_answerer(world.twilio_side, call, "machine_end_other")
+    assert response.status_code == 204
+    assert world.updates[-1].answered_by == "machine_end_other"
+
+
+async def test_a_message_longer_than_twiml_may_be_is_no_error(world: ControlWorld) -> None:
+    form = {"CallSid": SID, "AnsweredBy": "machine_end_beep"}
+    params = {"message": "<" * 2000}
+    response = await world.twilio_side.post("/call-status/answered-by", params=params, data=form)
+    assert response.status_code == 204
+
+
+# ---- the rules as config.toml has them ----------------------------------------------------------
+
+
+async def test_the_rules_of_the_configuration() -> None:
+    settings = Settings(agents={"sales": {"numbers": [OWN_NUMBER], "greeting": "Hi"}})
+    refusal = ""
+
+    async def current() -> Settings:
+        await trio.lowlevel.checkpoint()
+        return settings
+
+    async def admit(call: OutboundCall) -> Any:
+        if refusal:
+            raise DialRefused(refusal)
+        return nullcontext(lambda call_sid: None)
+
+    policy = SettingsPolicy(current, admit)
+    assert await policy.public_url() == ""
+    assert await policy.agents() == {"sales": (OWN_NUMBER,)}
+    assert await policy.limits() == (None, 3660)
+    call = OutboundCall(TO, OWN_NUMBER)
+    with await policy.admit(call) as got:
+        got(SID)
+    refusal = "full"
+    with pytest.raises(DialRefused, match="full"):
+        await policy.admit(call)
+
+
+async def test_no_records() -> None:
+    assert await NoRecords().list(10) == ()
+    assert await NoRecords().get(SID) is None
+
+
+def test_the_dial_document() -> None:
+    from twilio.twiml.voice_response import Dial, VoiceResponse
+
+    from bridge.twilio import twiml
+
+    response = VoiceResponse()
+    response.say("Sorry <&>.")
+    verb = Dial(timeout=20, caller_id=OWN_NUMBER, action=f"{BASE}/after")
+    verb.number(TO)
+    response.append(verb)
+    response.say("Nobody there.")
+    response.hangup()
+    ours = twiml.dial(
+        TO,
+        words="Sorry <&>.",
+        caller_id=OWN_NUMBER,
+        action=f"{BASE}/after",
+        after="Nobody there.",
+    )
+    theirs = str(response)
+    assert ElementTree.canonicalize(ours.decode()) == ElementTree.canonicalize(theirs)
+    plain = VoiceResponse()
+    verb = Dial(timeout=20)
+    verb.number(TO)
+    plain.append(verb)
+    plain.hangup()
+    assert ElementTree.canonicalize(twiml.dial(TO).decode()) == ElementTree.canonicalize(str(plain))

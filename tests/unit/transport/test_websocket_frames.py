@@ -1,0 +1,123 @@
+"""What is quick about frames changes nothing about them: both ends against wsproto's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from wsproto.connection import Connection, ConnectionState, ConnectionType
+from wsproto.events import BytesMessage, CloseConnection, Event, Message, Ping, Pong, TextMessage
+from wsproto.utilities import LocalProtocolError
+
+from bridge.transport.websocket_frames import LONGEST, QuickConnection
+
+SIDES = (ConnectionType.CLIENT, ConnectionType.SERVER)
+OTHER = dict(zip(SIDES, reversed(SIDES), strict=True))
+
+sides = st.sampled_from(SIDES)
+messages = st.one_of(
+    st.builds(TextMessage, data=st.text(max_size=200), message_finished=st.booleans()),
+    st.builds(BytesMessage, data=st.binary(max_size=300), message_finished=st.booleans()),
+    st.builds(BytesMessage, data=st.sampled_from([b"x" * 65535, b"x" * 65536, b"x" * 70000])),
+    st.builds(Ping, payload=st.binary(max_size=125)),
+    st.builds(Pong, payload=st.binary(max_size=125)),
+    st.builds(CloseConnection, code=st.sampled_from([1000, 1001, 4000])),
+)
+cuts = st.lists(st.integers(1, 600), max_size=30)
+
+
+def said(by: Connection, events: Sequence[Event]) -> bytes:
+    """What is written for these; what makes no sense in its place is left out."""
+    data = b""
+    for event in events:
+        try:
+            data += by.send(event)
+        except (LocalProtocolError, TypeError):
+            pass
+    return data
+
+
+def heard(by: Connection, data: bytes, sizes: Sequence[int]) -> tuple[list[object], object]:
+    """What is made of `data` that comes in pieces: messages put together, all else as it comes,
+    and the state at the end."""
+    found: list[object] = []
+    parts: list[str | bytes] = []
+
+    def take() -> None:
+        for event in by.events():
+            if not isinstance(event, Message):
+                found.append(event)
+                continue
+            parts.append(event.data)
+            if event.message_finished:
+                kind = type(event)
+                empty = "" if kind is TextMessage else b""
+                found.append((kind, empty.join(parts)))  # type: ignore[arg-type]
+                parts.clear()
+
+    at = 0
+    for size in [*sizes, len(data) + 1]:
+        by.receive_data(data[at : at + size])
+        take()
+        at += size
+        if by.state not in (ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING) or at >= len(data):
+            break
+    return found, by.state
+
+
+@given(sides, st.lists(messages, max_size=8), cuts)
+def test_reads_what_wsproto_reads(
+    side: ConnectionType, events: list[Event], sizes: list[int]
+) -> None:
+    data = said(Connection(OTHER[side]), events)
+    assert heard(QuickConnection(side), data, sizes) == heard(Connection(side), data, sizes)
+
+
+@given(sides, st.lists(messages, max_size=8))
+def test_writes_what_wsproto_understands(side: ConnectionType, events: list[Event]) -> None:
+    """Not the same bytes, because of the random masks."""
+    quick = heard(Connection(OTHER[side]), said(QuickConnection(side), events), [])
+    assert quick == heard(Connection(OTHER[side]), said(Connection(side), events), [])
+
+
+@given(sides, st.lists(messages, max_size=4), st.binary(max_size=40), cuts)
+def test_what_is_malformed_is_told_as_wsproto_tells_it(
+    side: ConnectionType, events: list[Event], noise: bytes, sizes: list[int]
+) -> None:
+    data = said(Connection(OTHER[side]), events) + noise
+    quick, stock = heard(QuickConnection(side), data, sizes), heard(Connection(side), data, sizes)
+    assert quick == stock
+
+
+@given(sides, st.lists(messages, max_size=4), st.integers(0), st.integers(1, 255), cuts)
+def test_a_flipped_bit_is_told_as_wsproto_tells_it(
+    side: ConnectionType, events: list[Event], place: int, change: int, sizes: list[int]
+) -> None:
+    data = bytearray(said(Connection(OTHER[side]), events))
+    if data:
+        data[place % len(data)] ^= change
+    one, other = bytes(data), bytes(data)
+    assert heard(QuickConnection(side), one, sizes) == heard(Connection(side), other, sizes)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_short_message_in_pieces_is_one_event(side: ConnectionType) -> None:
+    data = Connection(OTHER[side]).send(TextMessage(data="a message"))
+    quick = QuickConnection(side)
+    events: list[Event] = []
+    for place in range(len(data)):
+        quick.receive_data(data[place : place + 1])
+        events += quick.events()
+    assert events == [TextMessage(data="a message")]
+
+
+def test_a_long_message_is_not_collected_here() -> None:
+    """How much of one is too much is for whoever reads the events to say."""
+    data = Connection(ConnectionType.CLIENT).send(BytesMessage(data=b"x" * (LONGEST + 1)))
+    quick = QuickConnection(ConnectionType.SERVER)
+    quick.receive_data(data[:1000])
+    [event] = quick.events()
+    assert isinstance(event, BytesMessage)
+    assert len(event.data) == 1000 - 14
