@@ -40,7 +40,9 @@ from sqlalchemy.engine import Connection
 
 from bridge.config.settings import ConfigError, Settings
 from bridge.log import get_logger
+from bridge.one_thread import OneThread
 from bridge.records.store import Store, StoreError, StoreUnavailable
+from bridge.supervised import supervised
 
 log = get_logger(__name__)
 
@@ -56,6 +58,9 @@ RESERVED_SECONDS: Final = 30.0
 
 # What a caller waits for the answer, in silence, at most.
 RESERVE_SECONDS: Final = 1.0
+
+# What no caller waits for: above the store's own limits for a connection, a lock and a statement.
+ASK_SECONDS: Final = 12.0
 
 # After a failure the database is left alone so long.
 RETRY_SECONDS: Final = 5.0
@@ -104,8 +109,8 @@ class AccountLimit:
         self._gone: set[str] = set()
         self._new: set[str] = set()
         self._changed = trio.Event()
-        # One at a time, so that what a thread finds is what the one before has left.
-        self._thread = trio.CapacityLimiter(1)
+        # One statement at a time, so that each finds what the one before has left.
+        self._thread = OneThread()
         self._in_use = False
         self._prepared = False
         self._away_until = float("-inf")
@@ -141,10 +146,8 @@ class AccountLimit:
             if trio.current_time() < self._away_until:
                 await trio.lowlevel.checkpoint()
             else:
-                with trio.move_on_after(RESERVE_SECONDS) as patience:
-                    granted = await self._ask(partial(self._take, call_sid, limit))
-                if patience.cancelled_caught:
-                    self._failed("no answer in time")
+                take = partial(self._take, call_sid, limit)
+                granted = await self._ask(take, within=RESERVE_SECONDS)
         except trio.Cancelled:
             # The thread may have got it all the same.
             self.release(call_sid)
@@ -193,13 +196,13 @@ class AccountLimit:
         if self._store is None:
             return
         try:
-            await self._keep()
+            await supervised("account limit", self._keep)
         finally:
             if self._in_use:
                 self._held.clear()
-                with trio.move_on_after(CLOSE_SECONDS, shield=True):
-                    await self._ask(partial(self._tell_all, (), ()))
-            if not self._thread.borrowed_tokens:
+                with trio.CancelScope(shield=True):  # bounded by CLOSE_SECONDS
+                    await self._ask(partial(self._tell_all, (), ()), within=CLOSE_SECONDS)
+            if not self._thread.is_stuck:
                 self._store.close()
 
     async def _keep(self) -> None:
@@ -229,16 +232,18 @@ class AccountLimit:
                 self._gone.difference_update(gone)
                 self._new.difference_update(new)
 
-    async def _ask(self, work: Callable[[], T]) -> T | None:
-        """Do something in the database's thread. None when it does not work."""
-        # Abandoned when cancelled, it keeps its token, and its deadlines are the database's.
+    async def _ask(self, work: Callable[[], T], *, within: float = ASK_SECONDS) -> T | None:
+        """Do something in the database's thread, in `within` seconds. None if it failed."""
         try:
-            result = await trio.to_thread.run_sync(
-                work, abandon_on_cancel=True, limiter=self._thread
-            )
-        except (StoreUnavailable, StoreError) as error:
-            self._failed(str(error))
-            # Perhaps the table is gone with the database that had it.
+            result = await self._thread.run(work, within=within)
+        except trio.TooSlowError:
+            self._failed("no answer in time")
+            return None
+        except Exception as error:
+            if not isinstance(error, (StoreUnavailable, StoreError)):
+                log.exception("counting the account's calls failed")
+            self._failed(str(error) or type(error).__name__)
+            # The table may be gone, with the database that had it.
             self._prepared = False
             return None
         if self._trouble:

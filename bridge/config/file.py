@@ -12,6 +12,7 @@ import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +22,7 @@ import trio
 from bridge.config.settings import ConfigError, Settings
 from bridge.config.toml import parse
 from bridge.log import get_logger
+from bridge.one_thread import OneThread
 
 # A caller hears the delay as silence before the greeting, and a file on a local disk takes a
 # millisecond; beyond a second it is a network file system that hangs.
@@ -101,9 +103,7 @@ class ConfigFile:
         self._reported: tuple[Signature | None, str] | None = None
         self._readings = 0
         self._turn = trio.Lock()
-        # A token of its own: threads stuck in a dead file system must not use up those that
-        # others wait for, and it tells whether one is stuck still.
-        self._limiter = trio.CapacityLimiter(1)
+        self._thread = OneThread()
         self._stuck = False
 
     def load(self) -> Settings:
@@ -141,13 +141,11 @@ class ConfigFile:
         return self._good
 
     def _is_stuck(self) -> bool:
-        self._stuck = self._stuck and self._limiter.borrowed_tokens > 0
+        self._stuck = self._stuck and self._thread.is_stuck
         return self._stuck
 
     async def _refresh(self) -> None:
-        found = await trio.to_thread.run_sync(
-            self._look, self._seen, abandon_on_cancel=True, limiter=self._limiter
-        )
+        found = await self._thread.run(partial(self._look, self._seen))
         self._readings += 1
         if found is None:
             return

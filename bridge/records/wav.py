@@ -19,6 +19,7 @@ import struct
 from collections import deque
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,7 @@ import trio
 
 from bridge.audio import SAMPLE_RATE, SILENCE, seconds
 from bridge.log import get_logger
+from bridge.one_thread import OneThread
 
 log = get_logger(__name__)
 
@@ -259,8 +261,7 @@ class CallRecording:
         self._wake = trio.Event()
         self._over = False
         self._file: WavFile | None = None
-        # One thread at a time is in the file, abandoned ones included: they keep their token.
-        self._thread = trio.CapacityLimiter(1)
+        self._thread = OneThread()
         self.path: Path | None = None
         self.lost_seconds = 0.0
 
@@ -312,55 +313,54 @@ class CallRecording:
                 await self._wake.wait()
                 self._wake = trio.Event()
                 await self._write(last=False)
-        except OSError as error:
-            log.error("recording ends early", call_sid=self._call_sid, error=str(error))
+        except Exception as error:
+            self._ended_early(error)
         finally:
-            with trio.CancelScope(shield=True):
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_SECONDS):
                 await self._close()
 
     async def _open(self) -> bool:
-        with trio.move_on_after(OPEN_SECONDS):
-            try:
-                # Abandoned: an empty file may stay behind, which retention deletes.
-                self._file = await trio.to_thread.run_sync(
-                    WavFile,
-                    self._folder,
-                    self._call_sid,
-                    abandon_on_cancel=True,
-                    limiter=self._thread,
-                )
-            except RecordingError as error:
-                log.error("call not recorded", call_sid=self._call_sid, error=str(error))
-                return False
-            self.path = self._file.path
-            return True
-        raise OSError(f"no answer within {OPEN_SECONDS:g} s")
+        new_file = partial(WavFile, self._folder, self._call_sid)
+        try:
+            # If it is abandoned, an empty file may stay behind, which retention deletes.
+            self._file = await self._thread.run(new_file, within=OPEN_SECONDS)
+        except RecordingError as error:
+            log.error("call not recorded", call_sid=self._call_sid, error=str(error))
+            return False
+        except trio.TooSlowError:
+            raise OSError(f"no answer within {OPEN_SECONDS:g} s") from None
+        self.path = self._file.path
+        return True
 
     async def _write(self, *, last: bool) -> None:
-        file = self._file
-        assert file is not None
-        # Abandoned when the call ends: `_close`, which comes next, waits for it, a while.
-        await trio.to_thread.run_sync(
-            _write, file, self._ready, last, abandon_on_cancel=True, limiter=self._thread
-        )
+        assert self._file is not None
+        # The call's end abandons it, and `_close` then waits for it, CLOSE_SECONDS at most.
+        await self._thread.run(partial(_write, self._file, self._ready, last))
 
     async def _close(self) -> None:
-        """Write what is left and close the file, in CLOSE_SECONDS at most."""
+        """Write what is left and close the file."""
         self.finish(self._last)
         if self._file is None:
             return
-        with trio.move_on_after(CLOSE_SECONDS) as closing:
-            try:
-                await self._write(last=True)
-            except OSError as error:
-                log.error("recording ends early", call_sid=self._call_sid, error=str(error))
-        if closing.cancelled_caught:
-            # The file is the thread's now, and is closed with its last reference.
-            log.error("recording ends early", call_sid=self._call_sid, error="the disk hangs")
-        if self.lost_seconds:
-            log.warning(
-                "recording has gaps", call_sid=self._call_sid, seconds=round(self.lost_seconds, 1)
-            )
+        try:
+            await self._write(last=True)
+        except trio.Cancelled:
+            # The abandoned thread has the file; its last reference closes it.
+            self._ended_early(OSError("the disk hangs"))
+            raise
+        except Exception as error:
+            self._ended_early(error)
+        finally:
+            if self.lost_seconds:
+                seconds_lost = round(self.lost_seconds, 1)
+                log.warning("recording has gaps", call_sid=self._call_sid, seconds=seconds_lost)
+
+    def _ended_early(self, error: Exception) -> None:
+        # An error that is not the disk's is a bug, or a system without threads: it needs a stack.
+        unexpected = None if isinstance(error, OSError) else error
+        log.error(
+            "recording ends early", call_sid=self._call_sid, error=str(error), exc_info=unexpected
+        )
 
 
 class _Ready:
