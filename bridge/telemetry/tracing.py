@@ -6,17 +6,16 @@
     ├─ function ..... each function the agent asked for
     └─ teardown ..... from the first sign of the end to the last byte
 
-Nothing is traced while a call is on. When it has ended, what it has kept for its record is made
-into spans with the times at which things happened; a thread hands them to the SDK, whose own thread
-exports them. So a call costs the event loop a list of a few tuples, and one that asks for no traces
-costs nothing.
+Nothing is traced during a call. When it has ended, its record is turned into spans with the times
+at which things happened; a thread hands them to the SDK, whose own thread exports them. So a call
+costs the event loop a list of a few tuples, and nothing where traces are off.
 
 It is the extra `bridge[otel]`, switched on by OpenTelemetry's own environment variables:
 OTEL_EXPORTER_OTLP_ENDPOINT (or OTEL_TRACES_EXPORTER=otlp, or console), with OTEL_SERVICE_NAME,
 OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER and the rest of them as documented.
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
 
-No span holds what anybody said, nor a phone number unmasked.
+No span holds spoken words, nor a phone number unmasked.
 """
 
 from __future__ import annotations
@@ -40,11 +39,12 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-# Calls that have ended and whose spans are not made yet. Spans take a fraction of a millisecond
-# each; where this is full the machine is in trouble, and traces are the first to go.
+# Calls that have ended and whose spans are not made yet. A span takes a fraction of a millisecond;
+# when this is full the machine is overloaded, and the spans of further calls are dropped.
 WAITING_CALLS: Final = 1000
 
-# At the server's end, for what the exporter has not sent yet.
+# For what the exporter has not sent when the server stops; also the most that one call's spans may
+# take, of which the SDK needs a few milliseconds.
 CLOSE_SECONDS: Final = 2.0
 
 _FAILURES: Final = {
@@ -59,7 +59,7 @@ Attributes = Mapping[str, str | int | float | bool]
 
 
 class Span(NamedTuple):
-    """A span to be: from `start` to `end`, in seconds since the call began."""
+    """A span to make: from `start` to `end`, in seconds since the call began."""
 
     name: str
     start: float
@@ -238,7 +238,7 @@ def _provider(exporter: str) -> TracerProvider:
 
 
 def _asked_for(resource: Any) -> Any:
-    """Without the name that the SDK makes up for a service that has none."""
+    """Drop the name that the SDK makes up for a service without one."""
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 
     attributes = dict(resource.attributes)
