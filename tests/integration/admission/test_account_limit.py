@@ -254,8 +254,8 @@ async def test_while_the_database_is_away_calls_come_and_are_counted_later(
                 await trio.sleep(0.02)
         events = [line["event"] for line in logs]
         # Once for each of the two, if it noticed.
-        assert 1 <= events.count("the account's calls are not counted; calls go on") <= 2
-        assert 1 <= events.count("the account's calls are counted again") <= 2
+        assert 1 <= events.count("account limit: cannot count calls; admitting them") <= 2
+        assert 1 <= events.count("account limit: counting calls again") <= 2
         # 2, 3 and 4 are on: one more than there may be.
         assert not await other.reserve("CA5", 3)
         limit.release("CA3")
@@ -294,10 +294,10 @@ async def test_a_bug_in_the_thread_costs_one_count_and_ends_nothing(
     async with counting(f"sqlite:///{tmp_path}/calls.db", 0.1) as limit:
         with capture_logs() as lines, monkeypatch.context() as patch:
             patch.setattr(limit, "_take", broken)
-            assert await limit.reserve("CAone", 1), "nobody is refused for a bug"
+            assert await limit.reserve("CAone", 1), "no caller is refused for a bug"
             assert limit.trouble == "planted"
         assert [line["event"] for line in lines if line.get("exc_info")] == [
-            "counting the account's calls failed"
+            "account limit: unexpected error"
         ]
         while limit.trouble:  # noqa: ASYNC110
             await trio.sleep(0.01)
