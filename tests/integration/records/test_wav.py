@@ -117,8 +117,12 @@ async def test_a_bug_ends_the_recording_and_nothing_else(tmp_path, monkeypatch, 
         raise RuntimeError("planted")
 
     recording = CallRecording(tmp_path, SID)
-    monkeypatch.setattr(wav.WavFile, where, broken)
-    with structlog.testing.capture_logs() as lines, trio.fail_after(30):
+    with (
+        structlog.testing.capture_logs() as lines,
+        trio.fail_after(30),
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(wav.WavFile, where, broken)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(recording.run)
             for number in range(500):
@@ -127,6 +131,8 @@ async def test_a_bug_ends_the_recording_and_nothing_else(tmp_path, monkeypatch, 
             recording.finish(10.0)
     assert {line["event"] for line in lines} == {"recording ends early"}
     assert all(isinstance(line["exc_info"], RuntimeError) for line in lines)
+    assert recording._file is not None
+    recording._file.close()
 
 
 async def test_a_slow_disk_costs_the_recording_a_gap_and_the_call_nothing(tmp_path, monkeypatch):
