@@ -1,4 +1,4 @@
-"""What a call tells about itself for its record, and what others ask about calls.
+"""The recorder: takes the records of calls, and answers questions about calls.
 
 A call hands over a snapshot and goes on; it never waits for a database. `writer` does the rest.
 """
@@ -115,7 +115,7 @@ class Recorder:
         direction: Direction = "outbound-api",
     ) -> None:
         """Twilio's status callback, in any order and in any process: the highest `SequenceNumber`
-        stays. Makes a record where there is none, as of a call that nobody answered.
+        stays. Makes a record if there is none, as for a call that was not answered.
         """
         note = CallRecord(
             call_sid=call_sid,
@@ -144,7 +144,7 @@ class Recorder:
     # ---- what others ask --------------------------------------------------------------------
 
     async def ending_of(self, call_sid: str, within: float = ENDING_SECONDS) -> Ending | None:
-        """How a call ended, in whatever process it was carried.
+        """Find out how a call ended, whichever process carried it.
 
         Asks the database again until it knows, because the webhook that wants to know can overtake
         the record. None if it is not known after `within` seconds, or the database cannot be asked.
@@ -168,14 +168,16 @@ class Recorder:
     async def list_calls(
         self, limit: int = 20, before: datetime | None = None, outcome: str | None = None
     ) -> list[CallRecord]:
-        """As `Store.list_calls`: what has reached the database. Raises StoreUnavailable."""
+        """List calls that have reached the database, as `Store.list_calls`. Raises
+        StoreUnavailable.
+        """
         if self.writer is None:
             await trio.lowlevel.checkpoint()
             return []
         return await self._read(partial(self.writer.store.list_calls, limit, before, outcome))
 
     async def get(self, call_sid: str) -> CallRecord | None:
-        """All that is known of one call, stored or still waiting. Raises StoreUnavailable."""
+        """Return one call with everything, stored or still waiting. Raises StoreUnavailable."""
         if self.writer is None:
             await trio.lowlevel.checkpoint()
             return None
