@@ -5,7 +5,7 @@ The web application asks it; each `Call` is built here and knows nothing of the 
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
@@ -18,11 +18,12 @@ import trio
 
 from bridge import log as logs
 from bridge.admission.account_limit import AccountCap, AccountLimit, check_account_limit
-from bridge.admission.slots import RESERVED_SECONDS, Admission, Entry, Limits
-from bridge.admission.ticket import EpochClock, Purpose, Ticket, Tickets, ticket_keys
+from bridge.admission.entrance import Entrance, tickets_from
+from bridge.admission.slots import Entry, NotAdmitted
+from bridge.admission.ticket import Purpose
 from bridge.call.call import TICKET, Call, GoodbyeBy
 from bridge.call.live_calls import Registry
-from bridge.caller import CallInfo
+from bridge.caller import OUTBOUND, CallInfo
 from bridge.config.file import ConfigFile, SettingsSource, config_path
 from bridge.config.settings import ConfigError, Secrets, Settings, check_startup, warnings_for
 from bridge.deepgram.agents import choose_agent, fill_in, variables_of
@@ -41,6 +42,7 @@ from bridge.records.wav import CallRecording
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.tracing import Tracing, tracing_for
 from bridge.twilio import twiml
+from bridge.twilio.call_status import Progress, StatusUpdate
 from bridge.twilio.media_stream import MediaStream
 from bridge.twilio.messages import StartDetails
 from bridge.twilio.rest import TwilioError, TwilioRest
@@ -50,12 +52,8 @@ log = logs.get_logger(__name__)
 # What a caller waits in silence for an answer about who they are, at most.
 CONTEXT_SECONDS: Final = 2.0
 
-# How long a slot is kept where the call may go elsewhere: what Twilio takes on a good day.
-SHORTLY: Final = 5.0
 
-# From the webhook's answer to the socket's `start`: longer than a slot is kept, since who comes
-# late may still find one.
-TICKET_SECONDS: Final = 60.0
+NO_CREDENTIALS: Final = "no Twilio credentials; set TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN"
 
 
 class Stalls(NamedTuple):
@@ -88,20 +86,16 @@ class Bridge:
         self._functions = Functions(())
         self._functions_module = ""
         self.calls = Registry()
-        self.live = Live(self.calls)
+        self.live = Live(self.calls, self.facts)
+        self.progress = Progress()
         self.stalls = Stalls()
-        self.admission = Admission()
+        self.entrance = Entrance()
         self.prewarming = Prewarming()
-        # Whether this is the server's only process; who starts several says so.
-        self.alone = True
         self._told_of_prewarming = False
         self.account = AccountLimit("")
-        self.tickets = Tickets(ticket_keys())
-        self.epoch = EpochClock(time.time, trio.current_time, patience=TICKET_SECONDS)
         # What the agent is known to understand, for the softphone's page; None if nobody has said.
         self.phrases: tuple[str, ...] | None = None
         self.metrics = Metrics()
-        self.draining = False
         self.started_at = datetime.now(UTC)
         self.recorder = Recorder()
         self.tracing: Tracing | None = None
@@ -121,8 +115,13 @@ class Bridge:
         if not self._prepared:
             check_startup(settings, self._secrets)
             check_account_limit(settings)
-            self.tickets = Tickets(self._secrets.ticket_keys())
-            logs.configure(settings.logging, secrets=self._secrets)
+            self.entrance.tickets = tickets_from(self._secrets)
+            logs.configure(
+                level=settings.logging.level,
+                format=settings.logging.format,
+                mask_numbers=settings.logging.mask_numbers,
+                secrets=self._secrets.values(),
+            )
             for warning in warnings_for(settings):
                 log.warning(warning)
             try:
@@ -131,7 +130,7 @@ class Bridge:
                 raise ConfigError(str(error)) from error
             self.recorder = recorder_for(settings.records)
             self.account = AccountLimit(settings.records.url)
-            self.admission.shared = AccountCap(self.account, self._account_calls)
+            self.entrance.slots.shared = AccountCap(self.account, self._account_calls)
             sid, tokens = self._secrets.twilio_account_sid, self._secrets.twilio_auth_tokens
             if sid and tokens:
                 try:
@@ -200,51 +199,63 @@ class Bridge:
         return self._settings
 
     def _several(self, settings: Settings) -> bool:
-        """Whether a call's webhook and its socket may reach different processes of this server."""
-        return not self.alone or settings.server.workers > 1
+        return self.entrance.spans_processes(settings)
 
     def _account_calls(self) -> int:
         return self._settings.limits.account_calls
 
-    @property
-    def full(self) -> bool:
-        """Whether there are as many calls as there may be, announced ones included."""
-        return self.admission.is_full(Limits.of(self._settings))
-
-    async def reserve(
-        self, settings: Settings, call_sid: str, caller: str, *, seconds: float | None = None
-    ) -> str:
-        """Take a slot for a call that is about to begin; "", or why there is none."""
-        if self.draining:
-            return "the server is stopping"
-        limits = Limits.of(settings)
-        if seconds is None:
-            # With several processes its ticket lets the call in, whichever of them it reaches, and
-            # the slot here would stand empty when that is another.
-            seconds = SHORTLY if self._several(settings) else RESERVED_SECONDS
-        return await self.admission.reserve(call_sid, caller, limits, seconds=seconds)
-
-    def ticket(self, call_sid: str, purpose: Purpose = "phone") -> str:
-        """A ticket for a call that has a slot."""
-        return self.tickets.issue(call_sid, self.epoch(), lifetime=TICKET_SECONDS, purpose=purpose)
-
-    def read_ticket(self, ticket: str, purpose: Purpose = "softphone") -> Ticket:
-        """What a ticket says, without using it. Raises BadTicket."""
-        return self.tickets.read(ticket, self.epoch(), purpose=purpose)
-
     def _admit(
         self, settings: Settings, entry: Entry, purpose: Purpose, start: StartDetails
     ) -> str:
-        """Bind the slot of a socket that says `start`; "", or why it is not let in."""
-        parameters, call_sid = start.custom_parameters, start.call_sid
-        announced = settings.twilio.require_ticket or purpose == "softphone"
-        if announced:
-            ticket = parameters.get(TICKET, "")
-            if why := self.tickets.check(ticket, call_sid, self.epoch(), purpose=purpose):
-                return why
-        # Who has a ticket was let in, perhaps by a worker process that is not this one.
-        promised = announced and self._several(settings)
-        return entry.bind(call_sid, parameters.get("From", ""), promised=promised)
+        parameters = start.custom_parameters
+        facts = {"caller": parameters.get("From", ""), "ticket": parameters.get(TICKET, "")}
+        try:
+            self.entrance.admit(settings, entry, purpose, call_sid=start.call_sid, **facts)
+        except NotAdmitted as error:
+            return str(error)
+        return ""
+
+    def note_status(self, update: StatusUpdate) -> StatusUpdate:
+        """Add a report of Twilio's to the call's record, and return what is known of the call.
+
+        Frees the slot of a call that nobody answered.
+        """
+        if update.is_terminal:
+            self.entrance.slots.release(update.call_sid)
+        self.recorder.note_status(
+            update.call_sid,
+            update.status,
+            -1 if update.sequence is None else update.sequence,
+            answered_by=update.answered_by,
+            caller=update.caller,
+            called=update.called,
+        )
+        return self.progress.fold(update)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the state of this server process for viewers, as JSON. Does not wait."""
+        settings, stalls = self._settings, self.stalls
+        records = self.recorder.statistics()
+        return {
+            "live": len(self.calls),
+            "max_calls": settings.server.max_calls,
+            "draining": self.entrance.draining,
+            "workers": settings.server.workers,
+            "pid": os.getpid(),
+            "started_at": self.started_at.isoformat(),
+            "stalls": stalls.times,
+            "stall_seconds": round(stalls.seconds, 3),
+            "last_stall_at": stalls.last.isoformat() if stalls.last else None,
+            "records": self.recorder.keeps_records,
+            "database_trouble": records.trouble,
+            "records_waiting": records.waiting,
+            "records_lost": records.lost,
+            "viewers": len(self.live),
+            "agents": {
+                name: list(table.get("numbers", ())) for name, table in settings.agents.items()
+            },
+            "cannot_dial": "" if self.twilio is not None else NO_CREDENTIALS,
+        }
 
     async def exposed_metrics(self, accept: str | None) -> tuple[bytes, str]:
         """`Metrics.expose`, in a thread where other processes' files are read for it."""
@@ -260,7 +271,7 @@ class Bridge:
 
     def begin_drain(self) -> None:
         """Take no new calls from now on; live ones go on."""
-        self.draining = True
+        self.entrance.draining = True
 
     def wind_down(self) -> None:
         """Let the agent of every live call say goodbye, then end it; each has its own deadline."""
@@ -400,7 +411,7 @@ class Bridge:
         context: dict[str, str] = {}
         if settings.call.context_url:
             context = await fetch_context(settings.call.context_url, info, CONTEXT_SECONDS)
-        chosen_by_name = info.parameters.get("direction") in ("outbound-api", "softphone")
+        chosen_by_name = info.parameters.get("direction") in (OUTBOUND, "softphone")
         wanted = info.parameters.get("agent", "") if chosen_by_name else None
         name, table = choose_agent(settings, info.called, wanted)
         return name, fill_in(table, variables_of(info, context))

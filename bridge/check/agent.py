@@ -8,13 +8,11 @@ https://developers.deepgram.com/docs/voice-agent-errors-warnings
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
 from urllib.parse import urlsplit
 
 import msgspec
 import trio
 
-from bridge.call.call import Call
 from bridge.check.finding import Finding, ok, warning, wrong
 from bridge.check.trouble import trouble
 from bridge.config.settings import ConfigError, Secrets, Settings, check_startup
@@ -60,8 +58,7 @@ _STATUSES = {
 def check_functions(settings: Settings) -> tuple[Functions, list[Finding]]:
     """Import the functions' module as the server does: may do anything, so do it in a thread."""
     module = settings.functions.module
-    # Only their descriptions are wanted: no call of theirs will ever be made.
-    own = built_in(cast("Call", None), settings.functions)
+    own = built_in(None, settings.functions)
     if not module:
         return own, []
     try:

@@ -24,7 +24,8 @@ from quart_trio import QuartTrio
 from twilio.twiml.voice_response import Connect, VoiceResponse
 
 from bridge.config.file import FixedConfig
-from bridge.http.app import BUSY, ELSEWHERE, create_app
+from bridge.http.app import create_app
+from bridge.http.twilio_hooks import BUSY, ELSEWHERE
 from bridge.outcome import Outcome
 from bridge.records.record import CallRecord
 from bridge.testing.phone.twiml import ConnectStream, Dial, Hangup, Redirect, Say, Verb, read_twiml

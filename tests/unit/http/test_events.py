@@ -9,12 +9,9 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from quart_trio import QuartTrio
 
 from bridge.http.events import BEGIN_SECONDS, HEARTBEAT
-from bridge.http.operator_api import control_blueprint
 from bridge.live import hub as live_module
-from bridge.live.hub import Live
 from tests.unit.http.world import SID, ControlWorld
 from tests.watching import read_events
 
@@ -35,9 +32,7 @@ class EventWorld(ControlWorld):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.hub = Live([])
-        self.app = QuartTrio("control")
-        self.app.register_blueprint(control_blueprint(self, live=self.hub))
+        self.hub = self.bridge.live
 
     async def events(self, sid: str = SID) -> list[tuple[str, Mapping[str, Any]]]:
         """All of a stream that ends by itself."""

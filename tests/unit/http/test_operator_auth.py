@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.datastructures import Headers
 
-from bridge.http.operator_auth import FAILURES_PER_MINUTE, FORWARDING_HEADERS, Gate
+from bridge.http.operator_auth import FAILURES_PER_MINUTE, FORWARDING_HEADERS, Gate, NotAuthorised
 
 TOKEN = "api-token-5EC237-0123456789"
 LOCAL = "127.0.0.1:5000"
@@ -22,8 +22,11 @@ class Clock:
 
 def status(headers: dict[str, str], peer: str = "127.0.0.1", token: str = "") -> int:
     """200 if let in, else the refusal's."""
-    refusal = Gate(Clock()).refusal(token, Headers({"Host": LOCAL, **headers}), peer)
-    return refusal.status if refusal else 200
+    try:
+        Gate(Clock()).check(token, Headers({"Host": LOCAL, **headers}), peer)
+    except NotAuthorised as error:
+        return error.status
+    return 200
 
 
 # ---- with a token -------------------------------------------------------------------------------
@@ -69,15 +72,15 @@ def test_who_keeps_guessing_is_told_to_wait_and_the_token_still_works() -> None:
     right = Headers({"Host": LOCAL, "Authorization": f"Bearer {TOKEN}"})
 
     def guess(peer: str) -> tuple[int, bool]:
-        refusal = gate.refusal(TOKEN, wrong, peer)
-        assert refusal is not None
-        return refusal.status, refusal.is_news
+        with pytest.raises(NotAuthorised) as caught:
+            gate.check(TOKEN, wrong, peer)
+        return caught.value.status, caught.value.is_news
 
     assert [guess("203.0.113.9") for _ in range(FAILURES_PER_MINUTE)] == [
         (401, True)
     ] * FAILURES_PER_MINUTE
     assert guess("203.0.113.9") == (429, False)
-    assert gate.refusal(TOKEN, right, "203.0.113.9") is None
+    gate.check(TOKEN, right, "203.0.113.9")
     assert guess("203.0.113.10") == (401, True)
     clock.now += 60
     assert guess("203.0.113.9") == (401, True)
@@ -87,7 +90,8 @@ def test_the_memory_of_failures_is_bounded() -> None:
     gate = Gate(Clock())
     wrong = Headers({"Host": LOCAL})
     for number in range(5000):
-        gate.refusal(TOKEN, wrong, f"2001:db8::{number:x}")
+        with pytest.raises(NotAuthorised):
+            gate.check(TOKEN, wrong, f"2001:db8::{number:x}")
     assert len(gate._failures) == 1000
 
 

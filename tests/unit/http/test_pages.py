@@ -6,9 +6,10 @@ import re
 
 import httpx
 import pytest
-from quart_trio import QuartTrio
 
-from bridge.http.pages import assets, load, pages_blueprint
+from bridge.config.settings import Secrets
+from bridge.http.app import create_app
+from bridge.http.pages import assets, load
 
 TOKEN = "api-token-5EC237-0123456789"
 PAGES = ["console.html", "softphone.html"]
@@ -17,8 +18,7 @@ PAGES = ["console.html", "softphone.html"]
 def client(
     *, token: str = "", peer: str = "127.0.0.1", host: str = "127.0.0.1:5000"
 ) -> httpx.AsyncClient:
-    app = QuartTrio("pages")
-    app.register_blueprint(pages_blueprint(lambda: token))
+    app = create_app(secrets=Secrets(api_token=token))
     return httpx.AsyncClient(
         transport=httpx.ASGITransport(app, client=(peer, 40000)), base_url=f"http://{host}"
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from bridge.admission.log_throttle import Seldom
+from bridge.log_throttle import LogThrottle
 
 
 def test_a_line_is_due_once_in_a_while() -> None:
     now = 0.0
-    seldom = Seldom(5.0, lambda: now)
+    seldom = LogThrottle(5.0, lambda: now)
     assert seldom.due() == 0
     assert [seldom.due() for _ in range(3)] == [None, None, None]
     now = 4.9
