@@ -1,6 +1,6 @@
-"""What all calls of one application share: settings, secrets, functions, metrics, who is live.
+"""The parts that all calls of one application share: settings, functions, records, metrics.
 
-The web application asks it; each `Call` is built here and knows nothing of the others.
+The routes find it in their application; each `Call` is built here and knows nothing of the others.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ NO_CREDENTIALS: Final = "no Twilio credentials; set TWILIO_ACCOUNT_SID and TWILI
 
 
 class Stalls(NamedTuple):
-    """How often and how long the event loop did not run, and when it last did not."""
+    """How often the event loop was blocked, for how many seconds in all, and when last."""
 
     times: int = 0
     seconds: float = 0.0
@@ -65,11 +65,12 @@ class Stalls(NamedTuple):
 
 
 class Bridge:
-    """What all calls of one application share: where settings come from, and what is remembered.
+    """The composition root: makes the parts that all calls of one application share.
 
-    `config` None means the file that BRIDGE_CONFIG names, `secrets` None the environment; both are
-    looked at by `prepare`, not before, so that importing the application never fails.
-    `open_stream` replaces the TCP connection to the agent, for tests without sockets.
+    Without `config`, the settings are those of the file that BRIDGE_CONFIG names; without
+    `secrets`, the secrets are the environment's. Both are read by `prepare`, so that importing the
+    application never fails. `open_stream` replaces the TCP connection to the agent, for tests
+    without sockets.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Bridge:
         self.prewarming = Prewarming()
         self._told_of_prewarming = False
         self.account = AccountLimit("")
-        # What the agent is known to understand, for the softphone's page; None if nobody has said.
+        # Phrases that the agent is known to understand, for the softphone's page.
         self.phrases: tuple[str, ...] | None = None
         self.metrics = Metrics()
         self.started_at = datetime.now(UTC)
@@ -103,7 +104,7 @@ class Bridge:
         self.tunnel = ""
 
     def prepare(self) -> Settings:
-        """Read settings and secrets, set up logging; the first time, that is.
+        """Read the settings; at the first call also read the secrets and make the parts.
 
         Raises ConfigError with one line that says what to do.
         """
@@ -144,8 +145,12 @@ class Bridge:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Everything that lives as long as the server: records are written while this is open, and
-        what is left of them when it closes. Raises ConfigError for a database that cannot be used.
+        """Run what lives as long as the server, such as writing records.
+
+        *Resource handling.* On exit, also by cancellation, the records that wait are written, and
+        connections are closed, each within a deadline.
+
+        *Error handling.* Raises ConfigError for a database that cannot be used.
         """
         async with self.recorder.running(), trio.open_nursery() as nursery:
             nursery.start_soon(self.account.run)
@@ -165,25 +170,25 @@ class Bridge:
 
     @property
     def api_token(self) -> str:
-        """BRIDGE_API_TOKEN, "" without one."""
+        """BRIDGE_API_TOKEN, or ""."""
         return self._secrets.api_token if self._secrets is not None else ""
 
     @property
     def auth_tokens(self) -> tuple[str, ...]:
-        """TWILIO_AUTH_TOKEN: any of them may have signed what Twilio sends."""
+        """TWILIO_AUTH_TOKEN: any of them may have signed a request of Twilio's."""
         return self._secrets.twilio_auth_tokens if self._secrets is not None else ()
 
     async def settings(self) -> Settings:
-        """The settings for a call that begins now."""
+        """Return the settings for a call that begins now, from the file if it has changed."""
         assert self._config is not None
         settings = await self._config.current()
         if settings.functions.module != self._functions_module:
-            # A thread, because importing may do anything.
+            # In a thread, because importing users' code may take long.
             try:
                 await trio.to_thread.run_sync(self._load_functions, settings.functions.module)
             except FunctionError as error:
                 self._functions_module = settings.functions.module
-                log.error("functions not loaded, the last ones stay", reason=str(error))
+                log.error("functions not reloaded; keeping the previous ones", reason=str(error))
         if self.tunnel and not settings.server.public_url:
             server = msgspec.structs.replace(settings.server, public_url=self.tunnel)
             settings = msgspec.structs.replace(settings, server=server)
@@ -195,7 +200,7 @@ class Bridge:
         self._functions_module = module
 
     def settings_now(self) -> Settings:
-        """The settings last read: for those who cannot wait for a file."""
+        """Return the settings last read, without waiting for the file."""
         return self._settings
 
     def _several(self, settings: Settings) -> bool:
@@ -258,19 +263,19 @@ class Bridge:
         }
 
     async def exposed_metrics(self, accept: str | None) -> tuple[bytes, str]:
-        """`Metrics.expose`, in a thread where other processes' files are read for it."""
+        """Return `Metrics.expose`, from a thread if it reads other processes' files."""
         if self.metrics.reads_files:
             return await trio.to_thread.run_sync(self.metrics.expose, accept)
         return self.metrics.expose(accept)
 
     def loop_stalled(self, seconds: float) -> None:
-        """The event loop runs again, after it did not for `seconds`."""
+        """Note that the event loop runs again, after it was blocked for `seconds`."""
         self.metrics.loop_stalled(seconds)
         times, so_far, _ = self.stalls
         self.stalls = Stalls(times + 1, so_far + seconds, datetime.now(UTC))
 
     def begin_drain(self) -> None:
-        """Take no new calls from now on; live ones go on."""
+        """Admit no new calls from now on; live calls go on."""
         self.entrance.draining = True
 
     def wind_down(self) -> None:

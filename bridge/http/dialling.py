@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Meta
 
 from bridge.addresses import PublicAddress
+from bridge.http.request_body import BadRequest
 from bridge.twilio import twiml
 from bridge.twilio.numbers import EXPECTED_NUMBER, HOW_TO_WRITE_NUMBERS, is_number
 
@@ -38,15 +39,6 @@ _VARIABLE_PREFIX: Final = "var."
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _JSON_PATH: Final = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`")
 _FIELD_NAMED: Final = re.compile(r"(?:unknown|required) field `([^`]*)`")
-
-
-class BadRequest(Exception):
-    """The request is invalid: `field` is at fault, and the message says what to write instead."""
-
-    def __init__(self, field: str, message: str, status: int = 422) -> None:
-        super().__init__(f"{field}: {message}" if field else message)
-        self.field = field
-        self.status = status
 
 
 class DialRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -21,12 +21,10 @@ field of the request is at fault, and `"twilio"` with Twilio's code and message 
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-import msgspec
-import trio
 from quart import Blueprint, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
@@ -34,16 +32,16 @@ from bridge.addresses import BadHost, PublicAddress, is_loopback, public_address
 from bridge.admission.slots import NotAdmitted
 from bridge.call.call import Call
 from bridge.config.settings import Settings
-from bridge.http.call_records import carried_elsewhere, latest_records, record_of
+from bridge.http.call_records import latest_records, record_of, shown_call
 from bridge.http.current import client, current_bridge, origin_of
 from bridge.http.dialling import (
-    BadRequest,
     check_request,
     message_address,
     read_request,
     webhook_address,
 )
 from bridge.http.operator_auth import protect
+from bridge.http.request_body import BadRequest, json_body, read_words
 from bridge.log import get_logger
 from bridge.outcome import Outcome
 from bridge.service import NO_CREDENTIALS, Bridge
@@ -53,15 +51,8 @@ from bridge.twilio.rest import TwilioError, TwilioRest, TwilioUnreachable
 
 log = get_logger(__name__)
 
-# Twenty variables of 500 characters, each six bytes in JSON's longest spelling, fit.
-MAX_BODY: Final = 64 * 1024
-BODY_SECONDS: Final = 5
-
 DEFAULT_LIST: Final = 50
 MAX_LIST: Final = 500
-
-# The longest text that `POST /calls/{sid}/say` takes, in characters; one sentence is a fifth of it.
-MAX_WORDS: Final = 1000
 
 # How long a slot is reserved for a call that rings, in seconds: Twilio rings for 60 s by default,
 # and places one call a second at most.
@@ -93,19 +84,13 @@ class NoSuchCall(Exception):
     """There is no call with this SID."""
 
 
-class Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The JSON of `POST /calls/{sid}/say`."""
-
-    text: str
-
-
 # ---- the routes ---------------------------------------------------------------------------------
 
 
 @operator_api.post("/calls")
 async def dial() -> Answer:
     """Place a call."""
-    bridge, asked = current_bridge(), read_request(await _json_body())
+    bridge, asked = current_bridge(), read_request(await json_body())
     settings = await bridge.settings()
     agents = {name: tuple(agent.get("numbers", ())) for name, agent in settings.agents.items()}
     call = check_request(asked, agents)
@@ -149,14 +134,14 @@ async def list_calls() -> Answer:
     recent: dict[str, dict[str, Any]] = {}
     for known in progress.latest():
         if known.call_sid not in live:
-            recent[known.call_sid] = _shown(known.call_sid, None, known, None)
+            recent[known.call_sid] = shown_call(known.call_sid, None, known, None)
     for record in await latest_records(bridge, limit):
         sid = str(record.get("call_sid", ""))
         if sid not in live:
             recent.pop(sid, None)  # a record knows more; and the order is the records'
-            recent[sid] = _shown(sid, None, progress.get(sid), record)
+            recent[sid] = shown_call(sid, None, progress.get(sid), record)
     return jsonify(
-        live=[_shown(sid, call, progress.get(sid), None) for sid, call in live.items()],
+        live=[shown_call(sid, call, progress.get(sid), None) for sid, call in live.items()],
         recent=list(recent.values())[:limit],
     ), 200
 
@@ -170,7 +155,7 @@ async def show(call_sid: str) -> Answer:
     record = await record_of(bridge, call_sid)
     if live is None and known is None and record is None:
         raise NoSuchCall
-    return jsonify(_shown(call_sid, live, known, record)), 200
+    return jsonify(shown_call(call_sid, live, known, record)), 200
 
 
 @operator_api.delete("/calls/<call_sid>")
@@ -202,7 +187,7 @@ async def hang_up(call_sid: str) -> Answer:
 async def say(call_sid: str) -> Answer:
     """Send text to the agent as if the caller had spoken it."""
     _check_sid(call_sid)
-    words, bridge = read_words(await _json_body()), current_bridge()
+    words, bridge = read_words(await json_body()), current_bridge()
     live = _live_calls(bridge).get(call_sid)
     if live is None:
         if bridge.progress.get(call_sid) is None and await record_of(bridge, call_sid) is None:
@@ -268,23 +253,6 @@ async def http_error(error: HTTPException) -> Answer:
 # ---- helpers ------------------------------------------------------------------------------------
 
 
-def read_words(body: bytes) -> str:
-    """Return the text of `{"text": "..."}` on one line, without control characters.
-
-    Raises BadRequest, with status 400 for other JSON, and 422 for an empty or too long text.
-    """
-    try:
-        text = msgspec.json.decode(body, type=Said).text
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise BadRequest("", f'expected {{"text": "..."}}: {error}', status=400) from error
-    words = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    if not words:
-        raise BadRequest("text", "expected some words")
-    if len(words) > MAX_WORDS:
-        raise BadRequest("text", f"expected at most {MAX_WORDS} characters")
-    return words
-
-
 def _live_calls(bridge: Bridge) -> dict[str, Call]:
     """Return the calls that this process carries, by SID."""
     return {call.report.info.call_sid: call for call in bridge.calls if call.report.info}
@@ -313,24 +281,6 @@ def _time_limit(settings: Settings) -> int | None:
     return longest if longest <= TWILIO_TIME_LIMIT else None
 
 
-async def _json_body() -> bytes:
-    # A web page can send any other type to another site without asking it first.
-    if request.mimetype != "application/json":
-        raise BadRequest("", "send the header Content-Type: application/json", status=415)
-    body = bytearray()
-    try:
-        with trio.fail_after(BODY_SECONDS):
-            async for part in request.body:
-                body += part
-                if len(body) > MAX_BODY:
-                    raise BadRequest("", f"the body has at most {MAX_BODY} bytes", status=413)
-    except trio.TooSlowError:
-        raise BadRequest(
-            "", f"the body took more than {BODY_SECONDS} seconds", status=408
-        ) from None
-    return bytes(body)
-
-
 def _reachable(public_url: str) -> PublicAddress:
     """Return the address that Twilio is given. Raises Conflict if Twilio cannot reach it."""
     address = public_address(public_url, origin_of(request).host)
@@ -352,34 +302,6 @@ def _limit() -> int:
 def _check_sid(call_sid: str) -> None:
     if not is_call_sid(call_sid):
         raise NoSuchCall
-
-
-def _shown(
-    call_sid: str,
-    live: Call | None,
-    known: StatusUpdate | None,
-    record: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """Return a call as the API shows it: its record, and what is known besides."""
-    shown: dict[str, Any] = {"call_sid": call_sid, "live": live is not None, "status": ""}
-    if known is not None:
-        for name in ("status", "caller", "called", "seconds", "sip_code", "answered_by"):
-            if (value := getattr(known, name)) not in ("", None):
-                shown[name] = value
-    if live is not None:
-        shown |= {"status": "in-progress", "seconds": round(live.seconds_so_far, 3)}
-    if live is not None and live.report.info is not None:
-        shown |= {"caller": live.report.info.caller, "called": live.report.info.called}
-    if record is not None:
-        if live is None and carried_elsewhere(record):
-            shown["elsewhere"] = True
-        status = shown["status"]
-        shown |= record
-        if status and not shown.get("status"):
-            shown["status"] = status
-        if not shown.get("status") and record.get("outcome"):
-            shown["status"] = "completed"
-    return {**shown, "live": live is not None}
 
 
 async def _end_at_twilio(rest: TwilioRest, call_sid: str, *, carried: bool) -> str:

@@ -27,6 +27,7 @@ from bridge.call.call import TICKET
 from bridge.config.settings import Settings
 from bridge.http.current import client, current_bridge, origin_of
 from bridge.http.operator_auth import protect
+from bridge.http.request_body import BadRequest, json_body
 from bridge.local_agent import phrases
 from bridge.log import get_logger
 from bridge.service import Bridge
@@ -51,18 +52,16 @@ protect(softphone, what="softphone")
 @softphone.post("/softphone/call")
 async def call() -> Answer:
     """Admit a call from a page, and return what the page needs to open its media socket."""
-    # Another site's page can send any other type without a preflight request.
-    if request.mimetype != "application/json":
-        return jsonify(error="send the header Content-Type: application/json"), 415
+    body = await json_body()
     try:
-        asked = msgspec.json.decode(await request.get_data(), type=CallRequest)
+        asked = msgspec.json.decode(body, type=CallRequest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return jsonify(error='expected {} or {"agent": "a name"}'), 400
+        raise BadRequest("", 'expected {} or {"agent": "a name"}', status=400) from None
     bridge = current_bridge()
     settings = await bridge.settings()
     if asked.agent and asked.agent not in settings.agents:
         known = ", ".join(settings.agents) or "none"
-        return jsonify(error=f"there is no such agent; there are: {known}", field="agent"), 422
+        raise BadRequest("agent", f"there is no such agent; there are: {known}")
     # The page's own host, not server.public_url: the page's policy allows no other socket.
     host = origin_of(request).host
     stream = public_address("", host).socket
@@ -85,6 +84,13 @@ async def call() -> Answer:
         parameters=parameters,
         phrases=_phrases(bridge, settings),
     ), 200
+
+
+@softphone.errorhandler(BadRequest)
+async def bad_request(error: BadRequest) -> Answer:
+    """Answer what is wrong, and in which field."""
+    field = {"field": error.field} if error.field else {}
+    return jsonify(error=str(error), **field), error.status
 
 
 @softphone.errorhandler(BadHost)

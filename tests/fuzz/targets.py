@@ -34,15 +34,14 @@ from bridge.deepgram.context_hook import _UnusableError
 from bridge.functions.errors import BadArguments
 from bridge.functions.parameters import MAX_EXPLANATION, parameters_of
 from bridge.http.dialling import (
-    BadRequest,
     check_request,
     outbound_parameters,
     read_request,
     webhook_address,
 )
-from bridge.http.operator_api import MAX_WORDS, read_words
 from bridge.http.operator_auth import Gate, NotAuthorised
 from bridge.http.proxies import RequestOrigin, is_same_origin, request_origin
+from bridge.http.request_body import MAX_WORDS, BadRequest, read_words
 from bridge.local_agent.dialogue import load_dialogue
 from bridge.local_agent.understanding import Understanding
 from bridge.log import _redactor, mask_number

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from bridge.addresses import PublicAddress
 from bridge.http.dialling import (
-    BadRequest,
     OutboundCall,
     check_request,
     message_address,
@@ -21,6 +20,7 @@ from bridge.http.dialling import (
     read_request,
     webhook_address,
 )
+from bridge.http.request_body import BadRequest
 
 TO, FROM = "+15551234567", "+15557654321"
 ADDRESS = PublicAddress("https://voice.example.com", "wss://voice.example.com")
