@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Meta
 
 from bridge.addresses import PublicAddress
-from bridge.http.request_body import BadRequest
+from bridge.http.json_api import BadRequest
 from bridge.twilio import twiml
 from bridge.twilio.numbers import EXPECTED_NUMBER, HOW_TO_WRITE_NUMBERS, is_number
 

@@ -20,10 +20,11 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
 
 import trio
-from quart import Blueprint, Response, jsonify, request
+from quart import Blueprint, Response, request
 
 from bridge.http.call_records import carried_elsewhere, record_of
 from bridge.http.current import current_bridge
+from bridge.http.json_api import BadRequest, answer_errors_in_json
 from bridge.http.operator_auth import protect
 from bridge.live import view
 from bridge.live.hub import MAX_VIEWERS, Live, Stopped, TooManyViewers
@@ -47,22 +48,25 @@ RECORD_SECONDS: Final = 2.0
 
 events = Blueprint("events", __name__)
 protect(events, what="control API")
+answer_errors_in_json(events)
 
 
 @events.get("/events")
 async def all_events() -> Response:
     """Stream the events of all calls that this process carries."""
     live = current_bridge().live
-    return _refusal(live) or _streaming(_everything(live))
+    _check_room(live)
+    return _streaming(_everything(live))
 
 
 @events.get("/calls/<call_sid>/events")
 async def call_events(call_sid: str) -> Response:
     """Stream the events of one call."""
     if not is_call_sid(call_sid):
-        return _error("a call's SID is CA and 32 hexadecimal digits", 404)
+        raise BadRequest("", "a call's SID is CA and 32 hexadecimal digits", status=404)
     bridge = current_bridge()
-    return _refusal(bridge.live) or _streaming(_one_call(bridge, call_sid))
+    _check_room(bridge.live)
+    return _streaming(_one_call(bridge, call_sid))
 
 
 async def _everything(live: Live) -> AsyncGenerator[bytes, None]:
@@ -119,16 +123,10 @@ def _streaming(body: AsyncGenerator[bytes, None]) -> Response:
     return response
 
 
-def _refusal(live: Live) -> Response | None:
+def _check_room(live: Live) -> None:
+    """Raise BadRequest if no viewer more may watch."""
     if live.closed:
-        return _error("the server is stopping", 503)
+        raise BadRequest("", "the server is stopping", status=503)
     if len(live) >= MAX_VIEWERS:
         words = f"{MAX_VIEWERS} are watching already; close one of the pages that do"
-        return _error(words, 503)
-    return None
-
-
-def _error(words: str, status: int) -> Response:
-    response = jsonify(error=words)
-    response.status_code = status
-    return response
+        raise BadRequest("", words, status=503)

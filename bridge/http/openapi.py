@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from bridge.http.dialling import DialRequest
-from bridge.http.request_body import Said
+from bridge.http.json_api import Said
 from bridge.http.softphone import CallRequest
 from bridge.twilio.numbers import CALL_SID_PATTERN
 

@@ -25,10 +25,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from quart import Blueprint, Response, jsonify, request
-from werkzeug.exceptions import HTTPException
+from quart import Blueprint, jsonify, request
 
-from bridge.addresses import BadHost, PublicAddress, is_loopback, public_address
+from bridge.addresses import PublicAddress, is_loopback, public_address
 from bridge.admission.slots import NotAdmitted
 from bridge.call.call import Call
 from bridge.config.settings import Settings
@@ -40,8 +39,8 @@ from bridge.http.dialling import (
     read_request,
     webhook_address,
 )
+from bridge.http.json_api import Answer, BadRequest, answer_errors_in_json, json_body, read_words
 from bridge.http.operator_auth import protect
-from bridge.http.request_body import BadRequest, json_body, read_words
 from bridge.log import get_logger
 from bridge.outcome import Outcome
 from bridge.service import NO_CREDENTIALS, Bridge
@@ -66,10 +65,9 @@ TWILIO_TIME_LIMIT: Final = 14_400
 # which comes with a warning and a goodbye.
 TIME_LIMIT_SLACK: Final = 60
 
-Answer = tuple[Response, int] | tuple[Response, int, dict[str, str]]
-
 operator_api = Blueprint("operator_api", __name__)
 protect(operator_api, what="control API")
+answer_errors_in_json(operator_api)
 
 
 class Conflict(Exception):
@@ -203,23 +201,10 @@ async def say(call_sid: str) -> Answer:
 # ---- errors -------------------------------------------------------------------------------------
 
 
-@operator_api.errorhandler(BadRequest)
-async def bad_request(error: BadRequest) -> Answer:
-    """Answer what is wrong, and in which field."""
-    field = {"field": error.field} if error.field else {}
-    return jsonify(error=str(error), **field), error.status
-
-
 @operator_api.errorhandler(Conflict)
 async def conflict(error: Conflict) -> Answer:
     """Answer why the request cannot be carried out now."""
     return jsonify(error=str(error)), error.status
-
-
-@operator_api.errorhandler(BadHost)
-async def bad_host(error: BadHost) -> Answer:
-    """Answer a request whose Host cannot be part of an address."""
-    return jsonify(error=str(error)), 400
 
 
 @operator_api.errorhandler(NoSuchCall)
@@ -242,12 +227,6 @@ async def twilio_refused(error: TwilioError) -> Answer:
     if error.status == 429:
         return jsonify(error=str(error), twilio=words), 503, {"Retry-After": "1"}
     return jsonify(error=str(error), twilio=words), 422 if error.status == 400 else 502
-
-
-@operator_api.errorhandler(HTTPException)
-async def http_error(error: HTTPException) -> Answer:
-    """Answer Quart's own errors in JSON."""
-    return jsonify(error=error.description or error.name), error.code or 500
 
 
 # ---- helpers ------------------------------------------------------------------------------------

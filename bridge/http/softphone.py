@@ -18,16 +18,15 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
-from quart import Blueprint, Response, jsonify, request
-from werkzeug.exceptions import HTTPException
+from quart import Blueprint, jsonify, request
 
-from bridge.addresses import BadHost, is_loopback, public_address
+from bridge.addresses import is_loopback, public_address
 from bridge.admission.slots import NotAdmitted
 from bridge.call.call import TICKET
 from bridge.config.settings import Settings
 from bridge.http.current import client, current_bridge, origin_of
+from bridge.http.json_api import Answer, BadRequest, answer_errors_in_json, json_body
 from bridge.http.operator_auth import protect
-from bridge.http.request_body import BadRequest, json_body
 from bridge.local_agent import phrases
 from bridge.log import get_logger
 from bridge.service import Bridge
@@ -35,8 +34,6 @@ from bridge.service import Bridge
 log = get_logger(__name__)
 
 SOFTPHONE: Final = "softphone"
-
-Answer = tuple[Response, int] | tuple[Response, int, dict[str, str]]
 
 
 class CallRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,6 +44,7 @@ class CallRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 softphone = Blueprint("softphone", __name__)
 protect(softphone, what="softphone")
+answer_errors_in_json(softphone)
 
 
 @softphone.post("/softphone/call")
@@ -84,25 +82,6 @@ async def call() -> Answer:
         parameters=parameters,
         phrases=_phrases(bridge, settings),
     ), 200
-
-
-@softphone.errorhandler(BadRequest)
-async def bad_request(error: BadRequest) -> Answer:
-    """Answer what is wrong, and in which field."""
-    field = {"field": error.field} if error.field else {}
-    return jsonify(error=str(error), **field), error.status
-
-
-@softphone.errorhandler(BadHost)
-async def bad_host(error: BadHost) -> Answer:
-    """Answer a request whose Host cannot be part of an address."""
-    return jsonify(error=str(error)), 400
-
-
-@softphone.errorhandler(HTTPException)
-async def http_error(error: HTTPException) -> Answer:
-    """Answer Quart's own errors in JSON."""
-    return jsonify(error=error.description or error.name), error.code or 500
 
 
 def _phrases(bridge: Bridge, settings: Settings) -> list[str]:

@@ -39,9 +39,9 @@ from bridge.http.dialling import (
     read_request,
     webhook_address,
 )
+from bridge.http.json_api import MAX_WORDS, BadRequest, read_words
 from bridge.http.operator_auth import Gate, NotAuthorised
 from bridge.http.proxies import RequestOrigin, is_same_origin, request_origin
-from bridge.http.request_body import MAX_WORDS, BadRequest, read_words
 from bridge.local_agent.dialogue import load_dialogue
 from bridge.local_agent.understanding import Understanding
 from bridge.log import _redactor, mask_number

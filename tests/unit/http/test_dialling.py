@@ -20,7 +20,7 @@ from bridge.http.dialling import (
     read_request,
     webhook_address,
 )
-from bridge.http.request_body import BadRequest
+from bridge.http.json_api import BadRequest
 
 TO, FROM = "+15551234567", "+15557654321"
 ADDRESS = PublicAddress("https://voice.example.com", "wss://voice.example.com")

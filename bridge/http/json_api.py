@@ -1,4 +1,4 @@
-"""Reads JSON from the bodies of requests, and refuses what is not as it should be."""
+"""JSON in both directions: reads the bodies of requests, and answers errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from typing import Final
 
 import msgspec
 import trio
-from quart import request
+from quart import Blueprint, Response, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+from bridge.addresses import BadHost
 
 # Twenty variables of 500 characters, each six bytes in JSON's longest spelling, fit.
 MAX_BODY: Final = 64 * 1024
@@ -14,6 +17,9 @@ BODY_SECONDS: Final = 5
 
 # The longest text that `POST /calls/{sid}/say` takes, in characters; one sentence is a fifth of it.
 MAX_WORDS: Final = 1000
+
+
+Answer = tuple[Response, int] | tuple[Response, int, dict[str, str]]
 
 
 class BadRequest(Exception):
@@ -54,6 +60,23 @@ async def json_body() -> bytes:
             "", f"the body took more than {BODY_SECONDS} seconds", status=408
         ) from None
     return bytes(body)
+
+
+def answer_errors_in_json(blueprint: Blueprint) -> None:
+    """Answer the errors that any route of `blueprint` may raise as `{"error": one line}`."""
+
+    @blueprint.errorhandler(BadRequest)
+    async def bad_request(error: BadRequest) -> Answer:
+        field = {"field": error.field} if error.field else {}
+        return jsonify(error=str(error), **field), error.status
+
+    @blueprint.errorhandler(BadHost)
+    async def bad_host(error: BadHost) -> Answer:
+        return jsonify(error=str(error)), 400
+
+    @blueprint.errorhandler(HTTPException)
+    async def http_error(error: HTTPException) -> Answer:
+        return jsonify(error=error.description or error.name), error.code or 500
 
 
 def read_words(body: bytes) -> str:
