@@ -24,7 +24,7 @@ from quart import Blueprint, Response, request
 
 from bridge.http.call_records import carried_elsewhere, record_of
 from bridge.http.current import current_bridge
-from bridge.http.json_api import BadRequest, answer_errors_in_json
+from bridge.http.json_api import ApiError, answer_errors_in_json
 from bridge.http.operator_auth import protect
 from bridge.live import view
 from bridge.live.hub import MAX_VIEWERS, Live, Stopped, TooManyViewers
@@ -63,7 +63,7 @@ async def all_events() -> Response:
 async def call_events(call_sid: str) -> Response:
     """Stream the events of one call."""
     if not is_call_sid(call_sid):
-        raise BadRequest("", "a call's SID is CA and 32 hexadecimal digits", status=404)
+        raise ApiError("a call's SID is CA and 32 hexadecimal digits", 404)
     bridge = current_bridge()
     _check_room(bridge.live)
     return _streaming(_one_call(bridge, call_sid))
@@ -124,9 +124,9 @@ def _streaming(body: AsyncGenerator[bytes, None]) -> Response:
 
 
 def _check_room(live: Live) -> None:
-    """Raise BadRequest if no viewer more may watch."""
+    """Raise ApiError if no more viewers may watch."""
     if live.closed:
-        raise BadRequest("", "the server is stopping", status=503)
+        raise ApiError("the server is stopping", 503)
     if len(live) >= MAX_VIEWERS:
         words = f"{MAX_VIEWERS} are watching already; close one of the pages that do"
-        raise BadRequest("", words, status=503)
+        raise ApiError(words, 503)

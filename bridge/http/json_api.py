@@ -22,16 +22,22 @@ MAX_WORDS: Final = 1000
 Answer = tuple[Response, int] | tuple[Response, int, dict[str, str]]
 
 
-class BadRequest(Exception):
-    """The request is invalid: `field` is at fault, and the message says what to write instead.
+class ApiError(Exception):
+    """The request is answered with an error: the message is one line, `status` is HTTP's."""
 
-    `status` is HTTP's.
-    """
+    field = ""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class BadRequest(ApiError):
+    """The request is invalid: `field` is at fault, and the message says what to write instead."""
 
     def __init__(self, field: str, message: str, status: int = 422) -> None:
-        super().__init__(f"{field}: {message}" if field else message)
+        super().__init__(f"{field}: {message}" if field else message, status)
         self.field = field
-        self.status = status
 
 
 class Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,8 +71,8 @@ async def json_body() -> bytes:
 def answer_errors_in_json(blueprint: Blueprint) -> None:
     """Answer the errors that any route of `blueprint` may raise as `{"error": one line}`."""
 
-    @blueprint.errorhandler(BadRequest)
-    async def bad_request(error: BadRequest) -> Answer:
+    @blueprint.errorhandler(ApiError)
+    async def api_error(error: ApiError) -> Answer:
         field = {"field": error.field} if error.field else {}
         return jsonify(error=str(error), **field), error.status
 

@@ -39,7 +39,14 @@ from bridge.http.dialling import (
     read_request,
     webhook_address,
 )
-from bridge.http.json_api import Answer, BadRequest, answer_errors_in_json, json_body, read_words
+from bridge.http.json_api import (
+    Answer,
+    ApiError,
+    BadRequest,
+    answer_errors_in_json,
+    json_body,
+    read_words,
+)
 from bridge.http.operator_auth import protect
 from bridge.log import get_logger
 from bridge.outcome import Outcome
@@ -70,16 +77,11 @@ protect(operator_api, what="control API")
 answer_errors_in_json(operator_api)
 
 
-class Conflict(Exception):
-    """The request cannot be carried out now: the message says why, `status` is HTTP's."""
-
-    def __init__(self, why: str, status: int = 503) -> None:
-        super().__init__(why)
-        self.status = status
-
-
-class NoSuchCall(Exception):
+class NoSuchCall(ApiError):
     """There is no call with this SID."""
+
+    def __init__(self) -> None:
+        super().__init__("there is no such call; GET /calls lists them", 404)
 
 
 # ---- the routes ---------------------------------------------------------------------------------
@@ -93,7 +95,7 @@ async def dial() -> Answer:
     agents = {name: tuple(agent.get("numbers", ())) for name, agent in settings.agents.items()}
     call = check_request(asked, agents)
     if bridge.twilio is None:
-        raise Conflict(NO_CREDENTIALS)
+        raise ApiError(NO_CREDENTIALS, 503)
     address = _reachable(settings.server.public_url)
     url = webhook_address(address, call)
     callback = message_address(address, call.message) if call.machine_detection else None
@@ -190,27 +192,15 @@ async def say(call_sid: str) -> Answer:
     if live is None:
         if bridge.progress.get(call_sid) is None and await record_of(bridge, call_sid) is None:
             raise NoSuchCall
-        raise Conflict("this process does not carry the call, or no longer", status=409)
+        raise ApiError("this process does not carry the call, or no longer", 409)
     if why := live.say(words):
-        raise Conflict(why, status=409)
+        raise ApiError(why, 409)
     # Without the words: the log holds nothing that is said in calls.
     _audit("wrote to a call", "taken", call_sid=call_sid)
     return jsonify(call_sid=call_sid), 202
 
 
 # ---- errors -------------------------------------------------------------------------------------
-
-
-@operator_api.errorhandler(Conflict)
-async def conflict(error: Conflict) -> Answer:
-    """Answer why the request cannot be carried out now."""
-    return jsonify(error=str(error)), error.status
-
-
-@operator_api.errorhandler(NoSuchCall)
-async def no_such_call(_: NoSuchCall) -> Answer:
-    """Answer that there is no such call."""
-    return jsonify(error="there is no such call; GET /calls lists them"), 404
 
 
 @operator_api.errorhandler(TwilioError)
@@ -241,13 +231,13 @@ def _live_calls(bridge: Bridge) -> dict[str, Call]:
 async def _line(bridge: Bridge, settings: Settings) -> AsyncIterator[Callable[[str], None]]:
     """Reserve a slot while Twilio is asked to place a call; it is freed if the body fails.
 
-    The body calls what it is given with the call's SID, which keeps the slot. Raises Conflict.
+    The body calls what it is given with the call's SID, which keeps the slot. Raises ApiError.
     """
     slots, name = bridge.entrance.slots, f"dialled {secrets.token_hex(8)}"
     try:
         await bridge.entrance.reserve(settings, name, "", seconds=RINGING_SECONDS)
     except NotAdmitted as error:
-        raise Conflict(f"no call may be placed now: {error}") from None
+        raise ApiError(f"no call may be placed now: {error}", 503) from None
     try:
         yield lambda call_sid: slots.rename(name, call_sid, seconds=RINGING_SECONDS)
     finally:
@@ -261,12 +251,13 @@ def _time_limit(settings: Settings) -> int | None:
 
 
 def _reachable(public_url: str) -> PublicAddress:
-    """Return the address that Twilio is given. Raises Conflict if Twilio cannot reach it."""
+    """Return the address that Twilio is given. Raises ApiError if Twilio cannot reach it."""
     address = public_address(public_url, origin_of(request).host)
     if is_loopback(address.host) and not public_url:
-        raise Conflict(
+        raise ApiError(
             "Twilio cannot reach this server by the address you used; set server.public_url, or "
-            "start it with --tunnel"
+            "start it with --tunnel",
+            503,
         )
     return address
 
@@ -296,16 +287,16 @@ async def _end_at_twilio(rest: TwilioRest, call_sid: str, *, carried: bool) -> s
 
 
 async def _check_is_over(bridge: Bridge, call_sid: str) -> None:
-    """Return if a call that is not live here has ended. Raises Conflict, or NoSuchCall."""
+    """Return if a call that is not live here has ended. Raises ApiError, or NoSuchCall."""
     known, record = bridge.progress.get(call_sid), await record_of(bridge, call_sid)
     if known is None and record is None:
         raise NoSuchCall
     if (known is not None and known.is_terminal) or (record is not None and record.get("outcome")):
         return
-    raise Conflict(
+    raise ApiError(
         "another worker process carries this call; set TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN "
         "to end it from here",
-        status=409,
+        409,
     )
 
 
