@@ -23,7 +23,7 @@ from bridge.admission.slots import Entry, NotAdmitted
 from bridge.admission.ticket import Purpose
 from bridge.call.call import TICKET, Call, GoodbyeBy
 from bridge.call.live_calls import Registry
-from bridge.caller import OUTBOUND, CallInfo
+from bridge.caller import CallInfo
 from bridge.config.file import ConfigFile, SettingsSource, config_path
 from bridge.config.settings import ConfigError, Secrets, Settings, check_startup, warnings_for
 from bridge.deepgram.agents import choose_agent, fill_in, variables_of
@@ -416,7 +416,7 @@ class Bridge:
         context: dict[str, str] = {}
         if settings.call.context_url:
             context = await fetch_context(settings.call.context_url, info, CONTEXT_SECONDS)
-        chosen_by_name = info.parameters.get("direction") in (OUTBOUND, "softphone")
+        chosen_by_name = info.parameters.get("direction") in ("outbound-api", "softphone")
         wanted = info.parameters.get("agent", "") if chosen_by_name else None
         name, table = choose_agent(settings, info.called, wanted)
         return name, fill_in(table, variables_of(info, context))

@@ -1,6 +1,6 @@
-"""Who is let in: Twilio by its signature, a call by its ticket, a page by both of its own.
+"""Authentication: Twilio by its signature, a call by its ticket, a page by its origin and a ticket.
 
-The whole application under hypercorn's connection class, in memory. Whoever is refused is refused
+The whole application under hypercorn's connection class, in memory. A refused peer is refused
 before the agent is called.
 """
 
@@ -145,7 +145,7 @@ async def test_without_the_check_it_is_anybodys(autojump_clock: Clock, path: str
         assert await ask(world, path, token=None) in (200, 204)
 
 
-async def test_a_stranger_takes_no_slot_and_hears_nothing(autojump_clock: Clock) -> None:
+async def test_an_unsigned_request_takes_no_slot_and_gets_no_answer(autojump_clock: Clock) -> None:
     async with in_memory() as world:
         form = b"CallSid=" + SID.encode()
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -286,7 +286,7 @@ async def test_a_ticket_expires(autojump_clock: Clock, monkeypatch: pytest.Monke
         assert "a ticket that expired" in await refused_at_start(world, start)
 
 
-async def test_the_ticket_is_for_nobody_elses_eyes(autojump_clock: Clock) -> None:
+async def test_the_ticket_is_not_shown_to_agents_or_in_the_log(autojump_clock: Clock) -> None:
     """Not for prompts, functions and hooks, nor for the log."""
     using = settings(agent={"greeting": "{caller} {ticket}"})
     async with in_memory(using=using) as world, world.call() as phone:

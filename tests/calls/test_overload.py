@@ -1,5 +1,5 @@
-"""Three times as many callers as there are lines: the cap is exact, nobody is dropped, nobody
-waits, and a moment later everything is as before. On the virtual clock."""
+"""Three times as many callers as slots: the limit is exact, no live call is dropped, no caller
+waits, and afterwards all slots are free. On the virtual clock."""
 
 from __future__ import annotations
 

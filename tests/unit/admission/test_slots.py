@@ -157,7 +157,7 @@ async def test_a_caller_has_so_many_calls_at_once(admission: Admission) -> None:
     assert await reserve(admission, "CA1", "+15551234567", limits) == ""
     assert "calls_per_number" in await reserve(admission, "CA2", "+15551234567", limits)
     assert await reserve(admission, "CA3", "+15557654321", limits) == ""
-    # What is dialled from here, or by a softphone, is nobody's.
+    # Outbound calls and softphones count towards no caller's limit.
     assert await reserve(admission, "CA4", "", limits) == ""
     assert await reserve(admission, "CA5", "", limits) == ""
     admission.release("CA1")
@@ -187,7 +187,7 @@ async def test_sockets_that_have_not_started_are_bounded(admission: Admission) -
         entries = [stack.enter_context(admission.socket(TWO)) for _ in range(LEAST_WAITING)]
         with pytest.raises(NotAdmitted, match="sockets"), admission.socket(TWO):
             pass
-        # Whoever has started waits no more, also if it was refused.
+        # A socket that has started no longer waits, also if it was refused.
         bind(entries[0], "CA1", "")
         assert admission.waiting == LEAST_WAITING - 1
         with admission.socket(TWO):
@@ -249,7 +249,7 @@ async def test_a_shared_cap_may_refuse_what_we_would_take(clock: Clock) -> None:
 
 
 async def test_a_slot_is_held_while_a_shared_cap_is_asked(clock: Clock) -> None:
-    """So that nobody overtakes; a second request for the same call waits for the first."""
+    """So that no other call takes it; a second request for the same call waits for the first."""
     cap = Cap(1)
     admission = Admission(clock, cap)
     answers: list[str] = []

@@ -39,7 +39,7 @@ def refused(**fields: Any) -> BadRequest:
     return caught.value
 
 
-def test_what_is_asked_for_is_what_is_meant() -> None:
+def test_a_request_becomes_the_call_that_it_describes() -> None:
     call = checked(
         agent="sales",
         variables={"name": "Ann <&> 山田", "age": 30, "rate": 1.5, "vip": True},
@@ -107,7 +107,7 @@ def test_what_is_wrong_is_named_with_what_would_be_right(
     assert problem.status == 422
 
 
-def test_a_call_needs_somebody_to_call() -> None:
+def test_a_call_needs_a_number_to_call() -> None:
     with pytest.raises(BadRequest) as caught:
         read_request(b"{}")
     assert caught.value.field == "to"

@@ -68,7 +68,7 @@ async def test_a_call_of_another_process_is_said_to_be_elsewhere(world: EventWor
 async def test_a_call_that_is_not_begun_is_waited_for_and_given_up(
     world: EventWorld, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """A note of Twilio's, that it rings, is no sign that somebody carries it."""
+    """A report of Twilio's that it rings does not say that a process carries it."""
     world.records.stored[SID] = {"call_sid": SID, "status": "ringing", "status_sequence": 1}
     began = trio.current_time()
     ((name, data),) = await world.events()

@@ -196,7 +196,7 @@ async def test_no_call_without_credentials() -> None:
 
 
 async def test_no_call_that_twilio_could_not_connect() -> None:
-    """Asked on this machine, with no public address: Twilio would ring and then find nobody."""
+    """Requested by a loopback address, without a public one: Twilio could ring, but not connect."""
     world = ControlWorld(token="", public_url="")
     async with world.client(peer="127.0.0.1", host="127.0.0.1:5000") as client:
         response = await client.post("/calls", json={"to": TO, "from": OWN_NUMBER})
@@ -577,7 +577,7 @@ async def test_a_machine_gets_the_message_in_the_agents_place(world: ControlWorl
 
 
 @pytest.mark.parametrize("answered_by", ["human", "fax", "unknown", "machine_start"])
-async def test_nobody_else_gets_it(world: ControlWorld, answered_by: str) -> None:
+async def test_a_person_does_not_get_it(world: ControlWorld, answered_by: str) -> None:
     call = await dialled(world, message="Call back.")
     call.status = "in-progress"
     await world.standin.report_answerer(world.twilio_side, call, answered_by)

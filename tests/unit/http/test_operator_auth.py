@@ -1,4 +1,4 @@
-"""Who is let in: by the token, or, without one, from this machine; and who only looks local."""
+"""Clients with the token are accepted; without a token, clients that are really local."""
 
 from __future__ import annotations
 
@@ -113,13 +113,13 @@ def test_others_are_not(peer: str) -> None:
 
 @pytest.mark.parametrize("name", FORWARDING_HEADERS)
 @pytest.mark.parametrize("value", ["127.0.0.1", "for=127.0.0.1", ""])
-def test_nobody_whom_a_proxy_or_tunnel_on_this_machine_lets_through(name: str, value: str) -> None:
+def test_a_client_behind_a_proxy_or_tunnel_here_is_not_local(name: str, value: str) -> None:
     assert status({name: value}) == 403
     assert status({name.lower(): value}) == 403
 
 
 @pytest.mark.parametrize("host", ["voice.example.com", "x.trycloudflare.com", "localhost.evil", ""])
-def test_nobody_who_asked_for_another_host(host: str) -> None:
+def test_a_client_that_requests_another_host_is_not_local(host: str) -> None:
     """A tunnel that adds no header, and a page whose name was pointed at 127.0.0.1."""
     assert status({"Host": host}) == 403
 
