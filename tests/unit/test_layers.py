@@ -14,7 +14,7 @@ PACKAGE = Path(bridge.__file__).parent
 
 # From the ground up. A unit is a module or a folder; units on one floor do not import each other.
 FLOORS = (
-    "addresses audio backoff caller log_throttle one_thread outcome text until",
+    "addresses audio backoff caller log_throttle one_thread outcome tagged_messages text",
     "log",
     "supervised transport",
     "twilio",
