@@ -47,7 +47,7 @@ _CALL: Final = {
 _WORDS: Final = {
     400: "not the JSON or the form that is expected",
     401: "the token is missing or wrong",
-    403: "not let in: from elsewhere without a token, or not signed by Twilio",
+    403: "a remote client where no token is set, or a request that Twilio has not signed",
     404: "there is no such call",
     408: "the body took too long",
     409: "another process carries the call, or it is over",
@@ -86,7 +86,7 @@ def description() -> Json:
             "/calls/{call_sid}/say": {
                 "parameters": [_PATH],
                 "post": _api(
-                    "take words for the caller's",
+                    "send text to the agent as if the caller had spoken it",
                     said,
                     {202: "#Placed"},
                     400,
@@ -101,9 +101,9 @@ def description() -> Json:
             },
             "/calls/{call_sid}/events": {
                 "parameters": [_PATH],
-                "get": _events("what goes on in a call, as it happens"),
+                "get": _events("one call's events, as they happen"),
             },
-            "/events": {"get": _events("what goes on, as it happens")},
+            "/events": {"get": _events("all calls' events, as they happen")},
             "/softphone/call": {
                 "post": _api(
                     "a call from a browser", softphone, {200: "#Softphone"}, 400, 413, 415, 422, 503
@@ -111,14 +111,14 @@ def description() -> Json:
             },
             "/incoming-call": {"post": _webhook("the voice webhook", "text/xml", 400, 403, 413)},
             "/call-ended": {"post": _webhook("what comes after the agent", "text/xml", 403, 413)},
-            "/call-status": {"post": _webhook("how far a dialled call is", "", 400, 403, 413)},
+            "/call-status": {"post": _webhook("a dialled call's progress", "", 400, 403, 413)},
             "/call-status/answered-by": {
                 "post": _webhook("who answered a dialled call", "", 400, 403, 413)
             },
-            "/healthz": {"get": _page("alive", "text/plain", 200)},
-            "/readyz": {"get": _page("takes new calls", "text/plain", 200, 503)},
+            "/healthz": {"get": _page("whether the process is alive", "text/plain", 200)},
+            "/readyz": {"get": _page("whether new calls are taken", "text/plain", 200, 503)},
             "/metrics": {"get": _page("Prometheus", "text/plain", 200)},
-            "/openapi.json": {"get": _page("this", "application/json", 200)},
+            "/openapi.json": {"get": _page("this description", "application/json", 200)},
         },
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},

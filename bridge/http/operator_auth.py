@@ -97,7 +97,7 @@ class Gate:
                 return
             raise NotAuthorised(
                 403,
-                "without BRIDGE_API_TOKEN only clients on this machine are let in; set it to use "
+                "without BRIDGE_API_TOKEN only clients on this machine are accepted; set it to use "
                 "this",
             )
         scheme, _, given = headers.get("Authorization", "").partition(" ")
