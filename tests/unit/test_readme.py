@@ -1,34 +1,149 @@
-"""The README stays true where a test can tell."""
+"""Every README.md stays true where a test can tell."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bridge.cli import COMMANDS
+from bridge.config.file import FixedConfig
+from bridge.config.settings import Secrets, Settings
+from bridge.http.app import create_app
+from bridge.outcome import Outcome
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for folder in ("", "bridge/**/", "deploy/**/", "tests/**/")
+    for path in sorted(ROOT.glob(f"{folder}README.md"))
+}
+ALL = "\n".join(PAGES.values())
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+
+
+LINKS = [
+    (page, target)
+    for page, text in PAGES.items()
+    for target in dict.fromkeys(re.findall(r"\]\(([^)\s]+)\)", without_code(text)))
+    if "://" not in target
+]
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", without_code(text), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_there_is_a_page_for_each_reader() -> None:
+    assert {"README.md", "bridge/README.md", "bridge/http/README.md", "bridge/call/README.md"} | {
+        "deploy/README.md",
+        "tests/README.md",
+    } <= PAGES.keys()
+
+
+@pytest.mark.parametrize(("page", "target"), LINKS)
+def test_every_link_leads_somewhere(page: str, target: str) -> None:
+    path, _, anchor = target.partition("#")
+    file = (ROOT / page).parent / path if path else ROOT / page
+    assert file.exists()
+    if anchor:
+        assert anchor in anchors(file.read_text())
 
 
 @pytest.mark.parametrize(
-    ("name", "path"), sorted(set(re.findall(r"\[`(test_\w+)`\]\((tests/[\w/]+\.py)\)", README)))
+    ("page", "name", "path"),
+    [
+        (page, *found)
+        for page, text in PAGES.items()
+        for found in sorted(set(re.findall(r"\[`(test_\w+)`\]\(([\w/.]+\.py)\)", text)))
+    ],
 )
-def test_every_proof_that_is_named_exists(name: str, path: str) -> None:
-    assert re.search(rf"def {name}\b", (ROOT / path).read_text())
+def test_every_proof_that_is_named_exists(page: str, name: str, path: str) -> None:
+    assert re.search(rf"def {name}\b", ((ROOT / page).parent / path).read_text())
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(((?:bridge|tests)/[^)]*)\)", README))))
-def test_every_file_that_is_linked_exists(path: str) -> None:
-    assert (ROOT / path).exists()
+@pytest.mark.parametrize("page", PAGES)
+def test_only_the_testers_page_and_the_one_on_cancellation_name_tests(page: str) -> None:
+    if page not in {"tests/README.md", "bridge/call/README.md"}:
+        assert re.findall(r"\(([^)]*test_\w+\.py)\)", PAGES[page]) == []
 
 
-def test_there_are_proofs() -> None:
-    assert README.count("](tests/endtoend/test_endings.py)") > 10
+@pytest.mark.parametrize(
+    "path",
+    sorted(set(re.findall(r"`((?:bridge|tests|deploy)/[\w./-]+)", ALL)) - {"deploy/setup"}),
+)
+def test_every_path_that_is_named_exists(path: str) -> None:
+    assert (ROOT / path.rstrip(".")).exists()
+
+
+@pytest.mark.parametrize(
+    "module",
+    sorted(set(re.findall(r"(?:python -m |from |\")((?:bridge|tests)(?:\.\w+)+)", ALL))),
+)
+def test_every_module_that_is_named_exists(module: str) -> None:
+    path = ROOT / module.replace(".", "/")
+    assert path.with_suffix(".py").exists() or path.is_dir()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_described(command: str) -> None:
-    assert f"`bridge {command}" in README
+    assert f"| `bridge {command}" in PAGES["deploy/README.md"]
+
+
+TABLES = {
+    field.name: field.type
+    for field in msgspec.structs.fields(Settings)
+    if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct)
+}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        f"{table}.{field.encode_name}"
+        for table, struct in TABLES.items()
+        for field in msgspec.structs.fields(struct)
+    ],
+)
+def test_every_setting_is_described(key: str) -> None:
+    assert re.search(rf"`(?:\w+\.)?{key}\b", ALL) or re.search(
+        rf"\[{key.partition('.')[0]}\][^`]*\n{key.partition('.')[2]} = ", ALL
+    )
+
+
+def test_every_metric_is_described() -> None:
+    names = set(re.findall(r'"(bridge_\w+)"', (ROOT / "bridge/telemetry/metrics.py").read_text()))
+    assert len(names) > 10
+    assert {name for name in names if f"`{name}" not in PAGES["deploy/README.md"]} == set()
+
+
+def test_every_route_is_described() -> None:
+    app = create_app(FixedConfig(Settings()), Secrets(twilio_auth_tokens=("token",)))
+    table = re.sub(r"^(?!\|).*$", "", PAGES["bridge/http/README.md"], flags=re.MULTILINE)
+    routes = {
+        (method, re.sub(r"<[^>]*call_sid>", "SID", rule.rule))
+        for rule in app.url_map.iter_rules()
+        for method in ({"WS"} if rule.websocket else (rule.methods or set()) - {"HEAD", "OPTIONS"})
+        if not rule.rule.startswith(("/assets/", "/static/"))
+    }
+    assert ("POST", "/calls") in routes
+    assert {route for route in routes if f"`{' '.join(route)}`" not in table} == set()
+
+
+def test_every_outcome_is_described() -> None:
+    page = PAGES["deploy/README.md"]
+    assert [outcome for outcome in Outcome if f"`{outcome}`" not in page] == []
+
+
+def test_the_first_page_is_short_and_sets_up_with_one_command_each() -> None:
+    lines = PAGES["README.md"].splitlines()
+    assert len(lines) <= 200
+    assert "deploy/setup && .venv/bin/bridge demo --open" in lines
+    assert "deploy/setup test && .venv/bin/pytest -n 3" in lines
