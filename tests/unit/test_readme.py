@@ -11,6 +11,8 @@ import pytest
 from bridge.cli import COMMANDS
 from bridge.config.file import FixedConfig
 from bridge.config.settings import Secrets, Settings
+from bridge.config.toml import parse
+from bridge.functions.registry import Function
 from bridge.http.app import create_app
 from bridge.outcome import Outcome
 
@@ -140,6 +142,27 @@ def test_every_route_is_described() -> None:
 def test_every_outcome_is_described() -> None:
     page = PAGES["deploy/README.md"]
     assert [outcome for outcome in Outcome if f"`{outcome}`" not in page] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "bridge/functions/README.md"])
+def test_the_function_that_is_shown_can_be_used(page: str) -> None:
+    (source,) = (code for language, code in blocks(page) if language == "python")
+    module = {"__name__": "my_functions"}
+    exec(source, module)
+    shown = Function.of(module["book_table"])  # type: ignore[arg-type]
+    assert (shown.name, shown.description) == ("book_table", "Book a table.")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_settings_that_are_shown_are_valid(page: str) -> None:
+    for language, text in blocks(page):
+        if language == "toml" and "[slots" not in text:
+            parse(text)
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """The fenced blocks of a page: language and text."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", PAGES[page], flags=re.DOTALL | re.MULTILINE)
 
 
 def test_the_first_page_is_short_and_sets_up_with_one_command_each() -> None:
