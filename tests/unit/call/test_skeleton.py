@@ -66,7 +66,7 @@ class Socket(trio.abc.Stream):
 
 
 class Run(trio.abc.Instrument):
-    """One call between a caller who speaks three times and an agent that repeats what it hears.
+    """One call between a caller who speaks twice and an agent that repeats what it hears.
 
     A `stubborn` caller or agent never answers a goodbye, and the agent stops reading before the
     caller's last words. At step `at`, `fault` strikes.
@@ -121,7 +121,7 @@ class Run(trio.abc.Instrument):
         await self.voice.aclose()
 
     async def speak(self) -> None:
-        for word in b"one ", b"two ", b"three ":
+        for word in b"one ", b"two ":
             await self.caller.send_all(word)
             heard = await self.caller.receive_some()
             if heard == b"bye":
@@ -192,8 +192,8 @@ OUTCOMES: dict[Fault | None, set[str]] = {
 @pytest.mark.parametrize("stubborn", [False, True])
 def test_a_call_without_a_fault(stubborn: bool) -> None:
     run = Run(stubborn=stubborn)
-    assert run.heard == b"one two three "
-    assert run.said == b"one two three " + (b"" if stubborn else b"goodbye")
+    assert run.heard == b"one two "
+    assert run.said == b"one two " + (b"" if stubborn else b"goodbye")
     assert run.call.outcome == HANG_UP
     assert run.error is None
     assert run.broken_promises() == []
