@@ -38,7 +38,7 @@ class TypedInput:
         self._conversation = conversation
         self._keypad = Keypad()
         self._typed_in, self._typed = trio.open_memory_channel[_Typed](MAX_TYPED)
-        self._sending = 0
+        self._waiting = 0
         self.ends_turns = False
         """Whether the agent can be told that the caller's turn is over: Flux can."""
 
@@ -55,17 +55,16 @@ class TypedInput:
 
         Raises NotTaken, and does nothing, when MAX_TYPED messages are waiting already.
         """
-        if self._waiting() >= MAX_TYPED:
+        if self._waiting >= MAX_TYPED:
             raise NotTaken("too much has been written that the agent has not been told yet")
         self._conversation.words_written(words)
-        self._typed_in.send_nowait(_Typed(words, cut_in=True))
+        self._put(_Typed(words, cut_in=True))
 
     async def run(self) -> None:
         """Send what is typed, for as long as the call lasts."""
         async for typed in self._typed:
-            self._sending = 1
             await self._send(typed)
-            self._sending = 0
+            self._waiting -= 1
 
     async def _send(self, typed: _Typed) -> None:
         while True:
@@ -80,9 +79,10 @@ class TypedInput:
 
     def _entered(self, digits: str | None) -> None:
         # What is entered beyond the bound is dropped: the caller hears that nothing happens.
-        if digits and self._waiting() < MAX_TYPED:
+        if digits and self._waiting < MAX_TYPED:
             self._conversation.keys_pressed(digits)
-            self._typed_in.send_nowait(_Typed(keypad_words(digits), cut_in=False))
+            self._put(_Typed(keypad_words(digits), cut_in=False))
 
-    def _waiting(self) -> int:
-        return self._typed.statistics().current_buffer_used + self._sending
+    def _put(self, typed: _Typed) -> None:
+        self._waiting += 1
+        self._typed_in.send_nowait(typed)

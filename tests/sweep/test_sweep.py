@@ -220,7 +220,9 @@ def test_a_planted_bug_is_found(
     found_as: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(scenario.bridge, "calls", LiveCalls())
+    calls = LiveCalls()
+    monkeypatch.setattr(scenario.bridge, "calls", calls)
+    monkeypatch.setattr(scenario.bridge.setup, "_calls", calls)
     plant(monkeypatch)
     _, found = sweep(fault, stride=11, behaviour=STUBBORN, polite=False)
     assert any(found_as in promise for broken in found.values() for promise in broken)

@@ -277,7 +277,7 @@ async def test_viewers_cost_a_call_nothing(autojump_clock: Clock) -> None:
                 live._viewers = max(1, live._viewers)
             logs.append(phone.received_audio)
             assert not live._dirty
-            assert not live._seen
+            assert not live._shown
             assert not live._over
     assert logs[0] == logs[1]
 
@@ -338,7 +338,7 @@ async def test_who_reads_after_the_end_is_told_of_it(autojump_clock: Clock) -> N
                 await watcher.watch_to_the_end(viewer)
                 with pytest.raises(trio.EndOfChannel):
                     await viewer.next(1)
-        assert not live._seen
+        assert not live._shown
     assert watcher.names == ["snapshot", "ended"]
     assert watcher.events[0][1]["call"]["outcome"] == "caller_hung_up"
 

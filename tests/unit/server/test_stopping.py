@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import trio
-from bridge.call.leaving import FAREWELL_SECONDS
+from bridge.call.goodbye import FAREWELL_SECONDS
 from hypercorn.config import Config
 from structlog.testing import capture_logs
 from trio.testing import MockClock as Clock
