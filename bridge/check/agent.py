@@ -28,7 +28,7 @@ from bridge.deepgram.session import (
 )
 from bridge.deepgram.settings import settings_message
 from bridge.functions import FunctionError, Functions
-from bridge.functions.builtin import built_in
+from bridge.functions.builtin import described
 
 # What the first words may take after the Settings: the voice is made, and perhaps refused.
 GREETING_SECONDS = 6.0
@@ -58,7 +58,8 @@ _STATUSES = {
 def check_functions(settings: Settings) -> tuple[Functions, list[Finding]]:
     """Import the functions' module as the server does: may do anything, so do it in a thread."""
     module = settings.functions.module
-    own = built_in(None, settings.functions)
+    # Only their descriptions are wanted: no call of theirs will ever be made.
+    own = described(settings.functions)
     if not module:
         return own, []
     try:

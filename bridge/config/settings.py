@@ -69,7 +69,7 @@ class CallSettings(Struct, frozen=True, kw_only=True):
     frame_ms: Annotated[
         int,
         Meta(ge=20, le=250, extra={"remedy": "Deepgram's guidance is 20 to 250 ms per message"}),
-    ] = 60
+    ] = 20
     max_minutes: Annotated[float, Meta(gt=0, le=1440)] = 60
     idle_seconds: Seconds = 30
     stall_seconds: Seconds = 10

@@ -54,7 +54,6 @@ def shown_call(
                 shown[name] = value
     if live is not None:
         shown |= {"status": "in-progress", "seconds": round(live.seconds_so_far, 3)}
-    if live is not None and live.report.info is not None:
         shown |= {"caller": live.report.info.caller, "called": live.report.info.called}
     if record is not None:
         if live is None and carried_elsewhere(record):

@@ -30,6 +30,7 @@ from quart import Blueprint, jsonify, request
 from bridge.addresses import PublicAddress, is_loopback, public_address
 from bridge.admission.slots import NotAdmitted
 from bridge.call.call import Call
+from bridge.call.typed import NotTaken
 from bridge.config.settings import Settings
 from bridge.http.call_records import latest_records, record_of, shown_call
 from bridge.http.current import client, current_bridge, origin_of
@@ -193,8 +194,10 @@ async def say(call_sid: str) -> Answer:
         if bridge.progress.get(call_sid) is None and await record_of(bridge, call_sid) is None:
             raise NoSuchCall
         raise ApiError("this process does not carry the call, or no longer", 409)
-    if why := live.say(words):
-        raise ApiError(why, 409)
+    try:
+        live.say(words)
+    except NotTaken as error:
+        raise ApiError(str(error), 409) from None
     # Without the words: the log holds nothing that is said in calls.
     _audit("wrote to a call", "taken", call_sid=call_sid)
     return jsonify(call_sid=call_sid), 202
@@ -224,7 +227,7 @@ async def twilio_refused(error: TwilioError) -> Answer:
 
 def _live_calls(bridge: Bridge) -> dict[str, Call]:
     """Return the calls that this process carries, by SID."""
-    return {call.report.info.call_sid: call for call in bridge.calls if call.report.info}
+    return {call.report.info.call_sid: call for call in bridge.calls}
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ from quart import Blueprint, jsonify, request
 
 from bridge.addresses import is_loopback, public_address
 from bridge.admission.slots import NotAdmitted
-from bridge.call.call import TICKET
+from bridge.call.introduction import TICKET
 from bridge.config.settings import Settings
 from bridge.http.current import client, current_bridge, origin_of
 from bridge.http.json_api import Answer, BadRequest, answer_errors_in_json, json_body

@@ -11,7 +11,7 @@ from quart import Blueprint, Response, current_app, request, websocket
 
 from bridge.addresses import public_address
 from bridge.admission.slots import NotAdmitted
-from bridge.call.call import TICKET
+from bridge.call.introduction import TICKET
 from bridge.caller import OUTBOUND
 from bridge.http.current import current_bridge, origin_of
 from bridge.http.dialling import outbound_parameters

@@ -25,10 +25,9 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from bridge.call.story import FunctionUse, Line, Turn
 from bridge.config.settings import CostSettings
 
-Role = Literal["caller", "agent", "keypad"]
-Heard = Literal["heard", "cut", "unheard", ""]
 Direction = Literal["inbound", "outbound-api"]
 
 # A record is held in memory, in a row and in the spool, so the network must not decide its size.
@@ -39,46 +38,6 @@ ITEMS_LIMIT: Final = 5_000  # lines, turns or functions of one call
 
 # PostgreSQL's bigint and SQLite's integer end just beyond.
 _INTEGER_LIMIT: Final = 2**62
-
-
-class Line(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One utterance, or the keys pressed.
-
-    `heard` says how much of the agent's utterance the caller heard: all of it, the beginning
-    (`cut`, about `heard_seconds` of it if that is known), nothing; "" if not applicable or unknown.
-    """
-
-    at: float = 0.0
-    role: Role = "caller"
-    words: str = ""
-    heard: Heard = ""
-    heard_seconds: float | None = None
-
-
-class Turn(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The timings of one turn, None for what did not happen or was not reported.
-
-    `caller_stopped_at` is when the agent confirmed the caller's turn (ConversationText); then the
-    first audio of the reply was received from the agent, was sent to the phone, and had been heard.
-    `latencies` are the agent's own figures (seconds by name, such as `total_latency`).
-    """
-
-    caller_stopped_at: float | None = None
-    first_audio_received_at: float | None = None
-    first_audio_sent_at: float | None = None
-    heard_at: float | None = None
-    latencies: dict[str, float] = {}
-
-
-class FunctionLine(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One function the agent called. `result` is "ok", "error", "timeout" or "cancelled"."""
-
-    at: float = 0.0
-    name: str = ""
-    seconds: float = 0.0
-    result: str = ""
-    arguments: str = ""
-    answer: str = ""
 
 
 class CallRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -118,7 +77,7 @@ class CallRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     revision: int = 0
     turns: list[Turn] = []
     transcript: list[Line] = []
-    functions: list[FunctionLine] = []
+    functions: list[FunctionUse] = []
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -254,6 +213,14 @@ def _utc(moment: datetime) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
+def upgrade(fields: dict[str, Any]) -> None:
+    """Bring the fields of a record that an earlier version wrote to this version's names."""
+    turns = fields.get("turns")
+    for turn in turns if isinstance(turns, list) else ():
+        if isinstance(turn, dict) and "caller_stopped_at" in turn:
+            turn["caller_said_at"] = turn.pop("caller_stopped_at")
+
+
 def encode(record: CallRecord) -> bytes:
     """Encode a tidy record as one line of JSON, with its line break."""
     return msgspec.json.encode(record) + b"\n"
@@ -265,7 +232,10 @@ def decode(line: bytes) -> CallRecord:
     Raises msgspec.DecodeError, or its subclass ValidationError, for any other line.
     """
     try:
-        return msgspec.json.decode(line, type=CallRecord)
+        fields = msgspec.json.decode(line)
+        if isinstance(fields, dict):
+            upgrade(fields)
+        return msgspec.convert(fields, CallRecord)
     except (UnicodeError, RecursionError) as error:
         # msgspec does not translate these two, though the line is at fault.
         raise msgspec.DecodeError(str(error)) from error

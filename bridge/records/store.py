@@ -39,7 +39,7 @@ from sqlalchemy.exc import (
 )
 
 from bridge.config.settings import ConfigError
-from bridge.records.record import STATUS_FIELDS, CallRecord, Ending
+from bridge.records.record import STATUS_FIELDS, CallRecord, Ending, upgrade
 from bridge.text import printable
 
 # Raised with every change of the tables. A newer one is refused, since an older bridge could write
@@ -503,6 +503,7 @@ def _record(row: sa.Row[Any]) -> CallRecord:
     # SQLAlchemy's names are a kind of str that msgspec does not take for one.
     fields = {str(name): value for name, value in row._mapping.items()}
     try:
+        upgrade(fields)
         return msgspec.convert(fields, CallRecord)
     except msgspec.ValidationError as error:
         raise StoreUnavailable(f"a row that bridge did not write: {error}") from None

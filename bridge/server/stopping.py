@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from bridge.call.leaving import FAREWELL_SECONDS
+from bridge.call.goodbye import FAREWELL_SECONDS
 from bridge.config.settings import Settings
 from bridge.log import get_logger
 
@@ -43,7 +43,7 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class LiveCalls(Protocol):
-    """The live calls: `bridge.call.live_calls.Registry`."""
+    """The live calls: `bridge.call.live_calls.LiveCalls`."""
 
     def __len__(self) -> int: ...
 

@@ -157,7 +157,7 @@ class Metrics:
     # ---- calls -----------------------------------------------------------------------------
 
     def call_began(self) -> None:
-        """A call has begun; `call_ended` or `call_never_began` must follow."""
+        """A call has begun; `call_ended` must follow."""
         self._calls_active.inc()
 
     def call_ended(self, outcome: Outcome, seconds: float, teardown_seconds: float) -> None:
@@ -169,9 +169,11 @@ class Metrics:
         self._duration.observe(seconds)
         self._teardown.observe(teardown_seconds)
 
-    def call_never_began(self) -> None:
-        """A media socket was closed before it sent `start`: that was no call."""
-        self._calls_active.dec()
+    def call_not_begun(self, outcome: Outcome) -> None:
+        """A media socket has closed without becoming a call. One that was only looked at, as
+        `bridge check` does, and one that the server closed itself, do not count."""
+        if outcome is Outcome.PROTOCOL_ERROR:
+            self._calls[outcome].inc()
 
     def setup(self, seconds: float) -> None:
         """The agent is ready to listen, `seconds` after the phone's first message."""

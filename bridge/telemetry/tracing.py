@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import trio
 
-from bridge.call.call import Call
+from bridge.call.observers import Observer
+from bridge.call.parts import CallParts
 from bridge.log import get_logger, mask_number
 from bridge.one_thread import OneThread
 from bridge.outcome import Outcome
@@ -68,37 +69,31 @@ class Span(NamedTuple):
     failed: bool = False
 
 
-def spans_of(call: Call) -> list[Span]:
+def spans_of(call: CallParts) -> list[Span]:
     """The spans of a call that has ended, its own first."""
-    report, conversation = call.report, call.conversation
-    turns = list(conversation.turns.all)
+    report, story = call.report, call.story
     facts: dict[str, str | int | float | bool] = {
-        "call.sid": "",
+        "call.sid": report.info.call_sid,
+        "call.stream_sid": report.info.stream_sid,
+        "call.caller": mask_number(report.info.caller),
+        "call.called": mask_number(report.info.called),
         "call.outcome": str(report.outcome),
         "call.agent": report.agent,
-        "call.turns": len(turns),
-        "call.barge_ins": conversation.barge_ins,
-        "call.functions": len(conversation.functions),
+        "call.turns": len(story.turns),
+        "call.barge_ins": story.barge_ins,
+        "call.functions": len(story.functions),
         "call.reconnects": report.reconnects,
         "call.dropped_bytes": report.dropped_bytes,
         "call.teardown_seconds": report.teardown_seconds,
     }
-    if report.info is not None:
-        facts |= {
-            "call.sid": report.info.call_sid,
-            "call.stream_sid": report.info.stream_sid,
-            "call.caller": mask_number(report.info.caller),
-            "call.called": mask_number(report.info.called),
-        }
     spans = [Span("call", 0.0, report.seconds, facts, report.outcome in _FAILURES)]
     if report.setup_seconds is not None:
-        start = report.start_after
-        spans.append(Span("setup", start, start + report.setup_seconds, {}))
-    for number, turn in enumerate(turns):
+        spans.append(Span("setup", 0.0, report.setup_seconds, {}))
+    for number, turn in enumerate(story.turns):
         times = (
             turn.caller_said_at,
-            turn.audio_received_at,
-            turn.audio_sent_at,
+            turn.first_audio_received_at,
+            turn.first_audio_sent_at,
             turn.heard_at,
         )
         known = [at for at in times if at is not None]
@@ -110,7 +105,7 @@ def spans_of(call: Call) -> list[Span]:
         if turn.latency is not None:
             of_turn["turn.latency_seconds"] = turn.latency
         spans.append(Span("turn", min(known), max(known), of_turn))
-    for one in conversation.functions:
+    for one in story.functions:
         of_function = {"function.name": one.name[:100], "function.result": one.result}
         failed = one.result not in ("ok", "cancelled")
         spans.append(Span("function", one.at, one.at + one.seconds, of_function, failed))
@@ -119,7 +114,7 @@ def spans_of(call: Call) -> list[Span]:
     return spans
 
 
-class Tracing:
+class Tracing(Observer):
     """Makes spans of calls that have ended, with the tracers of `provider`."""
 
     def __init__(self, provider: TracerProvider) -> None:
@@ -133,7 +128,7 @@ class Tracing:
         self._thread = OneThread()
         self.lost = 0
 
-    def call_ended(self, call: Call) -> None:
+    def ended(self, call: CallParts) -> None:
         """Trace a call that has just ended. Never waits, never raises."""
         began = time.time() - call.report.seconds
         try:

@@ -20,11 +20,12 @@ import sqlalchemy as sa
 import structlog
 import trio
 
+from bridge.call.story import Line
 from bridge.config.settings import RecordSettings
 from bridge.records import spool as spools
 from bridge.records import store as stores
 from bridge.records import waiting, writer
-from bridge.records.record import CallRecord, Ending, Line, decode, encode
+from bridge.records.record import CallRecord, Ending, decode, encode
 from bridge.records.recorder import Recorder, recorder_for
 from bridge.records.spool import Spool
 from bridge.records.store import Store, StoreError, StoreUnavailable

@@ -14,9 +14,10 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bridge.call.story import Line
 from bridge.config.settings import ConfigError
 from bridge.records import store as stores
-from bridge.records.record import CallRecord, Ending, Line, merge, snapshot, tidy
+from bridge.records.record import CallRecord, Ending, merge, snapshot, tidy
 from bridge.records.store import SCHEMA_VERSION, Store, StoreError, StoreUnavailable
 from tests.integration.records.postgres import Cluster, cluster
 from tests.unit.records.samples import NASTY, NOON, SID, any_record, record, sid, whole_record

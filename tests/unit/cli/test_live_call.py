@@ -47,9 +47,9 @@ def test_events_change_what_is_known():
 def test_latencies_are_those_of_replies():
     live = LiveCall()
     turns = [
-        {"caller_stopped_at": None, "first_audio_sent_at": 0.1},
-        {"caller_stopped_at": 2.0, "first_audio_sent_at": 2.75},
-        {"caller_stopped_at": 5.0, "first_audio_sent_at": None},
+        {"caller_said_at": None, "first_audio_sent_at": 0.1},
+        {"caller_said_at": 2.0, "first_audio_sent_at": 2.75},
+        {"caller_said_at": 5.0, "first_audio_sent_at": None},
     ]
     live.apply("turns", {"from": 0, "items": turns})
     assert live.latencies == [0.75]

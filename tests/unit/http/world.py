@@ -6,13 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
-from bridge.records.null_recorder import NullRecorder
 
+from bridge.call.typed import NotTaken
 from bridge.caller import CallInfo
 from bridge.config.file import FixedConfig
 from bridge.config.settings import Secrets
 from bridge.http.app import create_app
 from bridge.outcome import Outcome
+from bridge.records.recorder import Recorder
 from bridge.service import Bridge
 from bridge.testing.phone.webhook import sign
 from bridge.twilio.rest import TwilioRest
@@ -40,17 +41,17 @@ class FakeCall:
         self.said: list[str] = []
         self.deaf = deaf
 
-    def say(self, words: str) -> str:
-        if not self.deaf:
-            self.said.append(words)
-        return self.deaf
+    def say(self, words: str) -> None:
+        if self.deaf:
+            raise NotTaken(self.deaf)
+        self.said.append(words)
 
     def end(self, outcome: Outcome, reason: str) -> None:
         assert outcome == Outcome.OPERATOR_HUNG_UP
         self.reasons.append(reason)
 
 
-class FakeRecords(NullRecorder):
+class FakeRecords(Recorder):
     """Records as JSON objects, and the reports that would have been folded into them."""
 
     def __init__(self) -> None:

@@ -18,8 +18,8 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock as Clock
 from trio.testing import wait_all_tasks_blocked
 
-from bridge.call.leaving import FAREWELL_SECONDS
-from bridge.call.live_calls import Registry
+from bridge.call.goodbye import FAREWELL_SECONDS
+from bridge.call.live_calls import LiveCalls
 from bridge.config.settings import Settings
 from bridge.server import stopping
 from bridge.server.hypercorn.worker import adopt
@@ -50,7 +50,7 @@ class FakeBridge:
         self._settings = settings(
             server={"drain_seconds": drain_seconds}, call={"teardown_seconds": TEARDOWN_SECONDS}
         )
-        self.calls = Registry()
+        self.calls = LiveCalls()
         self.asked: list[tuple[float, str]] = []
 
     async def call(
