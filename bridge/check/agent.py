@@ -15,8 +15,8 @@ import msgspec
 import trio
 
 from bridge.call.call import Call
+from bridge.check.connect_error import trouble
 from bridge.check.finding import Finding, ok, warning, wrong
-from bridge.check.trouble import trouble
 from bridge.config.settings import ConfigError, Secrets, Settings, check_startup
 from bridge.deepgram import messages
 from bridge.deepgram.agents import choose_agent, fill, fill_in

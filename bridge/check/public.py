@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from bridge.addresses import is_loopback
-from bridge.check.asking import ANSWER_SECONDS, NoAnswer, get, post
 from bridge.check.finding import Finding, ok, skipped, wrong
+from bridge.check.probe import ANSWER_SECONDS, NoAnswer, get, post
 from bridge.check.webhook import judge_twiml
 from bridge.config.settings import Secrets, Settings
 from bridge.testing.phone.media_socket import StreamRefusedError, open_media_socket

@@ -12,8 +12,8 @@ from bridge.check.account import OpenRest, check_account
 from bridge.check.agent import check_agents, hosts
 from bridge.check.clock import check_clock
 from bridge.check.finding import Finding, warning, wrong
-from bridge.check.keeping import check_recordings, check_records
 from bridge.check.public import check_server
+from bridge.check.records import check_recordings, check_records
 from bridge.config.settings import Secrets, Settings, warnings_for
 from bridge.deepgram.session import OpenStream
 from bridge.twilio.rest import API_URL, TwilioRest

@@ -11,12 +11,12 @@ from pathlib import Path
 import click
 import trio
 
-from bridge.cli import Failure, Misconfigured, reason
+from bridge.cli.failure import Failure, Misconfigured, reason
 from bridge.local_agent import missing
 from bridge.local_agent.agent import local_agent
 from bridge.local_agent.dialogue import Dialogue, DialogueError, load_dialogue
 from bridge.local_agent.pool import Pool
-from bridge.local_agent.speech_worker import WorkerBroken
+from bridge.local_agent.worker_client import WorkerBroken
 from bridge.testing.agent.script import ECHO_BEHAVIOUR, ScriptError, echo, load_script
 from bridge.testing.agent.server import AgentSession, SimulatedAgent
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bridge.cli import Failure, Misconfigured
+from bridge.cli.failure import Failure, Misconfigured
 from bridge.config.file import config_path, load
 from bridge.config.settings import ConfigError, Settings
 from bridge.log import _mask_whole as mask_number

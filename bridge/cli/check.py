@@ -14,7 +14,7 @@ import trio
 
 from bridge import log as logs
 from bridge.check import Checks, Finding, run_checks
-from bridge.cli import Failure, Misconfigured
+from bridge.cli.failure import Failure, Misconfigured
 from bridge.config.file import config_path, load
 from bridge.config.settings import ConfigError, LoggingSettings, Secrets, Settings
 from bridge.text import printable

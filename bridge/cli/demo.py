@@ -23,11 +23,12 @@ import click
 import trio
 from rich.console import Console
 
-from bridge.cli import Failure, Misconfigured, reason
 from bridge.cli.agent import FILES, FUNCTIONS, read_dialogue
-from bridge.cli.call_result import summary
-from bridge.cli.call_view import CallView
-from bridge.cli.phone import Plan, call, speech
+from bridge.cli.failure import Failure, Misconfigured, reason
+from bridge.cli.phone.caller import Plan, call
+from bridge.cli.phone.command import speech
+from bridge.cli.phone.result import summary
+from bridge.cli.phone.view import CallView
 from bridge.config.file import FixedConfig
 from bridge.config.settings import (
     DeepgramSettings,
@@ -44,8 +45,8 @@ from bridge.local_agent import missing
 from bridge.local_agent.agent import local_agent
 from bridge.local_agent.dialogue import Dialogue
 from bridge.local_agent.pool import Pool
-from bridge.local_agent.speech_worker import WorkerBroken
 from bridge.local_agent.synthesis import SynthesisError, synthesise_all
+from bridge.local_agent.worker_client import WorkerBroken
 from bridge.server.serve import hypercorn_config, serve
 from bridge.testing.agent.script import ECHO_BEHAVIOUR, echo
 from bridge.testing.agent.server import SimulatedAgent

@@ -14,7 +14,7 @@ import httpx
 import trio
 
 from bridge.addresses import is_loopback
-from bridge.cli import Failure, Misconfigured
+from bridge.cli.failure import Failure, Misconfigured
 from bridge.config.settings import ConfigError, Secrets
 from bridge.http.call_status import TERMINAL
 from bridge.text import printable

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import click
 
 from bridge.addresses import is_loopback
-from bridge.cli import Failure, Misconfigured
+from bridge.cli.failure import Failure, Misconfigured
 from bridge.testing.load.ends import Target
 from bridge.testing.load.generator import SET_UP_EACH, Load, Plan, exact_loop
 from bridge.testing.load.summary import lines, summary

@@ -11,7 +11,7 @@ import click
 import trio
 
 from bridge.addresses import is_loopback
-from bridge.cli import Failure, Misconfigured
+from bridge.cli.failure import Failure, Misconfigured
 from bridge.config.file import config_path, load
 from bridge.config.settings import ConfigError, Secrets
 from bridge.text import printable

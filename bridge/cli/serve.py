@@ -10,7 +10,7 @@ from hypercorn.config import Config
 from quart_trio import QuartTrio
 
 from bridge import asgi
-from bridge.cli import Failure, Misconfigured, reason
+from bridge.cli.failure import Failure, Misconfigured, reason
 from bridge.config.settings import ConfigError
 from bridge.config.toml import checked_bind
 from bridge.server import serve as serving

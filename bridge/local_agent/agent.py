@@ -10,9 +10,9 @@ from bridge.local_agent.dialogue import Dialogue
 from bridge.local_agent.events import Event, Recognised, Started
 from bridge.local_agent.grammar import written
 from bridge.local_agent.pool import Pool
-from bridge.local_agent.speech_worker import SpeechWorker, WorkerBroken
 from bridge.local_agent.talk import Call, Say, Step, Talk, declared
 from bridge.local_agent.understanding import Understanding
+from bridge.local_agent.worker_client import SpeechWorker, WorkerBroken
 from bridge.testing.agent.record import Turn, keep
 from bridge.testing.agent.server import AgentSession, Behaviour, Script, SimulatedAgent
 

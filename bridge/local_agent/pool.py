@@ -14,7 +14,7 @@ from typing import NoReturn
 import trio
 
 from bridge.local_agent.events import Setup
-from bridge.local_agent.speech_worker import SpeechWorker, WorkerBroken, end_worker, start_worker
+from bridge.local_agent.worker_client import SpeechWorker, WorkerBroken, end_worker, start_worker
 
 # What keeps a worker from starting (memory, a package being replaced) takes a while to pass.
 RETRY_SECONDS = 5.0

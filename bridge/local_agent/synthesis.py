@@ -6,7 +6,7 @@ import trio
 
 from bridge.local_agent import missing
 from bridge.local_agent.events import Setup
-from bridge.local_agent.speech_worker import WorkerBroken, open_worker
+from bridge.local_agent.worker_client import WorkerBroken, open_worker
 
 
 class SynthesisError(Exception):

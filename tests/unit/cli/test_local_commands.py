@@ -12,9 +12,9 @@ from rich.console import Console
 from bridge.cli import agent as agent_command
 from bridge.cli import demo as demo_command
 from bridge.cli import main
-from bridge.cli.call_view import CallView
 from bridge.cli.demo import local_requirements, transcript
-from bridge.cli.live_call import LiveCall
+from bridge.cli.phone.live_call import LiveCall
+from bridge.cli.phone.view import CallView
 from bridge.local_agent.dialogue import load_dialogue
 
 

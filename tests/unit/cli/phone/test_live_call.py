@@ -12,15 +12,14 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from tests.unit.cli.phone.test_phone_command import quiet, tone
 
-from bridge.cli.call_result import as_json, summary
-from bridge.cli.call_view import CallView, bar, level
-from bridge.cli.caller import may_ask
-from bridge.cli.live_call import EventParser, LiveCall, follow
-from bridge.cli.phone import Plan, call
+from bridge.cli.phone.caller import Plan, call, may_ask
+from bridge.cli.phone.live_call import EventParser, LiveCall, follow
+from bridge.cli.phone.result import as_json, summary
+from bridge.cli.phone.view import CallView, bar, level
 from bridge.testing.agent.server import AgentSession
 from tests.unit.check.site import Response, site
-from tests.unit.cli.test_phone_command import quiet, tone
 from tests.world import QUIET, on_loopback
 
 SID = "CA" + "0" * 32

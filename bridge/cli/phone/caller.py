@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 import trio
 
 from bridge.addresses import is_loopback
-from bridge.cli.call_view import CallView
-from bridge.cli.handset import Handset, SoundCardError, typed_keys
-from bridge.cli.live_call import LiveCall, follow
+from bridge.cli.phone.handset import Handset, SoundCardError, typed_keys
+from bridge.cli.phone.live_call import LiveCall, follow
+from bridge.cli.phone.view import CallView
 from bridge.testing.phone.phone import CallEndedError, SimulatedPhone
 
 TICK_SECONDS = 0.1

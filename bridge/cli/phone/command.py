@@ -16,19 +16,17 @@ import click
 import trio
 from rich.console import Console
 
-from bridge.cli import Failure, Misconfigured, reason
-from bridge.cli.call_result import as_json as call_as_json
-from bridge.cli.call_result import summary
-from bridge.cli.call_view import CallView
-from bridge.cli.caller import Plan, call
-from bridge.cli.handset import Handset, SoundCardError
-from bridge.cli.sound_card import SystemSoundCard
+from bridge.cli.failure import Failure, Misconfigured, reason
+from bridge.cli.phone.caller import Plan, call
+from bridge.cli.phone.handset import Handset, SoundCardError
+from bridge.cli.phone.result import as_json as call_as_json
+from bridge.cli.phone.result import summary
+from bridge.cli.phone.sound_card import SystemSoundCard
+from bridge.cli.phone.view import CallView
 from bridge.local_agent.synthesis import SynthesisError, synthesise_all
 from bridge.testing.phone.media_stream import KEYS
 from bridge.testing.phone.phone import SimulatedPhone, TwimlError, UnreachableError, WebhookError
 from bridge.testing.speech import SpeechFileError, load_clip, read_wav, write_wav
-
-__all__ = ["Plan", "call", "phone", "speech", "summary"]
 
 MOST_CHARACTERS = 1000  # of one --say
 

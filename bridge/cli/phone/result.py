@@ -7,7 +7,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from bridge.cli.call_view import CallView
+from bridge.cli.phone.view import CallView
 from bridge.testing.activity import Turn
 from bridge.testing.phone.phone import SimulatedPhone
 

@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bridge.cli.live_call import LiveCall
+from bridge.cli.phone.live_call import LiveCall
 from bridge.testing.activity import Turn, VoiceDetector, reply_seconds
 from bridge.testing.phone.phone import Event, SimulatedPhone
 from bridge.testing.speech import RATE, ulaw_to_pcm

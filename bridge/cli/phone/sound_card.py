@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from bridge.cli.handset import SoundCardError
+from bridge.cli.phone.handset import SoundCardError
 from bridge.testing.speech import RATE
 
 # The phone's own rate first: most systems convert for us, and better.

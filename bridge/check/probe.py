@@ -10,8 +10,8 @@ from urllib.parse import urlencode, urlsplit
 
 import httpx
 
+from bridge.check.connect_error import trouble
 from bridge.check.finding import Finding, wrong
-from bridge.check.trouble import trouble
 from bridge.server.instance import HEADER
 from bridge.testing.phone.webhook import sign, voice_form
 
