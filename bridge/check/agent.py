@@ -15,7 +15,7 @@ import msgspec
 import trio
 
 from bridge.call.call import Call
-from bridge.check.connect_error import trouble
+from bridge.check.connect_error import connect_error
 from bridge.check.finding import Finding, ok, warning, wrong
 from bridge.config.settings import ConfigError, Secrets, Settings, check_startup
 from bridge.deepgram import messages
@@ -197,7 +197,7 @@ def explain(check: str, failure: Exception, where: str, name: str = "") -> Findi
             status, ("it cannot serve now", "try again later; see status.deepgram.com")
         )
         return wrong(check, f"{where} refuses the session", f"{status}, {meaning}", remedy)
-    found = trouble(failure)
+    found = connect_error(failure)
     match found.kind:
         case "certificate":
             what = f"the certificate of {where} is not trusted"

@@ -12,26 +12,26 @@ Kind = Literal["certificate", "tls", "name", "refused", "other"]
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class ConnectError:
     """What kind of trouble, and the words of whoever met it."""
 
     kind: Kind
     why: str
 
 
-def trouble(error: BaseException) -> Trouble:
+def connect_error(error: BaseException) -> ConnectError:
     """The trouble behind an error: certificates before names, names before ports."""
     for cause in causes(error):
         match cause:
             case ssl.SSLCertVerificationError():
-                return Trouble("certificate", cause.verify_message or str(cause))
+                return ConnectError("certificate", cause.verify_message or str(cause))
             case ssl.SSLError():
-                return Trouble("tls", cause.reason or str(cause))
+                return ConnectError("tls", cause.reason or str(cause))
             case socket.gaierror():
-                return Trouble("name", cause.strerror or str(cause))
+                return ConnectError("name", cause.strerror or str(cause))
             case ConnectionRefusedError():
-                return Trouble("refused", "the connection was refused")
-    return Trouble("other", str(error) or type(error).__name__)
+                return ConnectError("refused", "the connection was refused")
+    return ConnectError("other", str(error) or type(error).__name__)
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -10,7 +10,7 @@ from urllib.parse import urlencode, urlsplit
 
 import httpx
 
-from bridge.check.connect_error import trouble
+from bridge.check.connect_error import connect_error
 from bridge.check.finding import Finding, wrong
 from bridge.server.instance import HEADER
 from bridge.testing.phone.webhook import sign, voice_form
@@ -23,7 +23,7 @@ _ACCOUNT_SID: Final = "AC" + "0" * 32
 
 
 @dataclass(frozen=True)
-class Answer:
+class ProbeAnswer:
     """An HTTP answer; `instance` names the bridge that gave it, "" if it was none."""
 
     status: int
@@ -40,14 +40,14 @@ class NoAnswer(Exception):
         self.finding = finding
 
 
-async def get(client: httpx.AsyncClient, url: str, check: str) -> Answer:
+async def get(client: httpx.AsyncClient, url: str, check: str) -> ProbeAnswer:
     """Ask for a page on behalf of a check. Raises NoAnswer."""
     with _reaching(url, check):
         return _answer(await client.get(url))
     raise AssertionError("unreachable")
 
 
-async def post(client: httpx.AsyncClient, url: str, signed: str, token: str) -> Answer:
+async def post(client: httpx.AsyncClient, url: str, signed: str, token: str) -> ProbeAnswer:
     """Ask a webhook as Twilio does; signed as if it were the address `signed`, if there is one.
 
     Raises NoAnswer.
@@ -71,9 +71,9 @@ async def post(client: httpx.AsyncClient, url: str, signed: str, token: str) -> 
     raise AssertionError("unreachable")
 
 
-def _answer(answer: httpx.Response) -> Answer:
+def _answer(answer: httpx.Response) -> ProbeAnswer:
     headers = answer.headers
-    return Answer(
+    return ProbeAnswer(
         answer.status_code,
         answer.content,
         headers.get("Content-Type", ""),
@@ -92,7 +92,7 @@ def _reaching(url: str, check: str) -> Iterator[None]:
 
 def _explain(error: Exception, url: str, check: str) -> Finding:
     host = urlsplit(url).netloc
-    found = trouble(error)
+    found = connect_error(error)
     match found.kind:
         case "certificate":
             what = f"the certificate of {host} is not trusted"

@@ -34,14 +34,14 @@ QUESTIONS: Final = 8
 
 
 @dataclass(frozen=True)
-class Address:
+class ServerAddress:
     """Where Twilio asks: `base` without a path where it is bridge's own, `webhook` in full."""
 
     base: str
     webhook: str
 
     @classmethod
-    def of(cls, url: str) -> Address:
+    def of(cls, url: str) -> ServerAddress:
         """From what somebody wrote: the server's address, or a webhook's."""
         url = url.rstrip("/")
         if url.endswith(WEBHOOK):
@@ -61,14 +61,14 @@ async def check_server(settings: Settings, secrets: Secrets, url: str = "") -> l
         findings, instance = await _check_here(inside, here)
         public = url or settings.server.public_url
         if public:
-            address = Address.of(public)
+            address = ServerAddress.of(public)
             if address.base:
                 there, reached = await _check_there(client, inside, address.base, here, instance)
                 findings += there
                 if not reached:
                     return findings
         elif instance:
-            address, client = Address.of(here), inside
+            address, client = ServerAddress.of(here), inside
             findings.append(
                 skipped(
                     "public",
@@ -156,7 +156,7 @@ async def _is_one_of_ours(client: httpx.AsyncClient, here: str, instance: str) -
 
 
 async def _check_calls(
-    client: httpx.AsyncClient, address: Address, settings: Settings, secrets: Secrets
+    client: httpx.AsyncClient, address: ServerAddress, settings: Settings, secrets: Secrets
 ) -> list[Finding]:
     url = address.webhook
     token = secrets.twilio_auth_tokens[0] if secrets.twilio_auth_tokens else ""

@@ -18,7 +18,7 @@ import click
 from bridge.addresses import is_loopback
 from bridge.cli.failure import Failure, Misconfigured
 from bridge.testing.load.ends import Target
-from bridge.testing.load.generator import SET_UP_EACH, Load, Plan, exact_loop
+from bridge.testing.load.generator import SET_UP_EACH, Load, LoadPlan, exact_loop
 from bridge.testing.load.summary import lines, summary
 from bridge.testing.load.wire import WireError
 
@@ -76,7 +76,7 @@ def load(
     if server_pid is not None and not Path(f"/proc/{server_pid}/statm").exists():
         raise Misconfigured(f"--server-pid: no process {server_pid} on this machine to be seen")
     token = os.environ.get("TWILIO_AUTH_TOKEN", "").partition(",")[0].strip() or None
-    plan = Plan(
+    plan = LoadPlan(
         Target(url.rstrip("/"), token, from_number, to_number),
         calls=calls,
         seconds=seconds,
@@ -95,7 +95,7 @@ def load(
         raise Failure(found.complaint)
 
 
-def _run(plan: Plan) -> dict[str, Any]:
+def _run(plan: LoadPlan) -> dict[str, Any]:
     click.echo(f"placing {plan.calls} calls to {plan.target.url}", err=True)
     running = Load(plan, on_measuring=lambda: click.echo("all are on, measuring", err=True))
     # A collection in the middle would be taken for the server's delay.

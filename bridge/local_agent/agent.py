@@ -10,10 +10,10 @@ from bridge.local_agent.dialogue import Dialogue
 from bridge.local_agent.events import Event, Recognised, Started
 from bridge.local_agent.grammar import written
 from bridge.local_agent.pool import Pool
-from bridge.local_agent.talk import Call, Say, Step, Talk, declared
+from bridge.local_agent.talk import CallFunction, SayText, Step, Talk, declared
 from bridge.local_agent.understanding import Understanding
 from bridge.local_agent.worker_client import SpeechWorker, WorkerBroken
-from bridge.testing.agent.record import Turn, keep
+from bridge.testing.agent.record import CallerTurn, keep
 from bridge.testing.agent.server import AgentSession, Behaviour, Script, SimulatedAgent
 
 FAILED = "INTERNAL_SERVER_ERROR"
@@ -72,13 +72,13 @@ async def _answer(session: AgentSession, talk: Talk, text: str) -> None:
     began = trio.current_time()
     talk.functions = declared(session.think)
     step: Step | None = talk.hear(text)
-    while isinstance(step, Call):
+    while isinstance(step, CallFunction):
         step = await _called(session, talk, step)
     if step is not None:
         await _say(session, step, began)
 
 
-async def _called(session: AgentSession, talk: Talk, call: Call) -> Step | None:
+async def _called(session: AgentSession, talk: Talk, call: CallFunction) -> Step | None:
     """What comes after a function; None if the caller spoke on and it is not wanted any more."""
     try:
         (answer,) = await session.call_functions(
@@ -93,7 +93,7 @@ async def _called(session: AgentSession, talk: Talk, call: Call) -> Step | None:
     return talk.answered(answer.response or "")
 
 
-async def _say(session: AgentSession, say: Say, began: float) -> None:
+async def _say(session: AgentSession, say: SayText, began: float) -> None:
     assert session.senses is not None
     thought = trio.current_time()
     audio = await session.senses.speak(say.text)
@@ -205,7 +205,7 @@ class LocalSenses:
                 text = event.phrase or event.dictation
                 if text:
                     await session.user_said(written(text))
-                session.add_turn(Turn(text=text))
+                session.add_turn(CallerTurn(text=text))
 
     def _break(self, why: str) -> None:
         self._why = self._why or why

@@ -1,9 +1,9 @@
 """One conversation of the local agent: text in, what to do next out. Pure.
 
-    step = talk.hear("a table for four at seven")      # Call("book_table", {...})
-    step = talk.answered('{"table": 7}')               # Say("Done! ...")
+    step = talk.hear("a table for four at seven")      # CallFunction("book_table", {...})
+    step = talk.answered('{"table": 7}')               # SayText("Done! ...")
 
-After a Call comes exactly one of `answered` and `abandon`.
+After a CallFunction comes exactly one of `answered` and `abandon`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _RESULT = "result."
 
 
 @dataclass(frozen=True)
-class Say:
+class SayText:
     """Say `text`; then, if `end`, end the session: the client has no function for it."""
 
     text: str
@@ -30,14 +30,14 @@ class Say:
 
 
 @dataclass(frozen=True)
-class Call:
+class CallFunction:
     """Ask the client for a function."""
 
     name: str
     arguments: dict[str, Any]
 
 
-Step: TypeAlias = "Say | Call"
+Step: TypeAlias = "SayText | CallFunction"
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Talk:
             return self._say(self._file.undeclared)
         self._calling = complete
         arguments = {} if turn.call is None else self._arguments(turn.call.arguments, complete)
-        return Call(name, _fitting(arguments, self.functions[name]))
+        return CallFunction(name, _fitting(arguments, self.functions[name]))
 
     def _question(self, current: _Open) -> str:
         known = {**self._remembered, **current.slots}
@@ -166,10 +166,10 @@ class Talk:
                 return fill(text, values)
         return fill(candidates[-1], values)
 
-    def _say(self, text: str, *, end: bool = False, remember: bool = True) -> Say:
+    def _say(self, text: str, *, end: bool = False, remember: bool = True) -> SayText:
         if remember:
             self._last = text
-        return Say(text, end)
+        return SayText(text, end)
 
 
 def declared(think: Any) -> dict[str, Mapping[str, Any]]:

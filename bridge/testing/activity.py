@@ -16,14 +16,16 @@ _HOLD_SECONDS = 0.5  # of quiet, so that a pause between words is no end
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class SpeechTurn:
     """A side speaks from `start` to `end`, in seconds; `end` is None while it still does."""
 
     start: float
     end: float | None
 
 
-def reply_seconds(start: float, caller: Iterable[Turn], agent: Iterable[Turn]) -> float | None:
+def reply_seconds(
+    start: float, caller: Iterable[SpeechTurn], agent: Iterable[SpeechTurn]
+) -> float | None:
     """How long the caller waited for what the agent says from `start` on, in seconds.
 
     From the end of the caller's last turn before it to `start`. None where it is no reply: the
@@ -47,7 +49,7 @@ class VoiceDetector:
     """Hears one side of a call, whose audio begins `start` seconds into it."""
 
     def __init__(self, start: float = 0.0) -> None:
-        self.turns: list[Turn] = []  # those that are over
+        self.turns: list[SpeechTurn] = []  # those that are over
         self.speaking_since: float | None = None
         self.last_voice_at: float | None = None
         self._start = start
@@ -55,9 +57,9 @@ class VoiceDetector:
         self._loud_frames = 0
         self._rest = b""
 
-    def feed(self, ulaw: bytes) -> list[Turn]:
+    def feed(self, ulaw: bytes) -> list[SpeechTurn]:
         """Hear the next µ-law bytes; gives the turns that began (no `end` yet) or ended in them."""
-        news: list[Turn] = []
+        news: list[SpeechTurn] = []
         audio = self._rest + ulaw
         whole = len(audio) - len(audio) % _FRAME_BYTES
         self._rest = audio[whole:]
@@ -70,16 +72,16 @@ class VoiceDetector:
                 self.last_voice_at = now
                 if self.speaking_since is None:
                     self.speaking_since = now - self._loud_frames * _FRAME_SECONDS
-                    news.append(Turn(self.speaking_since, None))
+                    news.append(SpeechTurn(self.speaking_since, None))
             elif self.last_voice_at is not None and now - self.last_voice_at >= _HOLD_SECONDS:
                 news += self.finish()
         return news
 
-    def finish(self) -> list[Turn]:
+    def finish(self) -> list[SpeechTurn]:
         """End the turn that is on, if any, with its last loud moment."""
         if self.speaking_since is None or self.last_voice_at is None:
             return []
-        turn = Turn(self.speaking_since, self.last_voice_at)
+        turn = SpeechTurn(self.speaking_since, self.last_voice_at)
         self.speaking_since = None
         self.turns.append(turn)
         return [turn]

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from bridge.cli.phone.view import CallView
-from bridge.testing.activity import Turn
+from bridge.testing.activity import SpeechTurn
 from bridge.testing.phone.phone import SimulatedPhone
 
 
@@ -36,7 +36,7 @@ def summary(caller: SimulatedPhone, view: CallView, save: Path | None) -> str:
 
 def as_json(caller: SimulatedPhone, view: CallView) -> str:
     """All of it as JSON: indented for people, one line for programs."""
-    turns: list[tuple[Turn, str]] = [(turn, "caller") for turn in view.caller.turns]
+    turns: list[tuple[SpeechTurn, str]] = [(turn, "caller") for turn in view.caller.turns]
     turns += [(turn, "agent") for turn in view.agent.turns]
     turns.sort(key=lambda entry: entry[0].start)
     result = {

@@ -21,8 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge.cli.phone.live_call import LiveCall
-from bridge.testing.activity import Turn, VoiceDetector, reply_seconds
-from bridge.testing.phone.phone import Event, SimulatedPhone
+from bridge.testing.activity import SpeechTurn, VoiceDetector, reply_seconds
+from bridge.testing.phone.phone import PhoneEvent, SimulatedPhone
 from bridge.testing.speech import RATE, ulaw_to_pcm
 from bridge.text import printable
 
@@ -88,7 +88,7 @@ class CallView:
             finally:
                 self._live = None
 
-    def event(self, event: Event) -> None:
+    def event(self, event: PhoneEvent) -> None:
         """Show an event of the phone; audio is shown by `look`."""
         if event.kind == "started":
             self._connected_at = event.at
@@ -174,11 +174,11 @@ class CallView:
         reply = "" if took is None else f" ({took:.1f} s after the caller)"
         self._line(start, f"agent speaks{reply}")
 
-    def _callers_turns(self) -> list[Turn]:
+    def _callers_turns(self) -> list[SpeechTurn]:
         since = self.caller.speaking_since
-        return self.caller.turns + ([] if since is None else [Turn(since, None)])
+        return self.caller.turns + ([] if since is None else [SpeechTurn(since, None)])
 
-    def _turn(self, who: str, turn: Turn) -> None:
+    def _turn(self, who: str, turn: SpeechTurn) -> None:
         if turn.end is None:
             self._line(turn.start, f"{who} speaks")
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from bridge.testing.agent.record import Turn
+from bridge.testing.agent.record import CallerTurn
 from bridge.testing.agent.schema import (
     ANY,
     INVALID,
@@ -164,7 +164,7 @@ async def _refuse_injection(session: AgentSession, why: str) -> None:
 
 async def _inject_user_message(session: AgentSession, message: Json) -> None:
     await session.user_said(message["content"], trigger="manual")
-    session.add_turn(Turn(text=message["content"]))
+    session.add_turn(CallerTurn(text=message["content"]))
 
 
 async def _function_call_response(session: AgentSession, message: Json) -> None:

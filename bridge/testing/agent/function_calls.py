@@ -19,7 +19,7 @@ Json = dict[str, Any]
 
 
 @dataclass(eq=False)
-class FunctionCall:
+class SimulatedFunctionCall:
     """One function the agent asked for. `response` is None until it is answered."""
 
     id: str
@@ -48,22 +48,22 @@ class FunctionCall:
         return {**self.request(), "response": self.response or ""}
 
 
-class FunctionCalls:
+class SimulatedFunctionCalls:
     """All calls of a session, by id. `faults` takes what a client did wrong but is tolerated."""
 
     def __init__(self, faults: list[str]) -> None:
         self._faults = faults
         self._numbers = itertools.count(1)
-        self.all: dict[str, FunctionCall] = {}
+        self.all: dict[str, SimulatedFunctionCall] = {}
         self.late_responses: list[Json] = []
 
-    def new(self, functions: Iterable[Json]) -> list[FunctionCall]:
+    def new(self, functions: Iterable[Json]) -> list[SimulatedFunctionCall]:
         """Calls from plain items: name, and optionally arguments (object or JSON text), id,
         client_side, thought_signature, and response (for server-side ones)."""
         calls = []
         for item in functions:
             arguments = item.get("arguments", {})
-            call = FunctionCall(
+            call = SimulatedFunctionCall(
                 id=item.get("id") or f"fc_{next(self._numbers):08x}",
                 name=item["name"],
                 arguments=arguments if isinstance(arguments, str) else json.dumps(arguments),
@@ -77,7 +77,7 @@ class FunctionCalls:
             calls.append(call)
         return calls
 
-    def answer(self, message: Json) -> FunctionCall | None:
+    def answer(self, message: Json) -> SimulatedFunctionCall | None:
         """The call that a FunctionCallResponse settles; None if it is late or settles nothing."""
         call = self._asked(message)
         if call is None:
@@ -96,7 +96,7 @@ class FunctionCalls:
         call.settled.set()
         return call
 
-    def cancel(self, ids: Iterable[str] | None = None) -> list[FunctionCall]:
+    def cancel(self, ids: Iterable[str] | None = None) -> list[SimulatedFunctionCall]:
         """Cancel these calls (None: all that wait) and return those that were waiting."""
         wanted = list(self.all) if ids is None else list(ids)
         waiting = [self.all[i] for i in wanted if not self.all[i].settled.is_set()]
@@ -105,7 +105,7 @@ class FunctionCalls:
             call.settled.set()
         return waiting
 
-    def _asked(self, message: Json) -> FunctionCall | None:
+    def _asked(self, message: Json) -> SimulatedFunctionCall | None:
         if message.get("id") is not None:
             call = self.all.get(message["id"])
             if call is None or not call.client_side:

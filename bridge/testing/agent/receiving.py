@@ -9,7 +9,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from bridge.testing.agent.client_messages import handle_message
 from bridge.testing.agent.hearing import BYTES_PER_SECOND, Heard, Onset, SpeechDetector
-from bridge.testing.agent.record import Turn, keep
+from bridge.testing.agent.record import CallerTurn, keep
 from bridge.testing.agent.schema import UNPARSABLE, Refused
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Receiver:
             return
         heard = self._detector.end_turn()
         if heard is not None:
-            self._session.add_turn(Turn(heard=heard))
+            self._session.add_turn(CallerTurn(heard=heard))
 
     async def _audio(self, audio: bytes) -> None:
         session = self._session
@@ -82,7 +82,7 @@ class Receiver:
             await self._session.user_started_speaking()
         else:
             self._session.event(f"caller spoke {found.seconds:.1f} s")
-            self._session.add_turn(Turn(heard=found))
+            self._session.add_turn(CallerTurn(heard=found))
 
     async def _report_latency(self) -> None:
         # Once in so much caller audio rather than by a clock: no task, and the same every time.

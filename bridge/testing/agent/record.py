@@ -26,7 +26,7 @@ class Closed:
 
 
 @dataclass(frozen=True)
-class Turn:
+class CallerTurn:
     """One turn of the caller: speech, or the text of an InjectUserMessage."""
 
     heard: Heard | None = None
@@ -66,7 +66,7 @@ class Observations:
         self.sent: list[tuple[float, Json]] = []
         self.sent_audio_bytes = 0
         self.keepalives = 0
-        self.turns: list[Turn] = []
+        self.turns: list[CallerTurn] = []
         self.onsets: list[float] = []
         self.faults: list[str] = []
 
@@ -78,20 +78,20 @@ class Observations:
     async def wait_for_end_of_speech(self) -> Heard:
         """Wait for the caller's next utterance to end, and return it."""
         while True:
-            turn: Turn = await self._next("heard", self.turns)
+            turn: CallerTurn = await self._next("heard", self.turns)
             if turn.heard is not None:
                 return turn.heard
 
     async def wait_for_user_message(self) -> str:
         """Wait for the next InjectUserMessage, and return its text."""
         while True:
-            turn: Turn = await self._next("text", self.turns)
+            turn: CallerTurn = await self._next("text", self.turns)
             if turn.text is not None:
                 return turn.text
 
-    async def wait_for_turn(self) -> Turn:
+    async def wait_for_turn(self) -> CallerTurn:
         """Wait for the caller's next turn, spoken or injected."""
-        turn: Turn = await self._next("turn", self.turns)
+        turn: CallerTurn = await self._next("turn", self.turns)
         return turn
 
     async def wait_for_message(self, kind: str) -> Json:

@@ -36,7 +36,7 @@ import trio
 
 from bridge.testing.agent.behaviour import Behaviour, CloseCode, Seconds
 from bridge.testing.agent.hearing import Heard
-from bridge.testing.agent.record import Turn
+from bridge.testing.agent.record import CallerTurn
 from bridge.testing.agent.session import AgentSession, Script
 from bridge.testing.agent.voice import CLIPS, DEFAULT_GREETING
 from bridge.testing.speech import load_clip, read_wav
@@ -49,7 +49,7 @@ class ScriptError(ValueError):
     """A script file that cannot be used: names the file, the field and the remedy, in one line."""
 
 
-class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ScriptedCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One function the agent calls."""
 
     name: str
@@ -70,7 +70,7 @@ class ScriptTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     after_seconds: Seconds | None = None
     text: str | None = None
     heard: str | None = None
-    call: list[Call] = []
+    call: list[ScriptedCall] = []
     say: str | None = None
     audio: str | None = None
     error: Failing | None = None
@@ -137,7 +137,7 @@ def _parse(data: dict[str, Any], folder: Path) -> tuple[Script, Behaviour]:
         _check_keys(where, turn, ScriptTurn)
         _check_keys(f"{where}.error", turn.get("error"), Failing)
         for index, call in enumerate(tables(turn.get("call"))):
-            _check_keys(f"{where}.call[{index}]", call, Call)
+            _check_keys(f"{where}.call[{index}]", call, ScriptedCall)
     try:
         script = msgspec.convert(data, ScriptFile)
     except msgspec.ValidationError as error:
@@ -215,7 +215,7 @@ class _Runner:
         return b"" if last is None or last.heard is None else last.heard.audio
 
 
-def _spoken(turn: Turn) -> bool:
+def _spoken(turn: CallerTurn) -> bool:
     return turn.heard is not None
 
 

@@ -22,9 +22,9 @@ from trio_websocket import (
 )
 
 from bridge.testing.agent.behaviour import Behaviour
-from bridge.testing.agent.function_calls import FunctionCall
+from bridge.testing.agent.function_calls import SimulatedFunctionCall
 from bridge.testing.agent.hearing import Heard
-from bridge.testing.agent.record import Closed, Turn
+from bridge.testing.agent.record import CallerTurn, Closed
 from bridge.testing.agent.session import AgentSession, Script, Senses
 from bridge.testing.agent.speaking import Utterance
 from bridge.testing.agent.wire import Wire
@@ -32,13 +32,13 @@ from bridge.testing.agent.wire import Wire
 __all__ = [
     "AgentSession",
     "Behaviour",
+    "CallerTurn",
     "Closed",
-    "FunctionCall",
     "Heard",
     "Script",
     "Senses",
     "SimulatedAgent",
-    "Turn",
+    "SimulatedFunctionCall",
     "Utterance",
     "silent",
 ]

@@ -18,10 +18,10 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 from wsproto.utilities import LocalProtocolError
 
 from bridge.testing.agent.behaviour import Behaviour
-from bridge.testing.agent.function_calls import FunctionCall, FunctionCalls
+from bridge.testing.agent.function_calls import SimulatedFunctionCall, SimulatedFunctionCalls
 from bridge.testing.agent.lifetime import apply_settings, watch_time, welcome
 from bridge.testing.agent.receiving import Receiver
-from bridge.testing.agent.record import Closed, Observations, Turn, keep
+from bridge.testing.agent.record import CallerTurn, Closed, Observations, keep
 from bridge.testing.agent.schema import Json
 from bridge.testing.agent.speaking import Mouth, Utterance
 from bridge.testing.agent.wire import Wire
@@ -93,7 +93,7 @@ class AgentSession(Observations):
         self.user_speaking = False
         self.injecting = 0
         self.receiver = Receiver(self, ws)
-        self.calls = FunctionCalls(self.faults)
+        self.calls = SimulatedFunctionCalls(self.faults)
         voice = None if senses is None else senses.speak
         self.mouth = Mouth(behaviour, self.send, self._assistant_text, voice)
 
@@ -142,7 +142,7 @@ class AgentSession(Observations):
 
     async def call_functions(
         self, functions: Iterable[Json], *, timeout: float | None = None
-    ) -> list[FunctionCall]:
+    ) -> list[SimulatedFunctionCall]:
         """FunctionCallRequest; wait until the client has answered every call, or it is cancelled.
 
         Each item has name and optionally arguments (object or JSON text), id, client_side,
@@ -265,7 +265,7 @@ class AgentSession(Observations):
         if self.behaviour.history and flags.get("history", True):
             await self.send({"type": "History", **content})
 
-    async def function_answered(self, call: FunctionCall) -> None:
+    async def function_answered(self, call: SimulatedFunctionCall) -> None:
         """Echo a function's response and report it, as real sessions do."""
         content = call.response or ""
         await self.send(
@@ -273,7 +273,7 @@ class AgentSession(Observations):
         )
         await self.history({"function_calls": [call.history()]})
 
-    def add_turn(self, turn: Turn) -> None:
+    def add_turn(self, turn: CallerTurn) -> None:
         """Record a turn of the caller and wake who waits for it."""
         self.user_speaking = False
         keep(self.turns, turn)

@@ -72,7 +72,7 @@ def exact_loop() -> asyncio.AbstractEventLoop:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoadPlan:
     """What to do to whom.
 
     `agent_socket` listens where the server's `deepgram.url` points: then the agent is ours, too,
@@ -147,7 +147,7 @@ class Load:
     `on_measuring` is called when the measured time begins.
     """
 
-    def __init__(self, plan: Plan, on_measuring: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, plan: LoadPlan, on_measuring: Callable[[], None] = lambda: None) -> None:
         self._plan = plan
         self._on_measuring = on_measuring
         self._window = Window()

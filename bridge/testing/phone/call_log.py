@@ -37,7 +37,7 @@ MAX_FAULTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class PhoneEvent:
     """Something that happened `at` seconds after the call was placed."""
 
     at: float
@@ -77,10 +77,10 @@ class CallEndedError(Exception):
 class CallLog:
     """Everything seen and heard in one call; `on_event` is called with each event as it comes."""
 
-    def __init__(self, on_event: Callable[[Event], None] | None = None) -> None:
+    def __init__(self, on_event: Callable[[PhoneEvent], None] | None = None) -> None:
         self.began = trio.current_time()
         self.ended_at: float | None = None
-        self.events: list[Event] = []
+        self.events: list[PhoneEvent] = []
         self.faults: list[Fault] = []
         self.sent_audio = bytearray()
         self.received_audio = bytearray()
@@ -98,7 +98,7 @@ class CallLog:
 
     def note(self, kind: EventKind, text: str = "", size: int = 0) -> None:
         """Record an event and wake whoever waits for one."""
-        event = Event(self.elapsed(), kind, text, size)
+        event = PhoneEvent(self.elapsed(), kind, text, size)
         self.events.append(event)
         self.wake()
         if self._on_event is not None:

@@ -17,7 +17,7 @@ import trio
 from bridge.testing.phone import twiml
 from bridge.testing.phone.call_log import CallLog
 from bridge.testing.phone.media_socket import StreamRefusedError, open_media_socket
-from bridge.testing.phone.media_stream import MediaStream, StreamFacts
+from bridge.testing.phone.media_stream import SimulatedMediaStream, StreamFacts
 from bridge.testing.phone.webhook import OpenStream, WebhookError, request, sign, voice_form
 
 MAX_DOCUMENTS = 50  # TwiML documents in one call: a redirect to itself must end somewhere
@@ -64,7 +64,7 @@ class Exchange:
         self.connected = trio.Event()  # a media stream is open, or none will be soon
         self.over = trio.Event()
         self.ending: Ending | None = None
-        self.stream: MediaStream | None = None
+        self.stream: SimulatedMediaStream | None = None
         self.stream_sid: str | None = None
         self.verbs: list[twiml.Verb] = []
 
@@ -177,7 +177,7 @@ class Exchange:
             opening = open_media_socket(address, headers, self._caller.open_stream)
             async with opening as (socket, stream):
                 self.stream_sid = facts.stream_sid
-                self.stream = MediaStream(socket, stream, facts, self._log, self.connected)
+                self.stream = SimulatedMediaStream(socket, stream, facts, self._log, self.connected)
                 await self.stream.run()
         except (StreamRefusedError, twiml.TwimlError) as error:
             self._log.fault(error.code, f"{connect.url}: {error.detail}")

@@ -66,7 +66,7 @@ class _Utterance:
     sent: trio.Event = field(default_factory=trio.Event)
 
 
-class MediaStream:
+class SimulatedMediaStream:
     """The caller's end of a bidirectional Media Stream; `run` carries it from start to end.
 
     `started` is set once `start` has been sent.

@@ -28,14 +28,14 @@ import trio
 from bridge.testing.phone.call_log import (
     CallEndedError,
     CallLog,
-    Event,
     EventKind,
     Fault,
+    PhoneEvent,
     PhoneFault,
     PhoneTimeoutError,
 )
 from bridge.testing.phone.exchange import Caller, Ending, Exchange
-from bridge.testing.phone.media_stream import MediaStream
+from bridge.testing.phone.media_stream import SimulatedMediaStream
 from bridge.testing.phone.twiml import TwimlError, Verb, read_twiml
 from bridge.testing.phone.webhook import (
     OpenStream,
@@ -47,8 +47,8 @@ from bridge.testing.speech import RATE
 
 __all__ = [
     "CallEndedError",
-    "Event",
     "Fault",
+    "PhoneEvent",
     "PhoneFault",
     "PhoneTimeoutError",
     "SimulatedPhone",
@@ -67,7 +67,7 @@ class SimulatedPhone:
     while the caller says nothing, as happens on some calls. `first_timestamp` (milliseconds) is
     that of the first media message. `strict` makes `place_call` raise `PhoneFault` at its end when
     there were faults. `open_stream(host, port, tls)` makes the connections. `on_event` is called
-    with each `Event` as it happens.
+    with each `PhoneEvent` as it happens.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class SimulatedPhone:
         silence_frames: bool = True,
         first_timestamp: int = 155,
         open_stream: OpenStream = open_network_stream,
-        on_event: Callable[[Event], None] | None = None,
+        on_event: Callable[[PhoneEvent], None] | None = None,
     ) -> None:
         self._caller = Caller(
             from_number=from_number,
@@ -224,13 +224,13 @@ class SimulatedPhone:
         text: str | None = None,
         count: int = 1,
         timeout: float = WAIT_SECONDS,
-    ) -> Event:
+    ) -> PhoneEvent:
         """Wait for the `count`-th event of a kind (and text) since the call began, and return it.
 
         Raises `CallEndedError` when the call ends without.
         """
         log = self._log
-        found: list[Event] = []
+        found: list[PhoneEvent] = []
 
         def due() -> float:
             found[:] = [e for e in log.events if e.kind == kind and text in (None, e.text)]
@@ -280,7 +280,7 @@ class SimulatedPhone:
         return self._exchange.ending
 
     @property
-    def events(self) -> list[Event]:
+    def events(self) -> list[PhoneEvent]:
         """Everything that happened, in order."""
         return self._log.events
 
@@ -348,7 +348,7 @@ class SimulatedPhone:
             raise RuntimeError("no call has been placed")
         return self._call[1]
 
-    def _open_media_stream(self) -> MediaStream:
+    def _open_media_stream(self) -> SimulatedMediaStream:
         stream = self._exchange.stream
         if stream is None:
             raise CallEndedError("no media stream is open")

@@ -23,7 +23,7 @@ _ROUNDING = 1e-6  # samples: what a float clock may be off by
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class HeardStretch:
     """Audio the caller heard without a gap, from `start` to `end` (seconds on the given clock)."""
 
     start: float
@@ -148,10 +148,10 @@ class PlaybackBuffer:
             out[at : at + len(piece)] = piece
         return bytes(out)
 
-    def stretches(self, now: float) -> list[Stretch]:
+    def stretches(self, now: float) -> list[HeardStretch]:
         """When audio was heard, gap by gap, up to `now`."""
         return [
-            Stretch(run.start, min(run.end, now), run.cut)
+            HeardStretch(run.start, min(run.end, now), run.cut)
             for run in self._runs
             if run.start < now and run.audio
         ]

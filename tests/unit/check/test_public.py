@@ -12,7 +12,7 @@ import trio
 import trustme
 from twilio.request_validator import RequestValidator
 
-from bridge.check.public import Address, check_server, likely_addresses, local_address
+from bridge.check.public import ServerAddress, check_server, likely_addresses, local_address
 from bridge.config.settings import Secrets
 from bridge.server.instance import HEADER, instance
 from tests.unit.check.site import Request, Response, site
@@ -250,11 +250,15 @@ async def test_a_webhook_that_is_not_there():
 
 
 def test_what_was_written_as_an_address():
-    bare = Address("https://a.example", "https://a.example/incoming-call")
-    assert Address.of("https://a.example") == Address.of("https://a.example/") == bare
-    assert Address.of("https://a.example/incoming-call") == bare
-    assert Address.of("https://a.example/phone/incoming-call").base == "https://a.example/phone"
-    assert Address.of("https://a.example/twiml?x=1") == Address("", "https://a.example/twiml?x=1")
+    bare = ServerAddress("https://a.example", "https://a.example/incoming-call")
+    assert ServerAddress.of("https://a.example") == ServerAddress.of("https://a.example/") == bare
+    assert ServerAddress.of("https://a.example/incoming-call") == bare
+    assert (
+        ServerAddress.of("https://a.example/phone/incoming-call").base == "https://a.example/phone"
+    )
+    assert ServerAddress.of("https://a.example/twiml?x=1") == ServerAddress(
+        "", "https://a.example/twiml?x=1"
+    )
 
 
 def test_where_a_server_is_on_this_machine():

@@ -17,7 +17,6 @@ import msgspec
 import pytest
 import trio
 from rich.console import Console
-from tests.unit.cli.phone.test_phone_command import tone
 from trio.testing import wait_all_tasks_blocked
 
 from bridge.cli import main
@@ -28,6 +27,7 @@ from bridge.cli.phone.view import CallView
 from bridge.testing.activity import VoiceDetector
 from bridge.testing.agent.server import AgentSession
 from bridge.testing.speech import RATE, pcm_to_ulaw, ulaw_to_pcm
+from tests.unit.cli.phone.test_phone_command import tone
 from tests.world import QUIET, in_memory
 
 BLOCK = 160

@@ -12,7 +12,6 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from tests.unit.cli.phone.test_phone_command import quiet, tone
 
 from bridge.cli.phone.caller import Plan, call, may_ask
 from bridge.cli.phone.live_call import EventParser, LiveCall, follow
@@ -20,6 +19,7 @@ from bridge.cli.phone.result import as_json, summary
 from bridge.cli.phone.view import CallView, bar, level
 from bridge.testing.agent.server import AgentSession
 from tests.unit.check.site import Response, site
+from tests.unit.cli.phone.test_phone_command import quiet, tone
 from tests.world import QUIET, on_loopback
 
 SID = "CA" + "0" * 32
