@@ -6,18 +6,15 @@ developers.deepgram.com/docs/voice-agent-errors-warnings.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import trio
 
-if TYPE_CHECKING:
-    from bridge.testing.agent.session import AgentSession
+from bridge.testing.agent.session_protocol import Session
 
 FOREVER = float("inf")
 WARN_BEFORE_END = 300.0  # seconds; the Warning comes at 1:55 of a session of 2:00 hours
 
 
-async def welcome(session: AgentSession) -> None:
+async def welcome(session: Session) -> None:
     """Send Welcome; that the client may send Settings without waiting for it is tolerated."""
     if session.behaviour.sends_welcome:
         await trio.sleep(session.behaviour.welcome_delay)
@@ -25,7 +22,7 @@ async def welcome(session: AgentSession) -> None:
         session.welcomed.set()
 
 
-async def apply_settings(session: AgentSession) -> None:
+async def apply_settings(session: Session) -> None:
     """Settings are accepted: SettingsApplied, then the script and the greeting."""
     knobs = session.behaviour
     if knobs.settings_error:
@@ -46,7 +43,7 @@ async def apply_settings(session: AgentSession) -> None:
         session.nursery.start_soon(_stop_reading, session)
     # Started before the greeting, yet spoken after it: the greeting takes its turn to speak
     # before it lets any other task run.
-    session.nursery.start_soon(session.script, session)
+    session.start_script()
     agent = session.settings["agent"]
     greeting = agent.get("greeting") if isinstance(agent, dict) else None
     if knobs.greeting is not None:
@@ -55,7 +52,7 @@ async def apply_settings(session: AgentSession) -> None:
         await session.say(greeting)
 
 
-async def watch_time(session: AgentSession) -> None:
+async def watch_time(session: Session) -> None:
     """End the session when the client is idle for too long, or the session too old."""
     knobs = session.behaviour
     end = session.opened_at + (knobs.max_session or FOREVER)
@@ -79,6 +76,6 @@ async def watch_time(session: AgentSession) -> None:
             )
 
 
-async def _stop_reading(session: AgentSession) -> None:
+async def _stop_reading(session: Session) -> None:
     await trio.sleep(session.behaviour.stops_reading_after)
     session.stop_reading()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
@@ -11,18 +9,13 @@ from bridge.testing.agent.client_messages import handle_message
 from bridge.testing.agent.hearing import BYTES_PER_SECOND, Heard, Onset, SpeechDetector
 from bridge.testing.agent.record import CallerTurn, keep
 from bridge.testing.agent.schema import UNPARSABLE, Refused
-
-if TYPE_CHECKING:
-    from bridge.testing.agent.session import AgentSession
+from bridge.testing.agent.session_protocol import Session
 
 
 class Receiver:
-    """Takes in all that the client of `session` sends over `ws`.
+    """Reads everything that the client of `session` sends over `ws`."""
 
-    `deaf` is set when the caller's audio is of a format the simulated agent cannot hear.
-    """
-
-    def __init__(self, session: AgentSession, ws: WebSocketConnection) -> None:
+    def __init__(self, session: Session, ws: WebSocketConnection) -> None:
         knobs = session.behaviour
         self._session = session
         self._ws = ws
@@ -30,7 +23,6 @@ class Receiver:
             knobs.speech_threshold, knobs.speech_onset, knobs.speech_end
         )
         self._reports = 0
-        self.deaf = not knobs.hears
 
     async def run(self) -> None:
         """Read until the client has gone; every message it sent is recorded, in order."""
@@ -68,7 +60,7 @@ class Receiver:
         if not session.applied.is_set():
             keep(session.faults, "audio before SettingsApplied")
         await self._report_latency()
-        if self.deaf:
+        if session.deaf:
             return
         if session.senses is not None:
             await session.senses.hear(audio)

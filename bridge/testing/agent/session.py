@@ -92,6 +92,7 @@ class AgentSession(Observations):
         self.failed = False
         self.user_speaking = False
         self.injecting = 0
+        self.deaf = not behaviour.hears
         self.receiver = Receiver(self, ws)
         self.calls = SimulatedFunctionCalls(self.faults)
         voice = None if senses is None else senses.speak
@@ -253,6 +254,14 @@ class AgentSession(Observations):
     def start(self) -> None:
         """Settings are accepted: apply them, greet, and start the script."""
         self.nursery.start_soon(apply_settings, self)
+
+    def start_script(self) -> None:
+        """Run the script in the session's nursery."""
+        self.nursery.start_soon(self.script, self)
+
+    async def end_turn(self) -> None:
+        """End the caller's turn by force (ForceEndTurn)."""
+        await self.receiver.end_turn()
 
     def inject(self, text: str, behavior: str) -> None:
         """Speak an InjectAgentMessage as soon as the agent's current utterance has ended."""
