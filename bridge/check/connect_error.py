@@ -1,4 +1,4 @@
-"""Why a connection could not be made, found behind what a library raised. Pure."""
+"""Finds the reason for a failed connection behind the exceptions of libraries."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Kind = Literal["certificate", "tls", "name", "refused", "other"]
 
 @dataclass(frozen=True, slots=True)
 class ConnectError:
-    """What kind of trouble, and the words of whoever met it."""
+    """The kind of failure, and the original error's text."""
 
     kind: Kind
     why: str
 
 
 def connect_error(error: BaseException) -> ConnectError:
-    """The trouble behind an error: certificates before names, names before ports."""
+    """Classify an error by the first cause that is recognised, outermost first."""
     for cause in causes(error):
         match cause:
             case ssl.SSLCertVerificationError():
@@ -35,7 +35,7 @@ def connect_error(error: BaseException) -> ConnectError:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and all that is behind it, groups opened; innermost last."""
+    """Yield an error, its causes and contexts, and the members of groups; each once."""
     seen: set[int] = set()
     waiting = [error]
     while waiting:

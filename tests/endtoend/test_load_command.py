@@ -150,7 +150,7 @@ def test_the_agents_port_is_taken(monkeypatch, capsys) -> None:
         port = taken.getsockname()[1]
         code, _, err = run(monkeypatch, capsys, "--agent-port", str(port))
     assert code == 1
-    assert err.startswith(f"bridge: cannot be the agent on port {port}")
+    assert err.startswith(f"bridge: cannot listen as the agent on port {port}")
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ async def test_the_real_server_here_and_behind_its_public_address():
     assert {name: one.status for name, one in found.items()} == dict.fromkeys(
         ("server", "public", "signature", "webhook", "socket"), "ok"
     )
-    assert found["signature"].what.endswith("takes what Twilio signs, and nothing else")
+    assert found["signature"].what.endswith("accepts only requests signed by Twilio")
     assert found["public"].what == f"{world.base_url} reaches this server"
 
 
@@ -125,7 +125,7 @@ async def test_a_real_server_that_lets_everybody_in():
         found = by_check(await check_server(using(NOBODY, world.base_url), SECRETS))
         await world.quiet()
     # On this machine it harms nobody; elsewhere it would be wrong.
-    assert "(and, on this machine, all else)" in found["signature"].what
+    assert "(and, on this machine, any)" in found["signature"].what
 
 
 async def test_no_server_runs():

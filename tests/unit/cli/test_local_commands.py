@@ -62,7 +62,7 @@ def test_the_agent_without_its_packages_says_how_to_get_them(monkeypatch, capsys
 async def test_without_a_browser_open_says_where_to_go(monkeypatch, capsys) -> None:
     monkeypatch.setattr(demo_command.webbrowser, "open", lambda _: False)
     await demo_command._open("http://127.0.0.1:5000/softphone")
-    assert "open http://127.0.0.1:5000/softphone in one" in capsys.readouterr().err
+    assert "open http://127.0.0.1:5000/softphone yourself" in capsys.readouterr().err
 
 
 def test_the_demo_shows_commands_as_they_can_be_typed(tmp_path, monkeypatch) -> None:
@@ -114,7 +114,7 @@ def test_the_demo_installs_what_it_needs_after_saying_so(code, monkeypatch, caps
         main()
     assert exit_.value.code == 1
     said = capsys.readouterr().err.splitlines()
-    assert said[0].startswith("Installing what the local agent hears and speaks with: ")
+    assert said[0].startswith("Installing the local agent's packages (half a minute): ")
     assert said[-1] == (
         "bridge: needs ears: pip install them; or bridge demo --echo, which needs none"
     )

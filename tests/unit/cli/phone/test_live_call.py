@@ -106,12 +106,12 @@ def stream(*events: tuple[str, dict[str, Any]], status: int = 200) -> Response:
     ("answer", "why"),
     [
         (stream(("transcript", said("Hello.")), ("ended", {})), ""),
-        (stream(("transcript", said("Hello."))), "the connection for it was lost"),
+        (stream(("transcript", said("Hello."))), "its connection was lost"),
         (stream(("elsewhere", {"message": "another worker\n"})), "another worker\\n"),
-        (stream(("unknown", {})), "no such call"),
+        (stream(("unknown", {})), "does not know this call"),
         (Response(401), "BRIDGE_API_TOKEN"),
-        (Response(404, b"{}"), "the server tells none"),
-        (Response(200, b"<html>"), "the server tells none"),
+        (Response(404, b"{}"), "the server does not provide one"),
+        (Response(200, b"<html>"), "the server does not provide one"),
     ],
 )
 async def test_following(answer, why):
@@ -137,7 +137,7 @@ async def test_nobody_to_follow():
     with trio.socket.socket() as taken:
         await taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        assert "no transcript" in await follow(url, SID, "", LiveCall(), lambda: None)
+        assert "transcript is incomplete" in await follow(url, SID, "", LiveCall(), lambda: None)
 
 
 def test_what_is_said_is_shown_once_and_safely(capsys):
