@@ -28,7 +28,7 @@ from trio_websocket import wrap_client_stream
 from bridge.config.file import FixedConfig
 from bridge.config.settings import Secrets, Settings
 from bridge.http.app import create_app
-from bridge.server.hypercorn.guard import GuardedTCPServer
+from bridge.server.hypercorn import guard
 from bridge.server.serve import hypercorn_config, serve
 from bridge.testing.agent.server import Behaviour, Script, SimulatedAgent, silent
 from bridge.testing.phone.phone import SimulatedPhone
@@ -157,8 +157,9 @@ async def in_memory(
 
 async def serve_connection(app: QuartTrio, config: Config, stream: Any) -> None:
     """What hypercorn does with an accepted connection, on any stream."""
+    guard.install()
     stream.socket = _NoSocket()
-    server = GuardedTCPServer(
+    server = guard.GuardedTCPServer(
         wrap_app(app, 0, "asgi"), config, WorkerContext(None), ConnectionState({}), stream
     )
     await server.run()

@@ -10,8 +10,8 @@ that was refused to close the connection, for one that speaks HTTP/2 and asks no
 `GuardedTCPServer`, the connection, `GuardedH11Protocol`, what is spoken on it, and
 `GuardedWSStream`, the websocket, take the place of hypercorn's classes. Those are private, so the
 version is pinned in pyproject.toml, and
-tests/unit/server/hypercorn/test_guard.py fails without each remedy, and when a remedy has become
-needless.
+tests/integration/server/hypercorn/test_guard.py fails without each remedy, and when a remedy has
+become needless.
 
 They are also where carrying a call is made cheap: a socket is read on the grid if that is asked for
 (`read_every`, `bridge.transport.grid`), and a websocket's messages go both ways without the detour

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from bridge.admission import account_limit as module
 from bridge.admission.account_limit import AccountLimit, check_account_limit
 from bridge.config.settings import ConfigError
-from tests.unit.records.postgres import Cluster, cluster
+from tests.integration.records.postgres import Cluster, cluster
 from tests.world import settings
 
 RACER = Path(__file__).with_name("racer.py")

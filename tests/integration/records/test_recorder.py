@@ -28,9 +28,9 @@ from bridge.records.record import CallRecord, Ending, Line, decode, encode
 from bridge.records.recorder import NullRecorder, Recorder, open_recorder, recorder_for
 from bridge.records.spool import Spool
 from bridge.records.store import Store, StoreError, StoreUnavailable
-from tests.unit.records.postgres import cluster
+from tests.integration.records.postgres import cluster
+from tests.integration.records.waiting import until
 from tests.unit.records.samples import NASTY, SID, record, sid, whole_record
-from tests.unit.records.waiting import until
 
 # A call's own step; what these machines may add to it when they stall is not what is tested.
 NEVER_BLOCKS = 0.25
