@@ -1,4 +1,4 @@
-"""What the agent does with each message from its client: one function for each type.
+"""The simulated agent's handlers of client messages: one function per type.
 
 Rules: developers.deepgram.com/docs/voice-agent-message-flow and the page of each message there.
 A message against the rules raises Refused, which the session turns into Error and close.

@@ -1,4 +1,4 @@
-"""The agent's side of function calls: what was asked of the client, and what has come back.
+"""The agent's side of function calls: requests and the client's responses.
 
 Rules: developers.deepgram.com/docs/voice-agent-function-call-request, .../function-call-response
 and .../function-call-cancelled. Responses are matched by id; one that comes after the call was
@@ -20,7 +20,7 @@ Json = dict[str, Any]
 
 @dataclass(eq=False)
 class SimulatedFunctionCall:
-    """One function the agent asked for. `response` is None until it is answered."""
+    """One requested function call. `response` is None until it is answered."""
 
     id: str
     name: str
@@ -49,7 +49,7 @@ class SimulatedFunctionCall:
 
 
 class SimulatedFunctionCalls:
-    """All calls of a session, by id. `faults` takes what a client did wrong but is tolerated."""
+    """All function calls of a session, by id. Tolerated mistakes of the client go to `faults`."""
 
     def __init__(self, faults: list[str]) -> None:
         self._faults = faults
@@ -58,7 +58,7 @@ class SimulatedFunctionCalls:
         self.late_responses: list[Json] = []
 
     def new(self, functions: Iterable[Json]) -> list[SimulatedFunctionCall]:
-        """Calls from plain items: name, and optionally arguments (object or JSON text), id,
+        """Make calls from plain items: name, and optionally arguments (object or JSON text), id,
         client_side, thought_signature, and response (for server-side ones)."""
         calls = []
         for item in functions:
@@ -78,7 +78,7 @@ class SimulatedFunctionCalls:
         return calls
 
     def answer(self, message: Json) -> SimulatedFunctionCall | None:
-        """The call that a FunctionCallResponse settles; None if it is late or settles nothing."""
+        """Return the call that a FunctionCallResponse answers; None if it is late or unmatched."""
         call = self._asked(message)
         if call is None:
             return None
@@ -97,7 +97,7 @@ class SimulatedFunctionCalls:
         return call
 
     def cancel(self, ids: Iterable[str] | None = None) -> list[SimulatedFunctionCall]:
-        """Cancel these calls (None: all that wait) and return those that were waiting."""
+        """Cancel these calls (None: all pending) and return those that were pending."""
         wanted = list(self.all) if ids is None else list(ids)
         waiting = [self.all[i] for i in wanted if not self.all[i].settled.is_set()]
         for call in waiting:

@@ -1,4 +1,4 @@
-"""The tasks of a session that run by themselves: opening it, and ending it when time is up.
+"""Background tasks of a session: its opening, and its end by timeouts.
 
 Order: developers.deepgram.com/docs/voice-agent-message-flow. Limits:
 developers.deepgram.com/docs/voice-agent-errors-warnings.
@@ -10,12 +10,12 @@ import trio
 
 from bridge.testing.agent.session_protocol import Session
 
-FOREVER = float("inf")
+NEVER = float("inf")
 WARN_BEFORE_END = 300.0  # seconds; the Warning comes at 1:55 of a session of 2:00 hours
 
 
 async def welcome(session: Session) -> None:
-    """Send Welcome; that the client may send Settings without waiting for it is tolerated."""
+    """Send Welcome. A client that sends Settings before it is tolerated."""
     if session.behaviour.sends_welcome:
         await trio.sleep(session.behaviour.welcome_delay)
         await session.send({"type": "Welcome", "request_id": session.request_id})
@@ -34,7 +34,7 @@ async def apply_settings(session: Session) -> None:
     await trio.sleep(knobs.settings_applied_delay)
     assert session.settings is not None
     session.mouth.experimental = bool(session.settings.get("experimental"))
-    # Before it is sent: the client may answer with audio before our sending has returned.
+    # Set before sending: the client may send audio before our send returns.
     session.applied.set()
     await session.send({"type": "SettingsApplied"})
     if knobs.unknown_messages:
@@ -53,12 +53,12 @@ async def apply_settings(session: Session) -> None:
 
 
 async def watch_time(session: Session) -> None:
-    """End the session when the client is idle for too long, or the session too old."""
+    """End the session when the client is idle, or the session is open, for too long."""
     knobs = session.behaviour
-    end = session.opened_at + (knobs.max_session or FOREVER)
-    warn_at = end - WARN_BEFORE_END if knobs.max_session > WARN_BEFORE_END else FOREVER
+    end = session.opened_at + (knobs.max_session or NEVER)
+    warn_at = end - WARN_BEFORE_END if knobs.max_session > WARN_BEFORE_END else NEVER
     while not session.failed:
-        idle_at = session.last_sign + (knobs.idle_timeout or FOREVER)
+        idle_at = session.last_sign + (knobs.idle_timeout or NEVER)
         await trio.sleep_until(min(idle_at, end, warn_at))
         now = trio.current_time()
         if session.failed:
@@ -66,9 +66,9 @@ async def watch_time(session: Session) -> None:
         if now >= end:
             await session.error("MAXIMUM_SESSION_LENGTH_REACHED", "The session is too long.")
         elif now >= warn_at:
-            warn_at = FOREVER
+            warn_at = NEVER
             await session.warning("MAXIMUM_SESSION_LENGTH_APPROACHING", "It ends in 5 minutes.")
-        elif now >= session.last_sign + (knobs.idle_timeout or FOREVER):
+        elif now >= session.last_sign + (knobs.idle_timeout or NEVER):
             await session.error(
                 "CLIENT_MESSAGE_TIMEOUT",
                 "We waited too long for a websocket message. Please ensure that you're sending "

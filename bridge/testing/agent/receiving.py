@@ -1,4 +1,4 @@
-"""The receiving side of a session: reads, records, listens, and hands messages on."""
+"""The receiving side of a session: reads, records, detects speech, dispatches messages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Receiver:
         self._reports = 0
 
     async def run(self) -> None:
-        """Read until the client has gone; every message it sent is recorded, in order."""
+        """Read until the client is gone; record every message in order."""
         while True:
             try:
                 message = await self._ws.get_message()
@@ -77,7 +77,7 @@ class Receiver:
             self._session.add_turn(CallerTurn(heard=found))
 
     async def _report_latency(self) -> None:
-        # Once in so much caller audio rather than by a clock: no task, and the same every time.
+        # Per amount of caller audio, not by a clock: needs no task and is deterministic.
         every = self._session.behaviour.latency_every
         if every and self._session.applied.is_set():
             due = int(self._session.received_bytes / BYTES_PER_SECOND / every)

@@ -1,6 +1,6 @@
-"""What the simulated agent says and does: scripts from TOML files, and the built-in one.
+"""Scripts of the simulated agent: from TOML files, and the built-in echo.
 
-A script file, every part of it optional:
+A script file; every part is optional:
 
     greeting = "Hello!"             # in place of the greeting in Settings
     repeat = false                  # start again after the last turn
@@ -8,14 +8,14 @@ A script file, every part of it optional:
     [behaviour]                     # the fields of bridge.testing.agent.behaviour.Behaviour
     speed = 4.0
 
-    [[turns]]                       # taken one after another, each after the caller's utterance
-    heard = "What time is it?"      # what the caller is taken to have said
+    [[turns]]                       # in order, each after an utterance of the caller
+    heard = "What time is it?"      # what the caller is reported to have said
     call = [{ name = "get_time", arguments = { zone = "UTC" } }]
     say = "It is noon."
     audio = "noon.wav"              # or a clip's name, or "echo": the caller's own voice
 
     [[turns]]
-    after_seconds = 20              # not after an utterance, but so long after the turn before
+    after_seconds = 20              # not after an utterance, but this long after the turn before
     say = "Goodbye."
     close = 1000
 
@@ -46,7 +46,7 @@ ECHO = "echo"
 
 
 class ScriptError(ValueError):
-    """A script file that cannot be used: names the file, the field and the remedy, in one line."""
+    """A script file cannot be used; the message names the file, the field and the remedy."""
 
 
 class ScriptedCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,7 +106,7 @@ ECHO_BEHAVIOUR = Behaviour(require_key=False, greeting=DEFAULT_GREETING)
 
 
 def speech_as_text(heard: Heard) -> str:
-    """What can honestly be written of speech that was heard but not recognised."""
+    """Describe speech that was detected but not recognised."""
     return f"(speech, {heard.seconds:.1f} s)"
 
 

@@ -1,8 +1,8 @@
-"""The simulated agent: a server that speaks Deepgram's Voice Agent protocol (V1) to its clients.
+"""The simulated agent: a server for Deepgram's Voice Agent protocol (V1).
 
-It is written from the protocol's description alone and shares nothing with `bridge.deepgram`, so
-that a misreading there shows as a failure here. It answers over TCP, or over any stream that a test
-gives it; on a mock clock a session of minutes takes milliseconds.
+It is written from the documentation and shares no code with `bridge.deepgram`, so that a misreading
+there fails here. It serves TCP, or any stream that a test passes in; on a mock clock a session of
+minutes takes milliseconds.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ REASONS = {
 
 
 async def silent(session: AgentSession) -> None:
-    """The script that does nothing: the protocol is answered, the greeting is spoken."""
+    """Do nothing: the protocol is answered and the greeting is spoken."""
 
 
 class SimulatedAgent:

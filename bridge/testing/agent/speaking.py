@@ -33,7 +33,7 @@ class Utterance:
     stopped: trio.Event = field(default_factory=trio.Event, repr=False)
 
     def stop(self) -> None:
-        """Generate no more of it."""
+        """Stop generating it."""
         self.interrupted = True
         self.stopped.set()
 

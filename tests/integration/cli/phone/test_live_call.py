@@ -11,10 +11,10 @@ import pytest
 import trio
 from rich.console import Console
 
+from bridge.cli.phone.caller import Plan, call
+from bridge.cli.phone.live_call import LiveCall, follow
 from bridge.cli.phone.result import as_json, summary
 from bridge.cli.phone.view import CallView
-from bridge.cli.phone.live_call import LiveCall, follow
-from bridge.cli.phone.caller import Plan, call
 from bridge.testing.agent.server import AgentSession
 from tests.integration.check.site import Response, site
 from tests.unit.cli.phone.test_phone_command import tone

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from bridge.cli.phone.view import CallView, bar, level
 from bridge.cli.phone.caller import may_ask
 from bridge.cli.phone.live_call import EventParser, LiveCall
+from bridge.cli.phone.view import CallView, bar, level
 from tests.unit.cli.phone.test_phone_command import quiet, tone
 
 SID = "CA" + "0" * 32
