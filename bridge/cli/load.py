@@ -65,8 +65,8 @@ def load(
 ) -> None:
     """Place many simulated calls at once against a running bridge; print the figures.
 
-    Calls are set up one after the other, are all on for --seconds, and hang up together. Every
-    call carries 160 bytes 50 times a second; nobody says a word that makes sense. Without
+    Calls are set up one by one, are all live for --seconds, and hang up together. Every
+    call carries 160 bytes 50 times a second; the audio is not speech. Without
     --agent-port each call has a session with the server's own agent, which may cost money.
     TWILIO_AUTH_TOKEN in the environment signs the requests as Twilio does.
 

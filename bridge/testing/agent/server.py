@@ -185,7 +185,7 @@ class SimulatedAgent:
         # A client that cannot set headers offers ["token", KEY]; only its offer may be echoed.
         offered = request.proposed_subprotocols
         ws = None
-        # Gone before it was answered: there is nobody to tell.
+        # The client left before it was answered.
         with trio.move_on_after(knobs.send_timeout), suppress(ConnectionClosed):
             ws = await request.accept(
                 subprotocol=offered[0] if offered else None,

@@ -1,4 +1,4 @@
-"""The simulated agent's mouth: one utterance at a time, faster than real time, until interrupted.
+"""The simulated agent's speech: one utterance at a time, faster than real time, interruptible.
 
 The order of messages is that of developers.deepgram.com/docs/voice-agent-message-flow: each
 sentence's ConversationText about where its audio begins, binary audio, AgentAudioDone after the

@@ -224,7 +224,7 @@ class Load:
                     raise
                 self._refusals.append(str(refusal))
                 while not self._ready.empty():
-                    # Opened ahead of a call that then was refused: it belongs to nobody.
+                    # Prewarmed for a call that was then refused: it belongs to no call.
                     self._ready.get_nowait().abort()
 
     async def _set_up_one(self, number: int) -> None:

@@ -121,7 +121,7 @@ function draw() {
     const all = [...cards.values()];
     const others = recent.elsewhere();
     setText(elsewhere, inOtherWorkers(others));
-    const shown = all.length || others ? all.map((card) => card.element) : [nobody()];
+    const shown = all.length || others ? all.map((card) => card.element) : [noCalls()];
     setChildren(byId("live"), others ? [...shown, elsewhere] : shown);
   });
 }
@@ -178,7 +178,7 @@ function drawAlerts() {
 // Shown until the server has had its first call.
 const steps = h(
   "div",
-  { class: "card nobody" },
+  { class: "card no-calls" },
   h("p", { class: "lead" }, "No live calls. Three ways to make one:"),
   h(
     "ol",
@@ -200,7 +200,7 @@ function inOtherWorkers(count) {
   return `${calls} live in another worker process and listed below; transcripts appear when ${they} ended.`;
 }
 
-function nobody() {
+function noCalls() {
   return recent.calls?.length ? quiet : steps;
 }
 

@@ -62,7 +62,7 @@ export class MediaStreamWriter {
 }
 
 // Parse a message of the server: {type: "audio", bytes}, {type: "mark", name} or {type: "clear"}; null for
-// what is none of these or of another stream.
+// other messages and other streams.
 export function readMessage(text, streamSid) {
   let message;
   try {
