@@ -128,7 +128,7 @@ async def test_a_turn_is_ended_by_force(speech: dict[str, bytes]) -> None:
 
 async def test_a_word_that_nobody_can_say() -> None:
     setup = Setup(grammar="#JSGF V1.0;", words=["hello", "nyoki"], voice=VOICE)
-    with pytest.raises(WorkerBroken, match=r"how to say nyoki; .*\[pronunciations\]"):
+    with pytest.raises(WorkerBroken, match=r"no pronunciation for nyoki; .*\[pronunciations\]"):
         async with open_worker(setup):
             pass
 
@@ -316,7 +316,7 @@ async def test_one_is_kept_warm_as_long_as_there_is_room(monkeypatch: pytest.Mon
 
 
 async def test_without_a_first_worker_the_pool_does_not_start() -> None:
-    with pytest.RaisesGroup(pytest.RaisesExc(WorkerBroken, match="no voice 'sam'")):
+    with pytest.RaisesGroup(pytest.RaisesExc(WorkerBroken, match="no engine 'sam'")):
         async with trio.open_nursery() as nursery:
             await nursery.start(Pool(Setup(voice="sam"), 1).run)
 

@@ -41,7 +41,7 @@ async def test_text_that_is_odd_is_harmless() -> None:
 async def test_a_voice_that_is_not_there() -> None:
     with (
         trio.fail_after(PATIENCE),
-        pytest.raises(SynthesisError, match="no voice 'sam'; there are"),
+        pytest.raises(SynthesisError, match="no engine 'sam'; there are"),
     ):
         await synthesise("Hello.", voice="sam")
 
