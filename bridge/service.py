@@ -36,7 +36,7 @@ from bridge.functions.builtin import built_in
 from bridge.live.hub import Live
 from bridge.outcome import Outcome
 from bridge.records.from_call import Keepers, RecordKeeper
-from bridge.records.recorder import NullRecorder, Recorder, recorder_for
+from bridge.records.recorder import Recorder, recorder_for
 from bridge.records.wav import CallRecording
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.tracing import Tracing, tracing_for
@@ -103,7 +103,7 @@ class Bridge:
         self.metrics = Metrics()
         self.draining = False
         self.started_at = datetime.now(UTC)
-        self.recorder: Recorder | NullRecorder = NullRecorder()
+        self.recorder = Recorder()
         self.tracing: Tracing | None = None
         self.twilio: TwilioRest | None = None
         self.tunnel = ""
@@ -148,9 +148,7 @@ class Bridge:
         """Everything that lives as long as the server: records are written while this is open, and
         what is left of them when it closes. Raises ConfigError for a database that cannot be used.
         """
-        await self.recorder.open()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.recorder.run)
+        async with self.recorder.running(), trio.open_nursery() as nursery:
             nursery.start_soon(self.account.run)
             self.prewarming.nursery = nursery
             if self.tracing is not None:
@@ -159,8 +157,6 @@ class Bridge:
                 yield
             finally:
                 self.prewarming.nursery = None
-                with trio.CancelScope(shield=True):  # bounded by the recorder's own STOP_SECONDS
-                    await self.recorder.aclose()
                 if self.tracing is not None:
                     await self.tracing.aclose()
                 if self.twilio is not None:

@@ -8,7 +8,7 @@ from bridge.call.call import Call, Keeper
 from bridge.caller import CallInfo
 from bridge.config.settings import Settings
 from bridge.records.record import CallRecord, Direction, FunctionLine, Line, Turn, cost_of
-from bridge.records.recorder import NullRecorder, Recorder
+from bridge.records.recorder import Recorder
 
 
 class Keepers:
@@ -36,7 +36,7 @@ class Keepers:
 class RecordKeeper:
     """Keeps the record of one call up to date. Nothing here waits, or fails for the database."""
 
-    def __init__(self, recorder: Recorder | NullRecorder, settings: Settings) -> None:
+    def __init__(self, recorder: Recorder, settings: Settings) -> None:
         self._recorder = recorder
         self._settings = settings
         self._record: CallRecord | None = None

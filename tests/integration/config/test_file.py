@@ -102,7 +102,7 @@ class TestCurrent:
         file.load()
         write(path, SECOND)
         assert (await file.current()).agent == {"greeting": "second"}
-        assert [event["event"] for event in events] == ["configuration read again"]
+        assert [event["event"] for event in events] == ["configuration reloaded"]
 
     async def test_what_waits_for_the_next_start_is_named(
         self, path: Path, events: list[structlog.typing.EventDict]
@@ -112,7 +112,7 @@ class TestCurrent:
         for text in ("server.workers = 2", "server.workers = 2\ncall.max_minutes = 5", ""):
             write(path, text + "\n[agent]\n")
             await file.current()
-        waits = [event.get("with_the_next_start") for event in events]
+        waits = [event.get("needs_restart") for event in events]
         assert waits == [["server.workers"], ["server.workers"], None]
 
     async def test_edits_within_one_tick_of_the_clock_are_seen(self, path: Path) -> None:

@@ -288,7 +288,7 @@ def test_reading_makes_no_database(tmp_path):
     store = Store(f"sqlite:///{tmp_path}/calls.db")
     with pytest.raises(StoreUnavailable):
         store.get(SID)
-    with pytest.raises(StoreError, match="no call was recorded yet"):
+    with pytest.raises(StoreError, match="no call has been recorded yet"):
         store.check()
     (tmp_path / "calls.db").touch()
     with pytest.raises(StoreError, match="holds no calls"):

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+import pytest
 import structlog
 import trio
 
@@ -108,6 +109,30 @@ async def test_a_full_disk_ends_the_recording_and_nothing_else(tmp_path, monkeyp
     assert {line["event"] for line in lines} == {"recording ends early"}
     assert len(recording._ready) < 50
     assert len(recording._timeline._caller) < 5 * SAMPLE_RATE
+
+
+@pytest.mark.parametrize("where", ["append", "close"])
+async def test_a_bug_ends_the_recording_and_nothing_else(tmp_path, monkeypatch, where):
+    def broken(self: wav.WavFile, *_: object) -> None:
+        raise RuntimeError("planted")
+
+    recording = CallRecording(tmp_path, SID)
+    with (
+        structlog.testing.capture_logs() as lines,
+        trio.fail_after(30),
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(wav.WavFile, where, broken)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(recording.run)
+            for number in range(500):
+                recording.caller(A * 160, 0.02 * number)
+                await trio.lowlevel.checkpoint()
+            recording.finish(10.0)
+    assert {line["event"] for line in lines} == {"recording ends early"}
+    assert all(isinstance(line["exc_info"], RuntimeError) for line in lines)
+    assert recording._file is not None
+    recording._file.close()
 
 
 async def test_a_slow_disk_costs_the_recording_a_gap_and_the_call_nothing(tmp_path, monkeypatch):

@@ -213,7 +213,7 @@ def _newer() -> None:
     [
         (stored, ["CAnobody"], 1, "no call CAnobody is recorded"),
         (stored, ["\x1b[31m\n'; DROP TABLE calls; --"], 1, "no call \\x1b[31m\\n'; DROP"),
-        (lambda: None, [], 1, "no call was recorded yet"),
+        (lambda: None, [], 1, "no call has been recorded yet"),
         (lambda: Path("calls.db").touch(), [], 1, "holds no calls of bridge's"),
         (lambda: Path("calls.db").write_text("aunt" * 999), [], 1, "not a database"),
         (_newer, [], 1, "newer bridge"),
