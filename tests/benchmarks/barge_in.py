@@ -38,7 +38,7 @@ from bridge.testing.agent.voice import speech_for
 from bridge.testing.load import machine
 from bridge.testing.phone.phone import (
     CallEndedError,
-    Event,
+    PhoneEvent,
     PhoneFault,
     PhoneTimeoutError,
     SimulatedPhone,
@@ -122,7 +122,7 @@ async def _call(agent: SimulatedAgent, address: str, times: int) -> list[float]:
     """Place the call and interrupt the agent so often; the delays in ms."""
     cleared: list[int] = []  # when, in ns of this process's clock
 
-    def notice(event: Event) -> None:
+    def notice(event: PhoneEvent) -> None:
         # Called as the phone reads it, before any task is woken.
         if event.kind == "clear":
             cleared.append(time.perf_counter_ns())

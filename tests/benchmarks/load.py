@@ -27,7 +27,7 @@ from bridge.testing.load.generator import (
     TEAR_DOWN,
     WARM_UP,
     Load,
-    Plan,
+    LoadPlan,
     exact_loop,
 )
 from bridge.testing.load.wire import WireError
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--agent-fd", type=int, required=True)
     options = parser.parse_args()
     agents = socket.socket(fileno=options.agent_fd)
-    plan = Plan(
+    plan = LoadPlan(
         Target(f"http://{options.server}", AUTH_TOKEN),
         calls=options.calls,
         seconds=options.seconds,

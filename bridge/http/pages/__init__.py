@@ -1,13 +1,12 @@
-"""The pages: plain HTML, CSS and JavaScript out of the package, with the headers that keep them to
-themselves.
+"""The pages: plain HTML, CSS and JavaScript served from the package, with strict headers.
 
-A page is a shell. It holds no data and no secret: what it shows it asks the control API for, with
-the operator's token. So with a token set anybody may have the shell, and the API decides; without
-one the whole of it is for this machine only, as the API is. Nothing comes from another host, no
-script or style stands in the HTML, and no other site may put a page into a frame.
+A page is a shell without data or secrets: it fetches what it shows from the control API, with the
+operator's token. When a token is set, any client may load the shell, and the API decides what it
+may see; without one the pages, like the API, are served to this machine only. Nothing is loaded
+from another host, the HTML has no inline script or style, and no other site may frame a page.
 
-The files are small and are read once. A browser keeps them, and asks each time whether they have
-changed: an upgrade of the server never meets yesterday's script.
+The files are small and are read once. A browser caches them and revalidates each time, so a page
+never runs scripts of an older server.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ _TYPES: Final = {
     ".svg": "image/svg+xml",
 }
 
-# Scripts and styles are files of ours. The socket's addresses are named besides 'self', because
-# not every browser takes a wss address for the page's own.
+# Scripts and styles come from this server. The socket's addresses are listed besides 'self', since
+# not every browser counts wss: on the page's own host as 'self'.
 # https://developer.mozilla.org/docs/Web/HTTP/Reference/Headers/Content-Security-Policy
 _POLICY: Final = "; ".join(
     (
@@ -48,13 +47,13 @@ _POLICY: Final = "; ".join(
 )
 
 _NOT_HERE: Final = (
-    "This page is for this machine only, because BRIDGE_API_TOKEN is not set. Set it, and restart "
-    "the server, to use the page from elsewhere.\n"
+    "This page is available on this machine only, because BRIDGE_API_TOKEN is not set. To use it "
+    "from elsewhere, set BRIDGE_API_TOKEN and restart the server.\n"
 )
 
 
 class Asset(NamedTuple):
-    """One file as it is served."""
+    """A file with its headers: `etag` is a digest of the body."""
 
     body: bytes
     content_type: str
@@ -62,9 +61,9 @@ class Asset(NamedTuple):
 
 
 def pages_blueprint(token: Callable[[], str]) -> Blueprint:
-    """The routes of the pages: `GET /`, `GET /softphone`, `GET /assets/<name>`.
+    """Return the routes of the pages: `GET /`, `GET /softphone`, `GET /assets/<name>`.
 
-    `token` gives BRIDGE_API_TOKEN or "", asked at each request.
+    `token` returns BRIDGE_API_TOKEN or ""; it is called for each request.
     """
     pages = Blueprint("pages", __name__)
 
@@ -85,7 +84,7 @@ def pages_blueprint(token: Callable[[], str]) -> Blueprint:
         response.headers["Permissions-Policy"] = (
             f"microphone={microphone}, camera=(), geolocation=()"
         )
-        # Kept, but never used without asking.
+        # May be cached, but must be revalidated.
         response.headers["Cache-Control"] = "no-cache"
         return response
 
@@ -101,7 +100,7 @@ def pages_blueprint(token: Callable[[], str]) -> Blueprint:
     async def asset(name: str) -> Response:
         found = assets().get(name)
         if found is None:
-            return Response("There is no such file.\n", status=404, content_type="text/plain")
+            return Response("No such file.\n", status=404, content_type="text/plain")
         return _serve(found)
 
     return pages
@@ -109,7 +108,7 @@ def pages_blueprint(token: Callable[[], str]) -> Blueprint:
 
 @cache
 def load(name: str) -> Asset:
-    """A file of this package. Raises FileNotFoundError."""
+    """Read a file of this package, once. Raises FileNotFoundError."""
     body = files(__name__).joinpath(name).read_bytes()
     suffix = name[name.rindex(".") :]
     return Asset(body, _TYPES[suffix], hashlib.sha256(body).hexdigest()[:32])
@@ -117,7 +116,7 @@ def load(name: str) -> Asset:
 
 @cache
 def assets() -> dict[str, Asset]:
-    """What `/assets/` has, by name: the files of the folder and nothing else, whatever is asked."""
+    """Return the files below `/assets/` by name. Requests can name these files only."""
     folder = files(__name__).joinpath("assets")
     names = sorted(item.name for item in folder.iterdir())
     return {name: load(f"assets/{name}") for name in names if name[name.rfind(".") :] in _TYPES}
@@ -133,7 +132,7 @@ def _serve(asset: Asset) -> Response:
 
 
 def _host() -> str:
-    """What the browser asked for, without what would end a directive or begin another."""
+    """Return the requested host, without characters that could end or begin a CSP directive."""
     seen: Seen | None = g.get("seen")
     host = seen.hosts[0] if seen is not None else request.headers.get("Host", "")
     return "".join(char for char in host if char.isascii() and (char.isalnum() or char in ".-:[]_"))

@@ -1,8 +1,8 @@
-"""One direction of one call as the benchmark sees it: stamped frames go in, delays come out. Pure.
+"""One direction of one call: stamped frames in, delays out. Sans-I/O.
 
-A µ-law frame may hold any bytes, so each carries who it is: a mark, the call's number and its own
-number in the flow. When it was sent stands in a table under that number. The receiving end cuts
-what arrives, in messages of whatever size the server chose, back into the frames of the sender.
+A µ-law frame may hold any bytes, so each frame carries a stamp: a mark, the call's number and its
+own number in the flow, under which a table has the time it was sent. The receiving end splits what
+arrives, in messages of any size, back into the frames of the sender.
 
 Two delays are taken, because the server sends larger frames than it receives. The *total* delay of
 a frame includes the time it waited for its larger frame to fill. The last frame of each message
@@ -24,14 +24,14 @@ FRAME_NS: Final = 20_000_000
 
 _STAMP: Final = struct.Struct("!4sII")
 _MARK: Final = b"\x01\x02\x03\x04"
-# Not µ-law silence, which the server may send on its own account.
+# Not µ-law silence, which the server may insert.
 _FILLER: Final = b"\x55" * (FRAME_BYTES - _STAMP.size)
 _SILENCE: Final = b"\xff"
 
 
 @dataclass
 class Window:
-    """The time in which frames are sent whose delays count."""
+    """The period in which frames are sent whose delays count, in ns."""
 
     begins: float = float("inf")
     ends: float = float("inf")
@@ -39,7 +39,7 @@ class Window:
 
 @dataclass
 class Integrity:
-    """What went wrong with audio. `foreign` frames belong to another call or to nobody."""
+    """Damage to audio, in frames. `foreign` frames belong to another call or to none."""
 
     sent: int = 0
     lost: int = 0
@@ -49,11 +49,11 @@ class Integrity:
 
     @property
     def faults(self) -> int:
-        """How many frames did not arrive once, whole and in order."""
+        """The number of frames that did not arrive once, whole and in order."""
         return self.lost + self.duplicated + self.reordered + self.foreign
 
     def add(self, other: Integrity) -> None:
-        """Count the other's frames too."""
+        """Add the other's counts."""
         self.sent += other.sent
         self.lost += other.lost
         self.duplicated += other.duplicated
@@ -86,10 +86,10 @@ class Flow:
         return _STAMP.pack(_MARK, self._call, number) + _FILLER
 
     def arrived(self, audio: bytes, now: int) -> None:
-        """Take what the other end received in one message."""
+        """Account for the audio of one message at the receiving end."""
         self.messages += 1
         if audio[:1] == _SILENCE and audio.count(_SILENCE) == len(audio):
-            # Filled in by the server where the phone sent nothing; nobody is missing it.
+            # Inserted by the server where the phone sent nothing.
             self.silence_bytes += len(audio)
             return
         if self._rest:
@@ -123,12 +123,12 @@ class Flow:
 
     @property
     def complete(self) -> bool:
-        """Has every frame that was sent arrived?"""
+        """Whether every frame that was sent has arrived."""
         return self._arrived == len(self._sent_at)
 
     @property
     def integrity(self) -> Integrity:
-        """What has become of the frames sent so far."""
+        """The integrity of the frames sent so far."""
         sent = len(self._sent_at)
         found = self._found
         return Integrity(

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import trio
-from bridge.call.goodbye import FAREWELL_SECONDS
 from hypercorn.config import Config
 from structlog.testing import capture_logs
 from trio.testing import MockClock as Clock
 from trio.testing import wait_all_tasks_blocked
 
+from bridge.call.goodbye import FAREWELL_SECONDS
 from bridge.call.live_calls import LiveCalls
 from bridge.config.settings import Settings
 from bridge.server import stopping
