@@ -48,7 +48,7 @@ from bridge.testing.phone.phone import (
 )
 from tests.benchmarks.server import AUTH_TOKEN, ServerError, running
 
-FRAME_MS: Final = 60
+FRAME_MS: Final = 20
 """`call.frame_ms` of the server: of the caller's audio, so of no weight here."""
 
 ANSWER: Final = "This is a long answer, and nobody has ever listened to it until its end. " * 5
