@@ -137,7 +137,7 @@ _COLUMNS: Final = (
     ("load %", "generator_core_percent", ".0f"),
     ("late p99", "generator_late_p99_ms", ".2f"),
 )
-_NAME_WIDTH: Final = 24
+_NAME_WIDTH: Final = 28
 
 
 def header() -> str:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,7 +42,11 @@ QUICK: Final = {"pairs": 1, "seconds": 2.0, "capacity": False}
 
 async def relay(options: argparse.Namespace) -> int:
     """Measure everything, print it, and return the exit code."""
-    say = (lambda line: None) if options.json else (lambda line: print(line, flush=True))
+
+    def say(line: str) -> None:
+        if not options.json:
+            print(line, flush=True)
+
     described = facts()
     say(", ".join(f"{name} {value}" for name, value in described.items()))
     say("On a busy machine, trust the ratios and differences of pairs, not single figures.")
@@ -77,7 +82,7 @@ async def relay(options: argparse.Namespace) -> int:
     if options.capacity:
         say(f"\n{header()}")
         for subject in (BRIDGE, FLOOR):
-            most = await capacity(lambda n, subject=subject: one(subject, n, CAPACITY_SECONDS))
+            most = await capacity(partial(one, subject, seconds=CAPACITY_SECONDS))
             goal = float(CAPACITY_GOAL) if subject is BRIDGE else None
             name = f"{subject.name}, calls on one core, p99 below {FULL_MS:.0f} ms"
             check = Check(name, float(most.calls), goal, ".0f", at_least=True)

@@ -332,6 +332,8 @@ class Load:
         """All callers hang up; return how many sockets the server left open."""
         for phone in self._phones:
             phone.stop()
+            if self._plan.echo and self._plan.agent_socket is None:
+                phone.close()  # as Twilio does; only bridge is tested for closing it first
         closed = {end.closed for end in (*self._phones, *self._agents)}
         _, still_open = await asyncio.wait(closed, timeout=TEAR_DOWN)
         return len(still_open)
