@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
 
-from tests.benchmarks.figures import GENERATOR_BUSY_PERCENT, Figures
+from tests.benchmarks.figures import GENERATOR_BUSY_PERCENT, GENERATOR_LATE_MS, Figures
 
 CPU_GOALS: Final = {10: 1.1, 40: 1.25}
 """The most CPU in units of the floor's, by number of calls."""
@@ -89,6 +89,9 @@ class Capacity(NamedTuple):
         run = self.too_much
         if run.generator_core_percent > GENERATOR_BUSY_PERCENT:
             return f"with {run.calls} calls the load generator is the bottleneck"
+        if run.generator_late_p99_ms > GENERATOR_LATE_MS:
+            late = f"{run.generator_late_p99_ms:.0f} ms late"
+            return f"with {run.calls} calls the load generator itself is {late}: a busy machine"
         return f"with {run.calls} calls the 99th percentile is {run.p99_ms:.0f} ms"
 
 

@@ -93,10 +93,6 @@ async def running(
             command = [*subject.command, "--bind", address, "--agent", agent_url]
             command += ["--frame-ms", str(frame_ms)]
         errors = folder / "stderr"
-        # A fixed environment: the caller's tokens, proxies and switches must not change the result.
-        environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        environment |= {"BRIDGE_CONFIG": str(config), "DEEPGRAM_API_KEY": "benchmark"}
-        environment["TWILIO_AUTH_TOKEN"] = AUTH_TOKEN
         with errors.open("wb") as stderr:
             process = await trio.lowlevel.open_process(
                 command,
@@ -104,7 +100,7 @@ async def running(
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 cwd=Path.cwd(),
-                env=environment,
+                env=environment(config, AUTH_TOKEN),
             )
         server = Server(process.pid, address, errors)
         try:
@@ -145,6 +141,17 @@ async def _answering(process: trio.Process, server: Server) -> None:
 def _last(server: Server) -> str:
     complaints = server.complaints()
     return f": {complaints[-1][:300]}" if complaints else ""
+
+
+def environment(config: Path, auth_token: str) -> dict[str, str]:
+    """Return the environment of a server: this process's tokens, proxies and switches are left out,
+    so that they do not change the result."""
+    return {
+        **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
+        "BRIDGE_CONFIG": str(config),
+        "DEEPGRAM_API_KEY": "benchmark",
+        "TWILIO_AUTH_TOKEN": auth_token,
+    }
 
 
 def free_port() -> int:
