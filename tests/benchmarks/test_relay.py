@@ -105,7 +105,11 @@ def test_memory_is_not_judged_with_few_calls() -> None:
 
 @pytest.mark.parametrize(
     ("most", "tried", "carried"),
-    [(170, [80, 120, 160, 200], 160), (50, [80, 60, 40], 40), (5, [80, 60, 40, 20], 0)],
+    [
+        (170, [80, 120, 160, 200, 200], 160),
+        (50, [80, 80, 60, 60, 40], 40),
+        (5, [80, 80, 60, 60, 40, 40, 20, 20], 0),
+    ],
 )
 async def test_the_search_for_the_capacity(most: int, tried: list[int], carried: int) -> None:
     runs: list[int] = []
@@ -117,6 +121,18 @@ async def test_the_search_for_the_capacity(most: int, tried: list[int], carried:
     found = await capacity(measure)
     assert (runs, found.calls) == (tried, carried)
     assert "400 ms" in str(found)
+
+
+async def test_one_noisy_run_does_not_end_the_search() -> None:
+    noisy = [120]
+
+    async def measure(calls: int) -> Figures:
+        late = calls in noisy
+        if late:
+            noisy.remove(calls)
+        return replace(RUN, calls=calls, p99_ms=400.0 if late or calls > 160 else 10.0)
+
+    assert (await capacity(measure)).calls == 160
 
 
 async def test_the_search_says_when_the_load_generator_is_the_bottleneck() -> None:
