@@ -1,18 +1,18 @@
-"""One direction of one call: stamped frames in, delays out. Sans-I/O.
+"""One direction of one call as the load generator sees it: stamped frames in, delays out. Sans-I/O.
 
-A µ-law frame may hold any bytes, so each frame carries a stamp: a mark, the call's number and its
-own number in the flow, under which a table has the time it was sent. The receiving end splits what
-arrives, in messages of any size, back into the frames of the sender.
+A µ-law frame may hold any bytes, so each carries its identity: a mark, the call's number and its
+own number in the flow, in decimal digits. Digits survive a server that converts µ-law to PCM and
+back, which turns 0x7F into 0xFF. A table holds the time at which each number was sent. The
+receiving end splits messages of any size back into the frames of the sender.
 
-Two delays are taken, because the server sends larger frames than it receives. The *total* delay of
-a frame includes the time it waited for its larger frame to fill. The last frame of each message
-waited for nothing: its delay is what is left *beyond framing*. All times are in nanoseconds of
-one monotonic clock, which both ends share.
+Two delays are taken, because the server may send larger frames than it receives. The *total* delay
+of a frame includes the time it waited for its larger frame to fill. The last frame of each message
+waited for nothing: its delay is what is left *beyond framing*. All times are in nanoseconds of one
+monotonic clock, which both ends share. Where both ends are the phone's, the delay is a round trip.
 """
 
 from __future__ import annotations
 
-import struct
 from array import array
 from dataclasses import dataclass
 from typing import Final
@@ -22,10 +22,11 @@ FRAME_BYTES: Final = 160
 
 FRAME_NS: Final = 20_000_000
 
-_STAMP: Final = struct.Struct("!4sII")
 _MARK: Final = b"\x01\x02\x03\x04"
-# Not µ-law silence, which the server may insert.
-_FILLER: Final = b"\x55" * (FRAME_BYTES - _STAMP.size)
+_CALL_ENDS: Final = len(_MARK) + 8
+_STAMP_ENDS: Final = _CALL_ENDS + 8
+# Not µ-law silence, which the server may insert itself.
+_FILLER: Final = b"\x55" * (FRAME_BYTES - _STAMP_ENDS)
 _SILENCE: Final = b"\xff"
 
 
@@ -62,10 +63,10 @@ class Integrity:
 
 
 class Flow:
-    """Frames of one call in one direction, numbered from 0. `call` is below 2**32."""
+    """Frames of one call in one direction, numbered from 0. `call` is below 10**8."""
 
     def __init__(self, call: int, window: Window) -> None:
-        self._call = call
+        self._identity = b"%b%08d" % (_MARK, call)
         self._window = window
         self._sent_at = array("q")
         self._seen = bytearray()
@@ -83,7 +84,7 @@ class Flow:
         number = len(self._sent_at)
         self._sent_at.append(now)
         self._seen.append(0)
-        return _STAMP.pack(_MARK, self._call, number) + _FILLER
+        return b"%b%08d%b" % (self._identity, number, _FILLER)
 
     def arrived(self, audio: bytes, now: int) -> None:
         """Account for the audio of one message at the receiving end."""
@@ -98,9 +99,12 @@ class Flow:
         self._rest = audio[whole:]
         last = -1
         for start in range(0, whole, FRAME_BYTES):
-            mark, call, number = _STAMP.unpack_from(audio, start)
-            if mark != _MARK or call != self._call or number >= len(self._sent_at):
-                self._found.foreign += 1
+            number = self._number(audio, start)
+            if number is None:
+                if audio.count(_SILENCE, start, start + FRAME_BYTES) == FRAME_BYTES:
+                    self.silence_bytes += FRAME_BYTES  # the agent's echo, sent on with other audio
+                else:
+                    self._found.foreign += 1
                 continue
             self._account(number)
             last = number
@@ -109,6 +113,15 @@ class Flow:
                 self.totals.append(now - sent_at)
         if last >= 0 and self._window.begins <= self._sent_at[last] < self._window.ends:
             self.beyond_framing.append(now - self._sent_at[last])
+
+    def _number(self, audio: bytes, start: int) -> int | None:
+        """The number of the frame at `start`; None if it is not a frame of this flow."""
+        if audio[start : start + _CALL_ENDS] != self._identity:
+            return None
+        digits = audio[start + _CALL_ENDS : start + _STAMP_ENDS]
+        if not digits.isdigit() or (number := int(digits)) >= len(self._sent_at):
+            return None
+        return number
 
     def _account(self, number: int) -> None:
         if self._seen[number]:

@@ -78,6 +78,9 @@ class LoadPlan:
     as well, and measures delays and damage both ways. Without it, it is only the phones.
     `server_pid` is a process of this machine, `server_core` the core it is pinned to.
     `strict`: a call that is refused or ends by itself is an error, and not a figure.
+    `agent` makes the agent's end of a session. With `echo` each phone expects its own audio back,
+    from an agent that returns it or from a server that needs no agent, and round trips are measured
+    in place of one-way delays.
     """
 
     target: Target
@@ -89,6 +92,8 @@ class LoadPlan:
     server_core: int | None = None
     strict: bool = True
     warm_up: float = WARM_UP
+    agent: Callable[[Callable[[AgentEnd], None]], AgentEnd] = AgentEnd
+    echo: bool = False
 
 
 class Schedule:
@@ -155,6 +160,7 @@ class Load:
         self._agents: list[AgentEnd] = []
         self._uplinks: list[Flow] = []
         self._downlinks: list[Flow] = []
+        self._trips: list[Flow] = []
         self._refusals: list[str] = []
         self._setup_ns: list[int] = []
 
@@ -180,8 +186,13 @@ class Load:
                 end.abort()
             if server is not None:
                 server.close()
-        integrity = {"uplink": Integrity(), "downlink": Integrity()}
-        for name, flows in (("uplink", self._uplinks), ("downlink", self._downlinks)):
+        directions = {
+            "uplink": self._uplinks,
+            "downlink": self._downlinks,
+            "round_trip": self._trips,
+        }
+        integrity = {name: Integrity() for name in directions}
+        for name, flows in directions.items():
             for flow in flows:
                 integrity[name].add(flow.integrity)
         return {
@@ -190,6 +201,7 @@ class Load:
             "uplink_beyond_ns": _all(flow.beyond_framing for flow in self._uplinks),
             "uplink_total_ns": _all(flow.totals for flow in self._uplinks),
             "downlink_total_ns": _all(flow.totals for flow in self._downlinks),
+            "round_trip_ns": _all(flow.totals for flow in self._trips),
             "lateness_ns": sorted(schedule.lateness),
             "integrity": {name: vars(found) for name, found in integrity.items()},
             "unexpected": sum(phone.unexpected for phone in self._phones),
@@ -210,7 +222,7 @@ class Load:
             return None
         loop = asyncio.get_running_loop()
         return await loop.create_server(
-            lambda: AgentEnd(self._ready.put_nowait), sock=self._plan.agent_socket
+            lambda: self._plan.agent(self._ready.put_nowait), sock=self._plan.agent_socket
         )
 
     async def _set_up(self) -> None:
@@ -231,8 +243,10 @@ class Load:
         phone = await place_call(self._plan.target)
         # Known from here on, so that whatever happens its socket is closed.
         self._phones.append(phone)
-        up, down = Flow(number, self._window), Flow(number, self._window)
-        phone.uplink = up
+        up = phone.uplink = Flow(number, self._window)
+        if self._plan.echo:
+            phone.downlink = up
+            self._trips.append(up)
         if self._plan.agent_socket is not None:
             ready = asyncio.ensure_future(self._ready.get())
             first: set[asyncio.Future[Any]] = {ready, phone.closed}
@@ -241,11 +255,13 @@ class Load:
                 ready.cancel()
                 raise WireError("the server ended a call before it had an agent for it")
             agent = ready.result()
-            agent.uplink = up
-            phone.downlink = agent.downlink = down
             self._agents.append(agent)
-            self._uplinks.append(up)
-            self._downlinks.append(down)
+            if not self._plan.echo:
+                down = Flow(number, self._window)
+                agent.uplink = up
+                phone.downlink = agent.downlink = down
+                self._uplinks.append(up)
+                self._downlinks.append(down)
         self._setup_ns.append(time.monotonic_ns() - phone.placed_at)
 
     def _begin(self) -> Schedule:
@@ -257,7 +273,7 @@ class Load:
         spread = self._plan.frame_ms * 1e6
         for number, phone in enumerate(self._phones):
             schedule.add(start + int(spread * (number * GOLDEN % 1)), phone.speak)
-        for number, agent in enumerate(self._agents):
+        for number, agent in enumerate(() if self._plan.echo else self._agents):
             schedule.add(start + int(spread * ((number * GOLDEN + 0.5) % 1)), agent.speak)
         schedule.run()
         return schedule
@@ -303,7 +319,7 @@ class Load:
 
     async def _settle(self) -> None:
         """Wait for the frames on their way."""
-        flows = [*self._uplinks, *self._downlinks]
+        flows = [*self._uplinks, *self._downlinks, *self._trips]
         deadline = time.monotonic() + SETTLE
         # Polled, once at the end: an event would cost something for every frame before.
         while time.monotonic() < deadline and not all(  # noqa: ASYNC110
@@ -315,6 +331,8 @@ class Load:
         """All callers hang up; return how many sockets the server left open."""
         for phone in self._phones:
             phone.stop()
+            if self._plan.echo and self._plan.agent_socket is None:
+                phone.close()  # as Twilio does; only bridge is tested for closing it first
         closed = {end.closed for end in (*self._phones, *self._agents)}
         _, still_open = await asyncio.wait(closed, timeout=TEAR_DOWN)
         return len(still_open)
