@@ -52,7 +52,7 @@ def test_one_line_for_each_finding(monkeypatch, capsys):
     names = ["config", "agent", "server", "twilio", "records", "clock"]
     assert [line.split()[1] for line in lines] == names
     (line,) = err.splitlines()
-    assert line.startswith("bridge: 1 thing wrong; nothing listens at 127.0.0.1:9")
+    assert line.startswith("bridge: 1 problem: nothing listens at 127.0.0.1:9")
 
 
 def test_as_json(monkeypatch, capsys):

@@ -197,9 +197,9 @@ def test_markup_is_text(run):
 def test_words_that_were_not_kept_are_said_to_be_none(run):
     stored(whole_record(revision=1, words_kept=False))
     out = run(SID)[1]
-    assert "not kept (records.transcripts)" in out
+    assert "not stored (records.transcripts)" in out
     assert "Sales, please." not in out
-    assert "00:02.0 caller (not kept)" in " ".join(out.split())
+    assert "00:02.0 caller (not stored)" in " ".join(out.split())
 
 
 def _newer() -> None:

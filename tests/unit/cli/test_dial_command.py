@@ -103,7 +103,7 @@ def test_without_the_token_it_says_what_is_missing(monkeypatch, capsys, world):
     [
         ("completed", 0, None),
         ("busy", 1, "busy"),
-        ("no-answer", 1, "nobody answered"),
+        ("no-answer", 1, "no one answered"),
         ("failed", 1, "number right"),
         ("canceled", 1, "cancelled"),
     ],
@@ -146,7 +146,7 @@ def test_a_bridge_that_goes_away_while_it_is_watched(monkeypatch, capsys, world)
     monkeypatch.setattr(module, "_ask", look)
     code, out, err = run(monkeypatch, capsys, TO, "--wait")
     assert (code, out) == (1, "")
-    assert err[-1] == "bridge: cannot reach it; the call may still be on"
+    assert err[-1] == "bridge: cannot reach it; the call may still be live"
 
 
 def test_ctrl_c_ends_the_waiting_and_not_the_call(monkeypatch, capsys, world):
@@ -194,7 +194,7 @@ def test_something_else_that_answers(monkeypatch, capsys):
     monkeypatch.setattr(module, "connect", connect)
     code, _, err = run(monkeypatch, capsys, TO)
     assert code == 1
-    assert "is no bridge" in err[0]
+    assert "is not a bridge" in err[0]
 
 
 def test_twilio_out_of_order(monkeypatch, capsys, world):

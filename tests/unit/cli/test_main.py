@@ -6,13 +6,14 @@ import click
 import pytest
 
 import bridge.cli as cli
+from bridge.cli import failure
 
 
 @pytest.mark.parametrize(
     ("raised", "code"),
     [
-        (cli.Failure("it failed"), 1),
-        (cli.Misconfigured("it is wrong"), 2),
+        (failure.Failure("it failed"), 1),
+        (failure.Misconfigured("it is wrong"), 2),
         (click.UsageError("no such option"), 2),
         (click.Abort(), 130),
         (KeyboardInterrupt(), 130),

@@ -1,4 +1,4 @@
-"""The sound card of this machine, by PortAudio: https://python-sounddevice.readthedocs.io"""
+"""The sound card of this machine, through PortAudio: https://python-sounddevice.readthedocs.io"""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from bridge.cli.handset import SoundCardError
+from bridge.cli.phone.handset import SoundCardError
 from bridge.testing.speech import RATE
 
-# The phone's own rate first: most systems convert for us, and better.
+# The phone's own rate first: most systems then resample for us, and better.
 _RATES = (RATE, 48_000, 44_100, 16_000)
 _BLOCKS_A_SECOND = 50
 
 NO_PACKAGE = "--mic needs sounddevice, which is not installed here: pip install 'bridge[mic]'"
 NO_LIBRARY = (
-    "--mic needs PortAudio, which is not on this machine: apt install libportaudio2 (or your"
-    " system's package of it)"
+    "--mic needs PortAudio, which is not installed here: apt install libportaudio2 (or your"
+    " system's package)"
 )
 
 
 def open_library() -> Any:
-    """The sounddevice module. Raises SoundCardError where it, or PortAudio, is missing."""
+    """Import sounddevice. Raises SoundCardError if it or PortAudio is missing."""
     try:
         return importlib.import_module("sounddevice")
     except ImportError:
@@ -35,8 +35,8 @@ def open_library() -> Any:
 class SystemSoundCard:
     """A `SoundCard`: the system's default microphone and loudspeaker.
 
-    `library` is sounddevice, or what stands in for it. Raises SoundCardError where there is no
-    device, so that nobody is called in vain.
+    `library` is sounddevice or a stand-in. Raises SoundCardError without a device, so that the
+    command fails before it places a call.
     """
 
     def __init__(self, library: Any = None) -> None:
@@ -83,7 +83,7 @@ class SystemSoundCard:
             stream.close()
 
     def _common_rate(self) -> int:
-        """The first rate that both microphone and loudspeaker take."""
+        """Return the first rate that both microphone and loudspeaker support."""
         refusal: Exception | None = None
         for rate in _RATES:
             try:
@@ -91,7 +91,7 @@ class SystemSoundCard:
                 self._library.check_output_settings(channels=1, dtype="int16", samplerate=rate)
             except self._library.PortAudioError as error:
                 refusal = refusal or error
-            except ValueError as error:  # sounddevice's word for: no such device
+            except ValueError as error:  # how sounddevice reports a missing device
                 refusal = refusal or error
             else:
                 return rate
@@ -100,7 +100,7 @@ class SystemSoundCard:
 
 
 class Converting:
-    """Between a card's rate and the phone's; 16-bit samples, one channel."""
+    """Resamples between the card's rate and the phone's; 16-bit samples, one channel."""
 
     def __init__(
         self, rate: int, capture: Callable[[bytes], None], render: Callable[[int], bytes]
@@ -113,16 +113,16 @@ class Converting:
         self._ready = bytearray()
 
     def capture(self, pcm: bytes) -> None:
-        """What the card's microphone heard, at the card's rate."""
+        """Pass on what the microphone recorded, at the card's rate."""
         if self._rate != RATE:
-            # The weights are a low-pass of one pole, against the worst of the aliasing.
+            # The weights are a one-pole low-pass, against the worst of the aliasing.
             pcm, self._heard_state = audioop.ratecv(
                 pcm, 2, 1, self._rate, RATE, self._heard_state, 1, 1
             )
         self._capture(pcm)
 
     def render(self, samples: int) -> bytes:
-        """So many samples for the card's loudspeaker, at the card's rate."""
+        """Return this many samples for the loudspeaker, at the card's rate."""
         if self._rate == RATE:
             return self._render(samples)
         while len(self._ready) < 2 * samples:
@@ -137,4 +137,4 @@ class Converting:
 
 def _unusable(error: Exception) -> str:
     why = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f"no microphone and loudspeaker ({why}): plug them in and select them, or use --say"
+    return f"no microphone and loudspeaker ({why}): connect and select them, or use --say"

@@ -1,4 +1,4 @@
-"""What the caller of `bridge phone` does: speaks, waits, presses keys, talks; and hangs up."""
+"""The caller of `bridge phone`: speaks, waits for replies, presses keys, hangs up."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from urllib.parse import urlsplit
 import trio
 
 from bridge.addresses import is_loopback
-from bridge.cli.call_view import CallView
-from bridge.cli.handset import Handset, SoundCardError, typed_keys
-from bridge.cli.live_call import LiveCall, follow
+from bridge.cli.phone.handset import Handset, SoundCardError, typed_keys
+from bridge.cli.phone.live_call import LiveCall, follow
+from bridge.cli.phone.view import CallView
 from bridge.testing.phone.phone import CallEndedError, SimulatedPhone
 
 TICK_SECONDS = 0.1
-QUIET_SECONDS = 2.0  # the agent is taken to have finished when silent for so long
-REPLY_SECONDS = 5.0  # how long the agent may think before its reply to the last words
+QUIET_SECONDS = 2.0  # the agent counts as finished after this much silence
+REPLY_SECONDS = 5.0  # how long the agent may take to reply to the last words
 LINGER_SECONDS = 20.0  # the longest wait for the agent to finish
 LAST_NEWS_SECONDS = 1.0  # after the call, for the rest of the bridge's transcript
-TURN_GAP_SECONDS = 1.0  # of quiet after a reply, before the caller's next words
-GREETING_GAP_SECONDS = 0.7  # of quiet after the greeting, before the caller speaks
+TURN_GAP_SECONDS = 1.0  # of silence after a reply, before the caller's next words
+GREETING_GAP_SECONDS = 0.7  # of silence after the greeting, before the caller speaks
 GREETING_SECONDS = 15.0  # the longest greeting the caller listens to
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the caller is going to do. `audio` is said first, and each of `then` after a reply.
+    """The caller's plan. `audio` (µ-law at 8 kHz) is said first, each of `then` after a reply.
 
-    With a `handset` the caller is a person: nothing of this is said, and the call lasts until
-    either side hangs up. `transcript`: whether the bridge is asked for what is said.
+    `wait`, `linger` and `seconds` are in seconds. With a `handset` the caller is a person: nothing
+    is said automatically, and the call lasts until either side hangs up. `transcript`: whether to
+    ask the bridge for the transcript.
     """
 
     audio: bytes
@@ -50,11 +51,12 @@ async def call(
     view: CallView,
     hang_up: trio.Event | None = None,
 ) -> None:
-    """Place the call, do what the plan says, hang up; `view` shows it meanwhile.
+    """Place the call, follow the plan, hang up; `view` shows the call.
 
-    Setting `hang_up` ends it early. Raises what placing a call raises, and SoundCardError.
+    Setting `hang_up` ends it early. Raises SoundCardError and what
+    `SimulatedPhone.place_call` raises.
     """
-    # Kept, so that the caller hangs up first and it comes out in no exception group.
+    # Raised after the nursery: the caller hangs up first, and it is not wrapped in a group.
     failure: Exception | None = None
     with view.showing():
         async with trio.open_nursery() as around:
@@ -71,7 +73,7 @@ async def call(
                     await followed.wait()
             except Exception as error:
                 failure = error
-            around.cancel_scope.cancel("the call is over")
+            around.cancel_scope.cancel("the call has ended")
         if view.watching:
             view.look(caller, last=True)
     if failure is not None:
@@ -102,7 +104,7 @@ async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
 
 
 async def _follow(caller: SimulatedPhone, url: str, view: CallView, followed: trio.Event) -> None:
-    """Show the bridge's transcript, where it may be had; `followed` is set when it is whole."""
+    """Show the bridge's transcript, if it may be read; `followed` is set when it is complete."""
     token = os.environ.get("BRIDGE_API_TOKEN", "").strip()
     if not may_ask(url, token):
         followed.set()
@@ -119,8 +121,8 @@ async def _follow(caller: SimulatedPhone, url: str, view: CallView, followed: tr
 
 
 def may_ask(url: str, token: str) -> bool:
-    """Whether the server at `url` is asked for its transcript: on this machine, or with a token,
-    which goes nowhere unencrypted.
+    """Return whether to ask the server at `url` for its transcript: on this machine, or over TLS
+    with a token, which is never sent unencrypted.
     """
     parts = urlsplit(url)
     return is_loopback(parts.netloc) or (bool(token) and parts.scheme == "https")
@@ -133,9 +135,9 @@ async def _watch(caller: SimulatedPhone, view: CallView) -> None:
 
 
 async def _converse(caller: SimulatedPhone, plan: Plan, view: CallView) -> None:
-    """The caller's side of the call; returns when it is time to hang up."""
+    """Play the caller's side of the call; return when it is time to hang up."""
     if plan.handset is not None:
-        view.note("speak, best with headphones; keys 0-9 * # are pressed as typed; Ctrl-C hangs up")
+        view.note("speak, best with headphones; type 0-9 * # to press keys; Ctrl-C hangs up")
         async with aclosing(typed_keys()) as keys:
             await plan.handset.talk(caller, keys)
         return
@@ -150,7 +152,7 @@ async def _converse(caller: SimulatedPhone, plan: Plan, view: CallView) -> None:
             await caller.say(words)
         await caller.press(plan.keys)
     except CallEndedError:
-        pass  # the server ended it; what Twilio does then is still to be seen
+        pass  # the server ended the stream; still show what Twilio does next
     if plan.linger is not None:
         with trio.move_on_after(plan.linger):
             await caller.wait_ended(timeout=float("inf"))
@@ -161,9 +163,10 @@ async def _converse(caller: SimulatedPhone, plan: Plan, view: CallView) -> None:
 async def _silence_of_agent(
     caller: SimulatedPhone, view: CallView, first_word: float, gap: float, most: float
 ) -> None:
-    """Wait until the agent has spoken from now on and been quiet for `gap` seconds.
+    """Wait until the agent has spoken and then been silent for `gap` seconds.
 
-    It has `first_word` seconds to begin; `most` bounds it all. Returns early when the call ends.
+    The agent has `first_word` seconds to begin; `most` seconds bound the whole wait. Returns early
+    when the call ends.
     """
     began = caller.elapsed
     while caller.ending is None and (now := caller.elapsed) < began + most:

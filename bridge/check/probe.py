@@ -1,4 +1,4 @@
-"""One question to a server, asked as Twilio or a browser would, and what its silence means."""
+"""HTTP requests to a server as Twilio or a browser sends them, and the findings of failed ones."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from urllib.parse import urlencode, urlsplit
 
 import httpx
 
+from bridge.check.connect_error import connect_error
 from bridge.check.finding import Finding, wrong
-from bridge.check.trouble import trouble
 from bridge.server.instance import HEADER
 from bridge.testing.phone.webhook import sign, voice_form
 
 ANSWER_SECONDS: Final = 8.0
 
-# Whoever looks at the log should see what this was.
+# "c4ec4" reads as "check" in the server's log.
 _CALL_SID: Final = "CA" + "0" * 24 + "c4ec4000"
 _ACCOUNT_SID: Final = "AC" + "0" * 32
 
 
 @dataclass(frozen=True)
-class Answer:
-    """An HTTP answer; `instance` names the bridge that gave it, "" if it was none."""
+class ProbeAnswer:
+    """An HTTP answer; `instance` identifies the bridge that sent it, "" for another server."""
 
     status: int
     body: bytes
@@ -34,21 +34,21 @@ class Answer:
 
 
 class NoAnswer(Exception):
-    """There was none; the finding says why."""
+    """There was no answer; the finding says why."""
 
     def __init__(self, finding: Finding) -> None:
         self.finding = finding
 
 
-async def get(client: httpx.AsyncClient, url: str, check: str) -> Answer:
-    """Ask for a page on behalf of a check. Raises NoAnswer."""
+async def get(client: httpx.AsyncClient, url: str, check: str) -> ProbeAnswer:
+    """GET a page; `check` names the check in a finding. Raises NoAnswer."""
     with _reaching(url, check):
         return _answer(await client.get(url))
     raise AssertionError("unreachable")
 
 
-async def post(client: httpx.AsyncClient, url: str, signed: str, token: str) -> Answer:
-    """Ask a webhook as Twilio does; signed as if it were the address `signed`, if there is one.
+async def post(client: httpx.AsyncClient, url: str, signed: str, token: str) -> ProbeAnswer:
+    """POST to a webhook as Twilio does, signed for the address `signed` unless that is empty.
 
     Raises NoAnswer.
     """
@@ -71,9 +71,9 @@ async def post(client: httpx.AsyncClient, url: str, signed: str, token: str) -> 
     raise AssertionError("unreachable")
 
 
-def _answer(answer: httpx.Response) -> Answer:
+def _answer(answer: httpx.Response) -> ProbeAnswer:
     headers = answer.headers
-    return Answer(
+    return ProbeAnswer(
         answer.status_code,
         answer.content,
         headers.get("Content-Type", ""),
@@ -92,23 +92,23 @@ def _reaching(url: str, check: str) -> Iterator[None]:
 
 def _explain(error: Exception, url: str, check: str) -> Finding:
     host = urlsplit(url).netloc
-    found = trouble(error)
+    found = connect_error(error)
     match found.kind:
         case "certificate":
             what = f"the certificate of {host} is not trusted"
-            remedy = "Twilio refuses it, too: get one from an authority such as Let's Encrypt"
+            remedy = "Twilio rejects it, too: get one from an authority such as Let's Encrypt"
         case "tls":
             what = f"{host} does not speak TLS"
             remedy = "put a proxy with TLS in front, or use `bridge serve --tunnel`"
         case "name":
-            what = f"the name {host} is not known"
+            what = f"the name {host} cannot be resolved"
             remedy = "correct server.public_url, or the name's DNS record"
         case "refused":
             what = f"nothing listens at {host}"
             remedy = "start the tunnel or proxy, or correct server.public_url"
         case "other":
             what = f"{host} does not answer"
-            remedy = "see that it can be reached from the internet, and is this server's"
+            remedy = "check that it is this server's and reachable from the internet"
             if isinstance(error, httpx.TimeoutException):
                 found = replace(found, why=f"no answer within {ANSWER_SECONDS:g} s")
     return wrong(check, what, found.why, remedy)

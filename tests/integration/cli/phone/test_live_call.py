@@ -11,13 +11,13 @@ import pytest
 import trio
 from rich.console import Console
 
-from bridge.cli.call_result import as_json, summary
-from bridge.cli.call_view import CallView
-from bridge.cli.live_call import LiveCall, follow
-from bridge.cli.phone import Plan, call
+from bridge.cli.phone.caller import Plan, call
+from bridge.cli.phone.live_call import LiveCall, follow
+from bridge.cli.phone.result import as_json, summary
+from bridge.cli.phone.view import CallView
 from bridge.testing.agent.server import AgentSession
 from tests.integration.check.site import Response, site
-from tests.unit.cli.test_phone_command import tone
+from tests.unit.cli.phone.test_phone_command import tone
 from tests.world import QUIET, on_loopback
 
 SID = "CA" + "0" * 32
@@ -44,12 +44,12 @@ def stream(*events: tuple[str, dict[str, Any]], status: int = 200) -> Response:
     ("answer", "why"),
     [
         (stream(("transcript", said("Hello.")), ("ended", {})), ""),
-        (stream(("transcript", said("Hello."))), "the connection for it was lost"),
+        (stream(("transcript", said("Hello."))), "its connection was lost"),
         (stream(("elsewhere", {"message": "another worker\n"})), "another worker\\n"),
-        (stream(("unknown", {})), "no such call"),
+        (stream(("unknown", {})), "does not know this call"),
         (Response(401), "BRIDGE_API_TOKEN"),
-        (Response(404, b"{}"), "the server tells none"),
-        (Response(200, b"<html>"), "the server tells none"),
+        (Response(404, b"{}"), "the server does not provide one"),
+        (Response(200, b"<html>"), "the server does not provide one"),
     ],
 )
 async def test_following(answer, why):
@@ -75,7 +75,7 @@ async def test_nobody_to_follow():
     with trio.socket.socket() as taken:
         await taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        assert "no transcript" in await follow(url, SID, "", LiveCall(), lambda: None)
+        assert "transcript is incomplete" in await follow(url, SID, "", LiveCall(), lambda: None)
 
 
 async def converses(session: AgentSession) -> None:

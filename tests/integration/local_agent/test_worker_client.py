@@ -8,7 +8,7 @@ import sys
 import pytest
 import trio
 
-from bridge.local_agent.speech_worker import SpeechWorker, end_worker
+from bridge.local_agent.worker_client import SpeechWorker, end_worker
 
 
 async def test_nothing_is_left_of_a_worker_that_is_ended_by_cancellation() -> None:

@@ -6,7 +6,7 @@ import sqlite3
 
 import msgspec
 
-from bridge.check.keeping import check_recordings, check_records
+from bridge.check.records import check_recordings, check_records
 from bridge.config.settings import RecordSettings
 
 

@@ -9,10 +9,10 @@ import pytest
 import trio
 from rich.console import Console
 
-from bridge.cli.call_view import CallView
-from bridge.cli.handset import Buffer, Handset, SoundCardError
-from bridge.cli.phone import Plan, call
-from tests.unit.cli.played_card import Card
+from bridge.cli.phone.caller import Plan, call
+from bridge.cli.phone.handset import Buffer, Handset, SoundCardError
+from bridge.cli.phone.view import CallView
+from tests.unit.cli.phone.played_card import Card
 from tests.world import in_memory
 
 

@@ -19,15 +19,15 @@ from rich.console import Console
 from trio.testing import wait_all_tasks_blocked
 
 from bridge.cli import main
-from bridge.cli.call_view import CallView
-from bridge.cli.handset import HANG_UP, Buffer, Handset, SoundCardError, _press
-from bridge.cli.phone import Plan, call
-from bridge.cli.sound_card import Converting, SystemSoundCard
+from bridge.cli.phone.caller import Plan, call
+from bridge.cli.phone.handset import HANG_UP, Buffer, Handset, SoundCardError, _press
+from bridge.cli.phone.sound_card import Converting, SystemSoundCard
+from bridge.cli.phone.view import CallView
 from bridge.testing.activity import VoiceDetector
 from bridge.testing.agent.server import AgentSession
 from bridge.testing.speech import RATE
-from tests.unit.cli.played_card import Card
-from tests.unit.cli.test_phone_command import tone
+from tests.unit.cli.phone.played_card import Card
+from tests.unit.cli.phone.test_phone_command import tone
 from tests.world import QUIET, in_memory
 
 WORDS = tone(0.6)
@@ -300,7 +300,7 @@ async def test_keys_are_read_one_by_one_and_the_terminal_is_restored(monkeypatch
     import pty
     import termios
 
-    from bridge.cli.handset import typed_keys
+    from bridge.cli.phone.handset import typed_keys
 
     theirs, ours = pty.openpty()
     try:
@@ -328,7 +328,7 @@ async def test_keys_are_read_one_by_one_and_the_terminal_is_restored(monkeypatch
 
 
 async def test_without_a_terminal_there_are_no_keys(monkeypatch):
-    from bridge.cli.handset import typed_keys
+    from bridge.cli.phone.handset import typed_keys
 
     monkeypatch.setattr(sys, "stdin", io.StringIO("123"))
     assert [key async for key in typed_keys()] == []

@@ -1,4 +1,4 @@
-"""Where records and recordings go: whether they can be written there."""
+"""Checks that records and recordings can be written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 async def check_records(settings: RecordSettings) -> Iterable[Finding]:
     """Open the database as the server does, its tables included, and write to it."""
     if not settings.url:
-        return [skipped("records", "none are kept (records.url is empty)")]
+        return [skipped("records", "not stored (records.url is empty)")]
     try:
         name = await trio.to_thread.run_sync(_write, settings.url, abandon_on_cancel=True)
     except StoreError as error:
@@ -30,7 +30,7 @@ async def check_records(settings: RecordSettings) -> Iterable[Finding]:
                 "records",
                 "the database cannot be written",
                 str(error),
-                "let the server's user write there, or name another in records.url",
+                "give the server's user write access, or set another records.url",
             )
         ]
     return [ok("records", f"{name} can be written")]
@@ -40,7 +40,7 @@ def _write(url: str) -> str:
     store = Store(url)
     try:
         store.prepare()
-        # No call is so old: the database has to let us delete, and nothing is deleted.
+        # Checks the permission to delete; no record is that old, so nothing is deleted.
         store.purge(_LONG_AGO)
     finally:
         store.close()
@@ -48,7 +48,7 @@ def _write(url: str) -> str:
 
 
 async def check_recordings(folder: str) -> Iterable[Finding]:
-    """Make the folder of recordings as the server does, and write to it."""
+    """Create the folder of recordings as the server does, and write to it."""
     if not folder:
         return []
     try:
@@ -59,7 +59,7 @@ async def check_recordings(folder: str) -> Iterable[Finding]:
                 "recordings",
                 f"{folder} cannot be written",
                 error.strerror or str(error),
-                "let the server's user write there, or name another in records.recordings",
+                "give the server's user write access, or set another records.recordings",
             )
         ]
     return [ok("recordings", f"{folder} can be written")]

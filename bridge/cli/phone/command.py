@@ -1,9 +1,8 @@
-"""`bridge phone`: call a running bridge as Twilio would, and watch the call from the caller's side.
+"""`bridge phone`: calls a running bridge as Twilio would, and shows the caller's side.
 
-The caller is a recording, a text that this machine speaks, or whoever sits at the microphone. The
-conversation is who speaks when, what the two sides do to each other (interruptions, marks, keys,
-what Twilio does once the stream has ended), and what is said where the bridge tells it; `call_view`
-shows it.
+The caller is a recording, a text spoken by a synthesiser, or a person at the microphone. `view`
+shows who speaks when, interruptions, marks, keys, the TwiML that follows the stream, and the
+transcript if the bridge provides it.
 """
 
 from __future__ import annotations
@@ -16,19 +15,17 @@ import click
 import trio
 from rich.console import Console
 
-from bridge.cli import Failure, Misconfigured, reason
-from bridge.cli.call_result import as_json as call_as_json
-from bridge.cli.call_result import summary
-from bridge.cli.call_view import CallView
-from bridge.cli.caller import Plan, call
-from bridge.cli.handset import Handset, SoundCardError
-from bridge.cli.sound_card import SystemSoundCard
+from bridge.cli.failure import Failure, Misconfigured, reason
+from bridge.cli.phone.caller import Plan, call
+from bridge.cli.phone.handset import Handset, SoundCardError
+from bridge.cli.phone.result import as_json as call_as_json
+from bridge.cli.phone.result import summary
+from bridge.cli.phone.sound_card import SystemSoundCard
+from bridge.cli.phone.view import CallView
 from bridge.local_agent.synthesis import SynthesisError, synthesise_all
 from bridge.testing.phone.media_stream import KEYS
 from bridge.testing.phone.phone import SimulatedPhone, TwimlError, UnreachableError, WebhookError
 from bridge.testing.speech import SpeechFileError, load_clip, read_wav, write_wav
-
-__all__ = ["Plan", "call", "phone", "speech", "summary"]
 
 MOST_CHARACTERS = 1000  # of one --say
 
@@ -41,26 +38,26 @@ MOST_CHARACTERS = 1000  # of one --say
     "texts",
     multiple=True,
     metavar="TEXT",
-    help="Say this, in a voice of this machine; again and again for a conversation: the next is"
-    " said when the agent has replied.",
+    help="Say this with a synthesised voice. May be repeated for a conversation: each waits for"
+    " the agent's reply to the one before.",
 )
-@click.option("--mic", is_flag=True, help="Talk yourself: microphone, loudspeaker, keys as typed.")
+@click.option("--mic", is_flag=True, help="Talk yourself: microphone, loudspeaker, and typed keys.")
 @click.option("--save", type=click.Path(path_type=Path), help="Write what the caller heard (WAV).")
 @click.option("--from", "from_number", default="+15550100001", help="The caller's number.")
 @click.option("--to", "to_number", default="+15550100002", help="The number called.")
-@click.option("--press", "keys", default="", help="Keys to press when the audio has ended.")
+@click.option("--press", "keys", default="", help="Keys to press after the audio.")
 @click.option(
     "--wait",
     default=4.0,
-    help="Let the agent greet first: speak after its greeting, or when it has said nothing for so"
-    " many seconds. 0: speak at once.",
+    help="Let the agent greet first: speak after its greeting, or after this many seconds of"
+    " silence. 0: speak at once.",
 )
 @click.option(
     "--linger",
     type=float,
     help="Hang up this many seconds after the audio ends.  [default: when the agent has finished]",
 )
-@click.option("--seconds", type=float, help="Hang up after this many seconds, come what may.")
+@click.option("--seconds", type=float, help="Hang up after this many seconds in any case.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def phone(
     audio: Path | None,
@@ -78,10 +75,10 @@ def phone(
 ) -> int:
     """Call a running bridge as Twilio would: webhook, then media socket.
 
-    Plays AUDIO.wav (PCM, any rate), says --say, or lets you talk with --mic; without any of them,
-    a caller with three short questions. Shows who speaks when, what is said where the bridge tells
-    it (BRIDGE_API_TOKEN, or on this machine without one), and everything Twilio would complain
-    about. TWILIO_AUTH_TOKEN in the environment signs the requests.
+    Plays AUDIO.wav (PCM, any rate), says --say, or lets you talk with --mic; without any of these
+    the built-in caller asks three short questions. Shows who speaks when, everything that Twilio
+    would report as an error, and the transcript (set BRIDGE_API_TOKEN to the server's; a server on
+    this machine without one needs none). TWILIO_AUTH_TOKEN in the environment signs the requests.
 
     Ctrl-C hangs up; with --mic that is how to end a call, and Ctrl-D does the same.
     """
@@ -107,21 +104,21 @@ def phone(
     if caller.faults:
         count = len(caller.faults)
         first = caller.faults[0]
-        raise Failure(f"Twilio would report {count} fault{'s' * (count > 1)}; the first: {first}")
+        raise Failure(f"Twilio would report {count} error{'s' * (count > 1)}; the first: {first}")
     return 130 if interrupted and not mic else 0
 
 
 def _carry(caller: SimulatedPhone, url: str, plan: Plan, view: CallView, save: Path | None) -> bool:
-    """Carry the call to its end, and keep what was heard; whether Ctrl-C ended it."""
+    """Place the call and save what was heard; return whether Ctrl-C ended it."""
     try:
         try:
             return trio.run(_until_interrupted, caller, url, plan, view)
         finally:
-            # Also after an interruption: what was heard until then is there to be listened to.
+            # Also after an interruption: save what was heard until then.
             if save is not None and view.watching:
                 write_wav(save, caller.heard)
     except BaseExceptionGroup as group:
-        # Trio's nurseries hand on Ctrl-C in a group; whatever else is in it fell with it.
+        # Trio raises KeyboardInterrupt inside a group, beside the errors that it caused.
         if group.subgroup(KeyboardInterrupt) is not None:
             raise click.Abort from None
         raise _failure(reason(group), url, save) from group
@@ -130,18 +127,18 @@ def _carry(caller: SimulatedPhone, url: str, plan: Plan, view: CallView, save: P
 
 
 def _failure(error: BaseException, url: str, save: Path | None) -> BaseException:
-    """What to tell of an error in one line; the error itself if it is one of ours."""
+    """Return the Failure that explains an expected error; any other error unchanged."""
     match error:
         case UnreachableError():
             why = error.detail.rpartition(": ")[2]
             return Failure(f"cannot reach {url} ({why}): is `bridge serve` running?")
         case WebhookError() if "HTTP status 403" in error.detail:
             return Failure(
-                f"{url} refuses the call as not signed by Twilio: set TWILIO_AUTH_TOKEN to the"
+                f"{url} rejects the signature of the call: set TWILIO_AUTH_TOKEN to the"
                 " server's, or server.public_url for the server"
             )
         case WebhookError() | TwimlError():
-            return Failure(f"Twilio would refuse the call, error {error}")
+            return Failure(f"Twilio would fail the call with error {error}")
         case SoundCardError():
             return Failure(str(error))
         case OSError():
@@ -150,7 +147,7 @@ def _failure(error: BaseException, url: str, save: Path | None) -> BaseException
 
 
 async def _until_interrupted(caller: SimulatedPhone, url: str, plan: Plan, view: CallView) -> bool:
-    """`call`, which a first Ctrl-C makes hang up, and a second one breaks off."""
+    """Run `call`; the first Ctrl-C hangs up, a second one aborts."""
     hang_up = trio.Event()
     with trio.open_signal_receiver(signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
@@ -168,7 +165,7 @@ async def _until_interrupted(caller: SimulatedPhone, url: str, plan: Plan, view:
 
 
 def speech(audio: Path | None) -> bytes:
-    """The caller's words as µ-law at 8 kHz: of a WAV file, or the built-in caller's."""
+    """Return a WAV file, or the built-in caller's speech, as µ-law at 8 kHz."""
     if audio is None:
         return load_clip("caller")
     try:
@@ -180,7 +177,7 @@ def speech(audio: Path | None) -> bytes:
 
 
 def speak(texts: tuple[str, ...]) -> list[bytes]:
-    """The texts as µ-law at 8 kHz, in the best voice of this machine."""
+    """Return the texts spoken by the best synthesiser on this machine, as µ-law at 8 kHz."""
     for text in texts:
         if not text.strip() or len(text) > MOST_CHARACTERS:
             raise Misconfigured(f"--say: expected 1 to {MOST_CHARACTERS} characters of text")

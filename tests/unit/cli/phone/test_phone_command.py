@@ -15,9 +15,9 @@ import trio
 from rich.console import Console
 
 from bridge.cli import main
-from bridge.cli.call_result import as_json, summary
-from bridge.cli.call_view import CallView
-from bridge.cli.phone import Plan, call
+from bridge.cli.phone.caller import Plan, call
+from bridge.cli.phone.result import as_json, summary
+from bridge.cli.phone.view import CallView
 from bridge.testing.agent.server import AgentSession
 from bridge.testing.speech import pcm_to_ulaw
 from tests.world import QUIET, in_memory

@@ -1,4 +1,4 @@
-"""A speech worker as its server sees it: a process, two pipes, and what goes wrong with them."""
+"""The client of a speech worker process: starts it, talks through its pipes, ends it."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ import trio
 from bridge.local_agent import frames
 from bridge.local_agent.events import Event, Ready, Setup, Unable
 
-# Loading takes 1.7 s on an idle machine; a busy one with a cold disk is given its time.
+# Loading takes 1.7 s on an idle machine; much longer on a busy one with a cold disk.
 READY_SECONDS = 60.0
-# An utterance takes 0.02 s to make with espeak-ng and 0.1 s with flite, after whatever audio waits.
+# Synthesis takes 0.02 s with espeak-ng and 0.1 s with flite, after the audio that is queued.
 SPEAK_SECONDS = 20.0
-# The pipe holds eight seconds of audio. A worker that has not taken any of it for so long is stuck.
+# The pipe holds eight seconds of audio. A worker that reads nothing for this long is stuck.
 WRITE_SECONDS = 5.0
-# A worker answers between two portions of audio; so long without an answer, it hangs.
+# A worker answers between two pieces of audio; without an answer for this long it hangs.
 PING_EVERY = 5.0
 PONG_SECONDS = 15.0
-# A killed process is gone at once; the wait is for the kernel.
+# A killed process ends at once; this bounds the wait for the kernel.
 KILL_SECONDS = 2.0
 
 _READ_BYTES = 65536
 
 
 class WorkerBroken(Exception):
-    """The worker crashed, hangs, or cannot do its work; the message says which."""
+    """The worker crashed, hangs, or cannot work; the message says which."""
 
 
 class SpeechWorker:
-    """One worker. Made by `open_worker`, which ends it.
+    """One worker process. Use `open_worker`, which also ends it.
 
-    `run` must be running while `speak` is waited for. `on_event` is called with what it hears.
+    `run` must be running during `speak`.
     """
 
     def __init__(self, process: trio.Process) -> None:
@@ -54,16 +54,16 @@ class SpeechWorker:
 
     @property
     def pid(self) -> int:
-        """The process."""
+        """The process ID."""
         return self._process.pid
 
     @property
     def alive(self) -> bool:
-        """Whether the process is still there."""
+        """Whether the process is running."""
         return self._process.poll() is None
 
     async def load(self, setup: Setup) -> None:
-        """Tell the worker what it is for, and wait until it is ready. Raises WorkerBroken."""
+        """Send the worker its set-up and wait until it is ready. Raises WorkerBroken."""
         with trio.move_on_after(READY_SECONDS):
             await self._send(frames.SETUP, msgspec.json.encode(setup))
             while not self.voice:
@@ -77,21 +77,27 @@ class SpeechWorker:
         raise WorkerBroken(f"the speech worker was not ready within {READY_SECONDS:g} s")
 
     async def run(self, on_event: Callable[[Event], None]) -> None:
-        """Take in what the worker says, until it breaks. Raises WorkerBroken, and only that."""
+        """Read from the worker until it breaks; call `on_event` with what it recognises.
+
+        Ends by raising WorkerBroken (in a group), or by cancellation.
+        """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._read, on_event)
             nursery.start_soon(self._watch)
 
     async def hear(self, ulaw: bytes) -> None:
-        """Give it audio of the caller: µ-law at 8 kHz. Raises WorkerBroken."""
+        """Send audio of the caller: µ-law at 8 kHz. Raises WorkerBroken."""
         await self._send(frames.HEAR, ulaw)
 
     async def end_turn(self) -> None:
-        """Let the caller's turn end here. Raises WorkerBroken."""
+        """End the caller's turn by force. Raises WorkerBroken."""
         await self._send(frames.END_TURN)
 
     async def speak(self, text: str) -> bytes:
-        """The speech of `text`: µ-law at 8 kHz. Raises WorkerBroken."""
+        """Return the speech of `text`: µ-law at 8 kHz. Raises WorkerBroken.
+
+        When cancelled, the speech is discarded on arrival.
+        """
         number = next(self._numbers)
         self._spoken[number] = None
         try:
@@ -111,7 +117,7 @@ class SpeechWorker:
                     self._pongs += 1
                 elif kind == frames.SPEECH:
                     number, speech = frames.split_number(content)
-                    if number in self._spoken:  # else nobody waits for it any more
+                    if number in self._spoken:  # else the waiter was cancelled
                         self._spoken[number] = speech
                 elif (event := _event(kind, content)) is not None:
                     on_event(event)
@@ -139,7 +145,7 @@ class SpeechWorker:
 
     async def _send(self, kind: bytes, content: bytes = b"") -> None:
         async with self._writing:
-            # Whole or not at all: what follows half a frame makes no sense any more.
+            # Shielded: a frame cut in half would make the rest of the pipe unreadable.
             with trio.move_on_after(WRITE_SECONDS, shield=True) as scope:
                 try:
                     await self._stdin.send_all(frames.frame(kind, content))
@@ -147,15 +153,15 @@ class SpeechWorker:
                     raise WorkerBroken(f"the speech worker broke: {error}") from None
             if scope.cancelled_caught:
                 raise WorkerBroken(
-                    f"the speech worker hangs: it took nothing for {WRITE_SECONDS:g} s"
+                    f"the speech worker hangs: it read nothing for {WRITE_SECONDS:g} s"
                 )
 
 
 @asynccontextmanager
 async def open_worker(setup: Setup) -> AsyncIterator[SpeechWorker]:
-    """A worker that is ready. It is killed, and waited for, when this is left.
+    """Start a worker and wait until it is ready; kill and reap it when the context closes.
 
-    Raises WorkerBroken: it cannot be started; the message has the remedy if there is one.
+    Raises WorkerBroken when it cannot be started; the message has the remedy if there is one.
     """
     worker = await start_worker(setup)
     try:
@@ -165,7 +171,7 @@ async def open_worker(setup: Setup) -> AsyncIterator[SpeechWorker]:
 
 
 async def start_worker(setup: Setup) -> SpeechWorker:
-    """As open_worker; whoever takes the worker must see to it that `end_worker` is called."""
+    """Start a worker and wait until it is ready; the caller must call `end_worker`."""
     try:
         process = await trio.lowlevel.open_process(
             [sys.executable, "-W", "ignore", "-m", "bridge.local_agent.worker"],
@@ -173,7 +179,7 @@ async def start_worker(setup: Setup) -> SpeechWorker:
             stdout=subprocess.PIPE,
         )
     except OSError as error:
-        raise WorkerBroken(f"no process for a speech worker: {error.strerror or error}") from None
+        raise WorkerBroken(f"cannot start a speech worker: {error.strerror or error}") from None
     worker = SpeechWorker(process)
     try:
         await worker.load(setup)
@@ -184,23 +190,23 @@ async def start_worker(setup: Setup) -> SpeechWorker:
 
 
 async def end_worker(worker: SpeechWorker) -> None:
-    """Kill it, and wait until it is gone; cancellation does not hurry this, it has a deadline."""
+    """Kill the worker and reap it, within KILL_SECONDS, also under cancellation."""
     process = worker._process
     with trio.move_on_after(KILL_SECONDS, shield=True):
         process.kill()
         await process.wait()
-    with trio.CancelScope(shield=True):  # waits for nothing, and closes the second pipe, too
+    with trio.CancelScope(shield=True):  # needs no deadline: closing by force does not wait
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 await trio.aclose_forcefully(pipe)
 
 
 def _event(kind: bytes, content: bytes) -> Event | None:
-    """The event in a frame; None for what is no event. Raises WorkerBroken."""
+    """Parse the event in a frame; None for other frames. Raises WorkerBroken."""
     if kind != frames.EVENT:
         return None
     try:
         event: Event = msgspec.json.decode(content, type=Event)
     except msgspec.DecodeError as error:
-        raise WorkerBroken(f"the speech worker says what nobody understands: {error}") from None
+        raise WorkerBroken(f"the speech worker sent an invalid event: {error}") from None
     return event

@@ -1,4 +1,4 @@
-"""What came of a call of `bridge phone`, for people and for programs."""
+"""The result of a call of `bridge phone`, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import statistics
 import sys
 from pathlib import Path
 
-from bridge.cli.call_view import CallView
-from bridge.testing.activity import Turn
+from bridge.cli.phone.view import CallView
+from bridge.testing.activity import SpeechTurn
 from bridge.testing.phone.phone import SimulatedPhone
 
 
 def summary(caller: SimulatedPhone, view: CallView, save: Path | None) -> str:
-    """What came of the call, in a few lines for people."""
+    """Return the result in a few lines of text."""
     spoken = sum((turn.end or turn.start) - turn.start for turn in view.caller.turns)
     lines = [
         f"call      {caller.call_sid}: {caller.elapsed:.1f} s, {caller.ending}",
@@ -27,7 +27,7 @@ def summary(caller: SimulatedPhone, view: CallView, save: Path | None) -> str:
     if view.live and (latencies := view.live.latencies):
         middle, longest = statistics.median(latencies), max(latencies)
         lines.append(f"at bridge median {middle:.2f} s, longest {longest:.2f} s")
-    lines.append(f"faults    {len(caller.faults) or 'none'}")
+    lines.append(f"errors    {len(caller.faults) or 'none'}")
     lines += [f"          {fault}" for fault in caller.faults]
     if save is not None:
         lines.append(f"saved     {save}")
@@ -35,8 +35,8 @@ def summary(caller: SimulatedPhone, view: CallView, save: Path | None) -> str:
 
 
 def as_json(caller: SimulatedPhone, view: CallView) -> str:
-    """All of it as JSON: indented for people, one line for programs."""
-    turns: list[tuple[Turn, str]] = [(turn, "caller") for turn in view.caller.turns]
+    """Return the result as JSON, indented on a terminal."""
+    turns: list[tuple[SpeechTurn, str]] = [(turn, "caller") for turn in view.caller.turns]
     turns += [(turn, "agent") for turn in view.agent.turns]
     turns.sort(key=lambda entry: entry[0].start)
     result = {

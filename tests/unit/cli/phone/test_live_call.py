@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from bridge.cli.call_view import CallView, bar, level
-from bridge.cli.caller import may_ask
-from bridge.cli.live_call import EventParser, LiveCall
-from tests.unit.cli.test_phone_command import quiet, tone
+from bridge.cli.phone.caller import may_ask
+from bridge.cli.phone.live_call import EventParser, LiveCall
+from bridge.cli.phone.view import CallView, bar, level
+from tests.unit.cli.phone.test_phone_command import quiet, tone
 
 SID = "CA" + "0" * 32
 

@@ -1,4 +1,4 @@
-"""Why a connection could not be made, found behind what a library raised. Pure."""
+"""Finds the reason for a failed connection behind the exceptions of libraries."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ Kind = Literal["certificate", "tls", "name", "refused", "other"]
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
-    """What kind of trouble, and the words of whoever met it."""
+class ConnectError:
+    """The kind of failure, and the original error's text."""
 
     kind: Kind
     why: str
 
 
-def trouble(error: BaseException) -> Trouble:
-    """The trouble behind an error: certificates before names, names before ports."""
+def connect_error(error: BaseException) -> ConnectError:
+    """Classify an error by the first cause that is recognised, outermost first."""
     for cause in causes(error):
         match cause:
             case ssl.SSLCertVerificationError():
-                return Trouble("certificate", cause.verify_message or str(cause))
+                return ConnectError("certificate", cause.verify_message or str(cause))
             case ssl.SSLError():
-                return Trouble("tls", cause.reason or str(cause))
+                return ConnectError("tls", cause.reason or str(cause))
             case socket.gaierror():
-                return Trouble("name", cause.strerror or str(cause))
+                return ConnectError("name", cause.strerror or str(cause))
             case ConnectionRefusedError():
-                return Trouble("refused", "the connection was refused")
-    return Trouble("other", str(error) or type(error).__name__)
+                return ConnectError("refused", "the connection was refused")
+    return ConnectError("other", str(error) or type(error).__name__)
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and all that is behind it, groups opened; innermost last."""
+    """Yield an error, its causes and contexts, and the members of groups; each once."""
     seen: set[int] = set()
     waiting = [error]
     while waiting:

@@ -1,9 +1,8 @@
-"""A call as seen from the caller's side, while it goes on: who speaks, and what happens.
+"""Shows a live call from the caller's side: who speaks, and what happens.
 
-A phone has no transcript: the conversation is who speaks when, told by loudness. Where the bridge
-tells its own transcript (`live_call`), that is shown, too. How long a reply took is told as the
-caller experiences it: from the end of the caller's speech to the first of the agent's audio that
-can be heard.
+A phone has no transcript: who speaks is detected by loudness. The bridge's transcript (`live_call`)
+is shown as well, if it is available. A reply's delay is the caller's: from the end of the caller's
+speech to the agent's first audible audio.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bridge.cli.live_call import LiveCall
-from bridge.testing.activity import Turn, VoiceDetector, reply_seconds
-from bridge.testing.phone.phone import Event, SimulatedPhone
+from bridge.cli.phone.live_call import LiveCall
+from bridge.testing.activity import SpeechTurn, VoiceDetector, reply_seconds
+from bridge.testing.phone.phone import PhoneEvent, SimulatedPhone
 from bridge.testing.speech import RATE, ulaw_to_pcm
 from bridge.text import printable
 
-# On a terminal what is said stands out from what happens.
+# On a terminal speech stands out from events.
 _STYLES = {"agent": "bold", "caller": "bold cyan", "keypad": "bold cyan"}
 
 _LEVEL_CELLS = 12
 _QUIETEST_DB, _LOUDEST_DB = -48.0, -6.0  # of 16-bit full scale, as root mean square
 
-_INTERRUPTION_SECONDS = 0.1  # less than that unheard is the tail of a sentence
+_INTERRUPTION_SECONDS = 0.1  # a shorter unheard rest is only the tail of a sentence
 
 _WORDS = {
     "dialling": "phone: POST {text}",
@@ -42,14 +41,14 @@ _WORDS = {
     "dtmf": "caller presses {text}",
     "mark": "mark {text!r} received",
     "mark_echoed": "mark {text!r} sent back",
-    "fault": "FAULT {text}",
+    "fault": "ERROR {text}",
     "closed": "server closed the stream ({text})",
-    "ended": "call over: {text}",
+    "ended": "call ended: {text}",
 }
 
 
 class CallView:
-    """Shows a call as it goes on: a live panel on a terminal, plain lines elsewhere."""
+    """Shows a live call: a panel on a terminal, plain lines elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self.agent = VoiceDetector()
@@ -68,7 +67,7 @@ class CallView:
 
     @property
     def reply_seconds(self) -> list[float]:
-        """How long the caller waited for each reply of the agent that has ended, in order."""
+        """Seconds the caller waited for each finished reply of the agent, in order."""
         waits = (
             reply_seconds(turn.start, self.caller.turns, self.agent.turns)
             for turn in self.agent.turns
@@ -80,7 +79,7 @@ class CallView:
         if not self._console.is_terminal:
             yield
             return
-        # Refreshed by `look`: rich's own refreshing is a thread.
+        # Refreshed by `look`: rich's auto-refresh would use a thread.
         with Live(console=self._console, auto_refresh=False, transient=True) as live:
             self._live = live
             try:
@@ -88,8 +87,8 @@ class CallView:
             finally:
                 self._live = None
 
-    def event(self, event: Event) -> None:
-        """Show an event of the phone; audio is shown by `look`."""
+    def event(self, event: PhoneEvent) -> None:
+        """Show an event of the phone; `look` shows audio."""
         if event.kind == "started":
             self._connected_at = event.at
             turns = self.caller.turns
@@ -106,9 +105,9 @@ class CallView:
             self._line(event.at, words.format(text=event.text))
 
     def look(self, phone: SimulatedPhone, last: bool = False) -> None:
-        """Take in the audio since the last look, and show where the call stands."""
+        """Analyse the audio since the last look and refresh the panel."""
         now = phone.elapsed
-        # Counted in bytes, so that what one look rounds does not add up over a long call.
+        # Counted in bytes, so that rounding errors do not add up over a long call.
         heard = phone.heard_since(self._heard_bytes / RATE)
         self._heard_bytes += len(heard)
         sent = phone.sent_audio
@@ -120,7 +119,7 @@ class CallView:
             self._live.update(self._panel(phone, now), refresh=True)
 
     def news(self) -> None:
-        """Show what the bridge's own transcript has that was not shown yet."""
+        """Show the lines of the bridge's transcript that are new or changed."""
         if self.live is None:
             return
         for index, line in enumerate(self.live.transcript):
@@ -134,20 +133,20 @@ class CallView:
             self._line(self._connected_at + since, shown, _STYLES.get(who, "bold"))
 
     def note(self, words: str) -> None:
-        """Show a line of our own."""
+        """Show a line of this command."""
         if self._live is None:
             click.echo(words, err=True)
         else:
             self._live.console.print(Text(words))
 
     def hear(self, heard: bytes, sent: bytes, last: bool = False) -> None:
-        """Show who spoke in the next µ-law bytes the caller heard and those the caller sent."""
+        """Show who spoke in the next µ-law bytes that the caller heard and sent."""
         callers = self.caller.feed(sent)
         agents = self.agent.feed(heard)
         if last:
             callers += self.caller.finish()
             agents += self.agent.finish()
-        # The caller's end comes before the reply to it.
+        # The end of the caller's turn is shown before the reply to it.
         for turn in callers:
             self._turn("caller", turn)
         for turn in agents:
@@ -161,12 +160,12 @@ class CallView:
             self._announce()
 
     def _in_doubt(self, start: float) -> bool:
-        """Whether it is still to be seen if the caller had finished when the agent began."""
+        """Return whether the caller may still have been speaking when the agent began."""
         voice = self.caller.last_voice_at
         return self.caller.speaking_since is not None and voice is not None and voice <= start
 
     def _announce(self) -> None:
-        """Show that the agent has begun to speak, if that has not been shown yet."""
+        """Show that the agent began to speak, unless it is shown already."""
         if self._unannounced is None:
             return
         start, self._unannounced = self._unannounced, None
@@ -174,11 +173,11 @@ class CallView:
         reply = "" if took is None else f" ({took:.1f} s after the caller)"
         self._line(start, f"agent speaks{reply}")
 
-    def _callers_turns(self) -> list[Turn]:
+    def _callers_turns(self) -> list[SpeechTurn]:
         since = self.caller.speaking_since
-        return self.caller.turns + ([] if since is None else [Turn(since, None)])
+        return self.caller.turns + ([] if since is None else [SpeechTurn(since, None)])
 
-    def _turn(self, who: str, turn: Turn) -> None:
+    def _turn(self, who: str, turn: SpeechTurn) -> None:
         if turn.end is None:
             self._line(turn.start, f"{who} speaks")
         else:
@@ -202,16 +201,14 @@ class CallView:
         faults = len(phone.faults)
         table.add_row(Text(_clock(now), style="bold"), *sides)
         table.add_row(
-            Text(f"faults {faults}", style="bold red" if faults else "dim"),
+            Text(f"errors {faults}", style="bold red" if faults else "dim"),
             Text(self._replies()),
             Text(f"queue {phone.queued:4.1f} s", style="dim"),
         )
         return Group(Text(), table)
 
     def _replies(self) -> str:
-        """The latest reply's latency and the median: the bridge's own figures where it tells them,
-        else as heard.
-        """
+        """Format the latest delay and the median: the bridge's if available, else as heard."""
         replies = (self.live.latencies if self.live else []) or self.reply_seconds
         if not replies:
             return "reply  -"
@@ -219,7 +216,7 @@ class CallView:
 
 
 def level(ulaw: bytes) -> float:
-    """How loud this µ-law is, from 0 for a quiet line to 1 for a loud voice."""
+    """Return the loudness of µ-law audio, from 0 for a quiet line to 1 for a loud voice."""
     loudness = audioop.rms(ulaw_to_pcm(ulaw), 2) if ulaw else 0
     if not loudness:
         return 0.0
@@ -228,7 +225,7 @@ def level(ulaw: bytes) -> float:
 
 
 def bar(share: float) -> str:
-    """A level as a bar of fixed width."""
+    """Draw a level from 0 to 1 as a bar of fixed width."""
     cells = round(share * _LEVEL_CELLS)
     return "█" * cells + "·" * (_LEVEL_CELLS - cells)
 

@@ -1,9 +1,9 @@
 """A handset between a sound card and a simulated phone: `bridge phone --mic`.
 
-The sound card's callbacks run in a thread of its own, at its own clock, and may not wait; the phone
-runs on Trio. Between them are two short buffers of µ-law. Both are bounded, and both clocks drift:
-a buffer that is full forgets its oldest bytes, one that is empty gives silence and then waits until
-there is a little again, so that one late block makes one gap and not a crackle of many.
+The sound card's callbacks run in a separate thread, on the card's clock, and must not block; the
+phone runs on Trio. Two short, bounded buffers of µ-law connect them. Because the clocks drift, a
+full buffer drops its oldest bytes; an empty one returns silence until a little audio has gathered
+again, so that one late block makes one gap instead of many short ones.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from bridge.testing.phone.phone import CallEndedError, SimulatedPhone
 from bridge.testing.speech import RATE, SILENCE, pcm_to_ulaw, ulaw_to_pcm
 
 MOST_BYTES = RATE // 4
-"""A quarter of a second: more would be a delay that both sides notice."""
+"""250 ms: a longer buffer would be a noticeable delay."""
 
 READY_BYTES = 2 * FRAME_BYTES
-"""40 ms: what a buffer that ran empty gathers before it gives any."""
+"""40 ms: an empty buffer gathers this much before it returns any."""
 
 HANG_UP = "\x04"
-"""Ctrl-D, which ends input everywhere."""
+"""Ctrl-D, end of input."""
 
 
 class SoundCardError(Exception):
-    """No sound card to be had, or it has stopped; the message has the remedy."""
+    """There is no usable sound card, or it stopped; the message has the remedy."""
 
 
 class SoundCard(Protocol):
@@ -44,16 +44,17 @@ class SoundCard(Protocol):
         render: Callable[[int], bytes],
         stopped: Callable[[str], None],
     ) -> AbstractContextManager[None]:
-        """Run while the context is open, calling from any thread.
+        """Run while the context is open; callbacks come from any thread.
 
-        `capture` is given what the microphone hears, `render` asked for so many samples to play,
-        `stopped` told why the card stopped by itself. Raises SoundCardError.
+        `capture` gets what the microphone recorded, `render` returns the requested number of
+        samples to play, `stopped` gets the reason when the card stops by itself. Raises
+        SoundCardError.
         """
         ...
 
 
 class Buffer:
-    """µ-law bytes from one thread to another: `put` and `take` never wait for each other long."""
+    """A bounded buffer of µ-law bytes between two threads; `put` and `take` block only briefly."""
 
     def __init__(self, most: int = MOST_BYTES, ready: int = READY_BYTES) -> None:
         self._most = most
@@ -64,7 +65,7 @@ class Buffer:
         self.dropped = 0
 
     def put(self, ulaw: bytes) -> None:
-        """Add bytes; the oldest are dropped, and counted, when there are too many."""
+        """Append bytes; when the buffer is full, drop the oldest and count them in `dropped`."""
         with self._lock:
             self._bytes += ulaw
             if (over := len(self._bytes) - self._most) > 0:
@@ -72,7 +73,7 @@ class Buffer:
                 self.dropped += over
 
     def take(self, size: int) -> bytes:
-        """The next `size` bytes; silence where there are none."""
+        """Remove and return `size` bytes, padded with silence."""
         with self._lock:
             if self._filling and len(self._bytes) < self._ready:
                 return SILENCE * size
@@ -83,7 +84,7 @@ class Buffer:
 
 
 class Handset:
-    """What the caller holds: speaks into a phone, and plays what the phone hears."""
+    """Connects a sound card to a phone: sends the microphone, plays what the phone hears."""
 
     def __init__(self, card: SoundCard) -> None:
         self._card = card
@@ -91,9 +92,9 @@ class Handset:
         self._heard = Buffer()
 
     async def talk(self, phone: SimulatedPhone, keys: AsyncIterator[str]) -> None:
-        """Be on the phone until the call ends, or Ctrl-D is among the `keys` typed.
+        """Talk until the call ends, or `keys` contains Ctrl-D; other keys are pressed on the phone.
 
-        Raises SoundCardError when there is no sound card, or it stops.
+        Raises SoundCardError when there is no sound card, or when it stops.
         """
         stopped = trio.Event()
         why = ""
@@ -105,7 +106,7 @@ class Handset:
             stopped.set()
 
         def tell_stop(reason: str) -> None:
-            # From the card's thread; a call that is over by then has nobody to tell.
+            # Called from the card's thread, possibly after Trio has finished.
             with suppress(trio.RunFinishedError):
                 token.run_sync_soon(note_stop, reason)
 
@@ -123,11 +124,11 @@ class Handset:
                 nursery.start_soon(until_stopped)
                 nursery.start_soon(until_hung_up)
                 nursery.start_soon(self._play, phone)
-                # It may have ended before a word; what Twilio does then is still to be seen.
+                # The stream may already have ended; still wait for what Twilio does next.
                 with suppress(CallEndedError):
                     phone.speak_live(self._said.take)
                 await phone.wait_ended(timeout=float("inf"))
-                nursery.cancel_scope.cancel("the call is over")
+                nursery.cancel_scope.cancel("the call has ended")
         if stopped.is_set():
             raise SoundCardError(why)
 
@@ -138,10 +139,10 @@ class Handset:
         return ulaw_to_pcm(self._heard.take(samples))
 
     async def _play(self, phone: SimulatedPhone) -> None:
-        """Take what the caller hears from the phone's own playback buffer, as it is heard: what the
-        server clears is never played.
+        """Play what the phone's playback buffer has played, so audio cleared by the server is not
+        heard.
         """
-        # Counted in bytes, so that nothing is played twice or left out.
+        # Counted in bytes, so that rounding neither repeats nor skips audio.
         position = round(phone.elapsed * RATE)
         due = trio.current_time()
         while True:
@@ -153,7 +154,7 @@ class Handset:
 
 
 async def _press(phone: SimulatedPhone, keys: AsyncIterator[str]) -> bool:
-    """Press what is typed, if a keypad has it; whether the caller hangs up by it."""
+    """Press the typed keys that a keypad has; return whether the caller hung up."""
     async for typed in keys:
         if typed == HANG_UP:
             return True
@@ -166,9 +167,9 @@ async def _press(phone: SimulatedPhone, keys: AsyncIterator[str]) -> bool:
 
 
 async def typed_keys() -> AsyncGenerator[str, None]:
-    """What is typed in this terminal, key by key, unseen; nothing where there is no terminal.
+    """Yield the keys typed in this terminal, without echo; nothing without a terminal.
 
-    The terminal is as before when this is closed: close it. Ctrl-C stays a signal.
+    Closing the generator restores the terminal. Ctrl-C still raises a signal.
     """
     if sys.stdin is None or not sys.stdin.isatty() or sys.platform == "win32":
         return

@@ -1,7 +1,7 @@
-"""The call as the bridge under test sees it: transcript and turns, from its event stream.
+"""Follows a call on the bridge's event stream: transcript and turns.
 
-`GET /calls/{sid}/events` answers server-sent events, each absolute: a snapshot at any time replaces
-all that is known, the others change part of it. What is not known is ignored, as the stream grows.
+`GET /calls/{sid}/events` sends server-sent events. A snapshot replaces everything; the others
+update a part. Unknown events and fields are ignored, so that the stream may gain more.
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
@@ -18,26 +18,26 @@ import trio
 from bridge.text import printable
 
 CONNECT_SECONDS = 5.0
-SILENCE_SECONDS = 35.0  # a comment comes every ten
+SILENCE_SECONDS = 35.0  # the server sends a comment every 10 s
 
-MAX_LINE = 4 * 1024 * 1024  # a snapshot of a long call; more is no event stream
+MAX_LINE = 4 * 1024 * 1024  # characters; a snapshot of a long call is shorter
 
 
 @dataclass
 class LiveCall:
-    """What is known so far. `transcript` and `turns` are the stream's own objects."""
+    """The state so far. `transcript` and `turns` hold the stream's JSON objects."""
 
     transcript: list[dict[str, Any]] = field(default_factory=list)
     turns: list[dict[str, Any]] = field(default_factory=list)
     state: str = ""
     outcome: str = ""
     over: bool = False
-    trouble: str = ""  # why the server tells no more
+    trouble: str = ""  # why the server sends no more
 
     @property
     def latencies(self) -> list[float]:
-        """How long each reply took, from the caller's last sound to the agent's first, in seconds,
-        as the bridge has measured it.
+        """Seconds from each turn of the caller, as confirmed by the agent, to the reply's first
+        audio, as measured by the bridge.
         """
         found = []
         for turn in self.turns:
@@ -47,7 +47,7 @@ class LiveCall:
         return found
 
     def apply(self, event: str, data: dict[str, Any]) -> None:
-        """Take one event in. Unknown ones, and what they lack, change nothing."""
+        """Apply one event. Unknown events and missing fields change nothing."""
         match event:
             case "snapshot" if isinstance(call := data.get("call"), dict):
                 self.transcript = _items(call.get("transcript"))
@@ -64,7 +64,7 @@ class LiveCall:
                 self.over = True
             case "elsewhere" | "unknown":
                 self.over = True
-                self.trouble = str(data.get("message", "the server knows of no such call"))
+                self.trouble = str(data.get("message", "the server does not know this call"))
 
     def _facts(self, facts: dict[str, Any]) -> None:
         self.state = str(facts.get("state", self.state))
@@ -72,14 +72,14 @@ class LiveCall:
 
 
 class EventParser:
-    """Lines of an event stream to events and their data. Pure."""
+    """Parses the lines of an event stream into events. Sans-I/O."""
 
     def __init__(self) -> None:
         self._event = ""
         self._data: list[str] = []
 
     def feed(self, line: str) -> tuple[str, dict[str, Any]] | None:
-        """Take one line, without its end; an event when this line completes one."""
+        """Parse one line, without its line end; return the event that it completes, if any."""
         if not line:
             event, text = self._event or "message", "\n".join(self._data)
             self._event, self._data = "", []
@@ -100,10 +100,10 @@ class EventParser:
 async def follow(
     base_url: str, call_sid: str, token: str, call: LiveCall, on_news: Callable[[], None]
 ) -> str:
-    """Keep `call` up to date until it is over, calling `on_news` after each change.
+    """Keep `call` up to date until it has ended; call `on_news` after each change.
 
-    Returns why nothing more is known, "" when the call is over. It never raises for what a server
-    does: the call goes on without its transcript.
+    Returns a sentence for the user when the transcript is missing or incomplete, "" otherwise.
+    Whatever the server does raises nothing, because the call itself goes on.
     """
     url = f"{base_url.rstrip('/')}/calls/{call_sid}/events"
     headers = {"Accept": "text/event-stream"}
@@ -119,22 +119,22 @@ async def follow(
                 return "no transcript: set BRIDGE_API_TOKEN to the server's"
             kind = answer.headers.get("Content-Type", "")
             if answer.status_code != 200 or not kind.startswith("text/event-stream"):
-                return "no transcript: the server tells none"
+                return "no transcript: the server does not provide one"
             await _read(answer, call, on_news)
     except (httpx.HTTPError, httpx.InvalidURL):
         pass
     if call.trouble:
         return printable(f"no transcript: {call.trouble}")
-    return "" if call.over else "no transcript any more: the connection for it was lost"
+    return "" if call.over else "the transcript is incomplete: its connection was lost"
 
 
 async def _read(answer: httpx.Response, call: LiveCall, on_news: Callable[[], None]) -> None:
     parser = EventParser()
-    # Ended by cancelling, as leaving the loop would leave httpx's own generators unfinished.
+    # Cancelled rather than left by `break`, which would leave httpx's generators unfinished.
     with trio.CancelScope() as reading:
         async for line in answer.aiter_lines():
             if call.over or len(line) > MAX_LINE:
-                reading.cancel("nothing more is to be known")
+                reading.cancel("the stream is complete")
             elif event := parser.feed(line):
                 call.apply(*event)
                 on_news()
