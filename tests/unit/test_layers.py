@@ -55,7 +55,11 @@ def imports(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
             if node.module and node.module.split(".")[0] == "bridge":
-                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+                yield from (
+                    f"{node.module}.{alias.name}"
+                    for alias in node.names
+                    if (node.module, alias.name) != ("bridge", "__version__")
+                )
 
 
 MODULES = {
