@@ -107,6 +107,11 @@ def test_a_protection_that_is_switched_off_is_mentioned_once(monkeypatch, capsys
         ("[call]\nframe_mss = 1\n", {}, ["call.frame_mss", "did you mean frame_ms?"]),
         ("[server]\nbind = '5000'\n", {}, ["server.bind", "0.0.0.0:5000"]),
         ("[server]\nbind = '0.0.0.0:99999'\n", {}, ["server.bind", "0 to 65535"]),
+        ("", {"DEEPGRAM_API_KEY": " "}, ["DEEPGRAM_API_KEY", "set it"]),
+        (LOCAL, {"BRIDGE_CONFIG": "that.toml"}, ["that.toml", "no such file", "BRIDGE_CONFIG"]),
+        ("[calls]\nframe_ms = 60\n", {}, ["[calls]", "did you mean [call]"]),
+        ("[call]\nframe_ms = 400\n", {}, ["call.frame_ms", "20 to 250", "400"]),
+        ('[logging]\nlevel = "loud"\n', {}, ["logging.level", '"debug"', '"loud"']),
         ('x = "\x1b[31m\\u202e"', {}, ["config.toml"]),
     ],
 )
