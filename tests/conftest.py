@@ -2,8 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+import pytest
 from hypothesis import settings
 
 # These machines stall now and then; how long an example takes is no property of the code.
 settings.register_profile("bridge", deadline=None)
 settings.load_profile("bridge")
+
+# Each file stays in one process. The longest begin first, so that the last process does not work
+# on one of them alone; then what mostly waits for processes and clocks, and last what computes.
+_FIRST: Final = (
+    "tests/sweep/",
+    "tests/endtoend/test_signals.py",
+    "tests/integration/local_agent/test_agent.py",
+    "tests/deploy/test_dockerfile.py",
+    "tests/endtoend/test_commands.py",
+    "tests/endtoend/test_faults.py",
+    "tests/endtoend/",
+    "tests/browser/",
+    "tests/integration/",
+    "tests/deploy/",
+    "tests/calls/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the files, not the tests in them, by how early they are to begin."""
+
+    def rank(item: pytest.Item) -> int:
+        found = (place for place, start in enumerate(_FIRST) if item.nodeid.startswith(start))
+        return next(found, len(_FIRST))
+
+    items.sort(key=rank)
