@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,8 @@ KEY = "dg-key-5EC237-0123456789abcdef"
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A working directory and an environment of its own, and an application nobody has started."""
-    monkeypatch.chdir(tmp_path)
-    for name in list(os.environ):
-        if name.startswith(("BRIDGE_", "DEEPGRAM_", "TWILIO_")):
-            monkeypatch.delenv(name)
+def clean(monkeypatch: pytest.MonkeyPatch, own_environment: None) -> None:
+    """An application that has not been started."""
     monkeypatch.setenv("TWILIO_AUTH_TOKEN", "tw-token")
     # The command writes it: so that it is taken back.
     monkeypatch.setenv("BRIDGE_CONFIG", "")
