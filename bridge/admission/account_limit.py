@@ -203,7 +203,7 @@ class AccountLimit:
         finally:
             if self._in_use:
                 self._held.clear()
-                with trio.CancelScope(shield=True):  # bounded by CLOSE_SECONDS
+                with trio.CancelScope(shield=True):  # deadline: CLOSE_SECONDS, below
                     await self._ask(partial(self._tell_all, (), ()), within=CLOSE_SECONDS)
             if not self._thread.is_stuck:
                 self._store.close()

@@ -18,7 +18,7 @@ from pathlib import Path
 import trio
 
 from tests.conformance.cases import Role
-from tests.endtoend.test_signals import SERVE, Server, running
+from tests.endtoend.servers import SERVE, Server, running
 from tests.unit.server.wire import UPGRADE
 from tests.world import signed
 

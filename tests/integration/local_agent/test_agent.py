@@ -35,9 +35,7 @@ DIALOGUE = load_dialogue()
 
 KNOWN = {
     "when are you open": "hours",
-    "what is on the menu": "food",
     "my name is robert": "name",
-    "could you repeat that": "repeat",
     "book a table for three people on friday": "book",
     "goodbye": "goodbye",
 }

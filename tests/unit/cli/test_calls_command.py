@@ -22,12 +22,8 @@ from tests.unit.records.samples import NASTY, NOON, SID, record, sid, whole_reco
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A working directory and an environment of its own, and the configuration of a newcomer."""
-    monkeypatch.chdir(tmp_path)
-    for name in list(os.environ):
-        if name.startswith(("BRIDGE_", "DEEPGRAM_", "TWILIO_")):
-            monkeypatch.delenv(name)
+def clean(monkeypatch: pytest.MonkeyPatch, own_environment: None) -> None:
+    """The configuration of a newcomer."""
     monkeypatch.setenv("TZ", "UTC")
     Path("config.toml").write_text("")
 

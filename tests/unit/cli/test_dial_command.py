@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -23,10 +22,7 @@ CALL_SID = "CA" + "0" * 31 + "1"
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith(("BRIDGE_", "DEEPGRAM_", "TWILIO_")) or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
+def clean(monkeypatch: pytest.MonkeyPatch, own_environment: None) -> None:
     monkeypatch.setattr(module, "POLL_SECONDS", 0.001)
 
 

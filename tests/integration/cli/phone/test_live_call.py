@@ -17,7 +17,7 @@ from bridge.cli.phone.result import as_json, summary
 from bridge.cli.phone.view import CallView
 from bridge.testing.agent.server import AgentSession
 from tests.integration.check.site import Response, site
-from tests.unit.cli.phone.test_phone_command import tone
+from tests.unit.cli.phone.tones import tone
 from tests.world import QUIET, on_loopback
 
 SID = "CA" + "0" * 32

@@ -27,7 +27,7 @@ from bridge.testing.activity import VoiceDetector
 from bridge.testing.agent.server import AgentSession
 from bridge.testing.speech import RATE
 from tests.unit.cli.phone.played_card import Card
-from tests.unit.cli.phone.test_phone_command import tone
+from tests.unit.cli.phone.tones import tone
 from tests.world import QUIET, in_memory
 
 WORDS = tone(0.6)

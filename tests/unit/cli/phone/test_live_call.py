@@ -12,7 +12,7 @@ from rich.console import Console
 from bridge.cli.phone.caller import may_ask
 from bridge.cli.phone.live_call import EventParser, LiveCall
 from bridge.cli.phone.view import CallView, bar, level
-from tests.unit.cli.phone.test_phone_command import quiet, tone
+from tests.unit.cli.phone.tones import quiet, tone
 
 SID = "CA" + "0" * 32
 

@@ -5,9 +5,7 @@ speaks when, and how long replies took.
 from __future__ import annotations
 
 import json
-import math
 import sys
-from array import array
 
 import msgspec
 import pytest
@@ -19,19 +17,10 @@ from bridge.cli.phone.caller import Plan, call
 from bridge.cli.phone.result import as_json, summary
 from bridge.cli.phone.view import CallView
 from bridge.testing.agent.server import AgentSession
-from bridge.testing.speech import pcm_to_ulaw
+from tests.unit.cli.phone.tones import quiet, tone
 from tests.world import QUIET, in_memory
 
 TICK = 800  # bytes of a tenth of a second
-
-
-def quiet(seconds: float) -> bytes:
-    return b"\xff" * round(8000 * seconds)
-
-
-def tone(seconds: float) -> bytes:
-    count = round(8000 * seconds)
-    return pcm_to_ulaw(array("h", [round(9000 * math.sin(i / 3)) for i in range(count)]).tobytes())
 
 
 def lines_of(capsys, caller: bytes, agent: bytes) -> tuple[CallView, list[str]]:
