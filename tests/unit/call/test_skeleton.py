@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import outcome
 import pytest
@@ -152,7 +152,7 @@ class Run(trio.abc.Instrument):
         elif self.fault == "raise":
             state = inspect.getcoroutinestate(task.coro)
             # A task that has not begun yet cannot have a bug.
-            if task.name.endswith(".watch") and state == inspect.CORO_SUSPENDED:
+            if task.name.endswith(".part") and state == inspect.CORO_SUSPENDED:
                 task._next_send = outcome.Error(Boom())
         else:
             lose_phone = self.fault == "lose phone"
@@ -182,10 +182,10 @@ class Run(trio.abc.Instrument):
 HANG_UP = "the caller hung up"
 OUTCOMES: dict[Fault | None, set[str]] = {
     None: set(),
-    "cancel": {"cancelled from outside"},
+    "cancel": {"cancelled"},
     "raise": {"crashed: Boom()"},
-    "lose phone": {"the phone was lost"},
-    "lose agent": {"the agent was lost"},
+    "lose phone": {"a peer was lost"},
+    "lose agent": {"a peer was lost"},
 }
 
 
@@ -210,39 +210,50 @@ def test_every_promise_holds_after_a_fault_at_every_step(fault: Fault, stubborn:
     assert OUTCOMES[fault] & {run.call.outcome for run in runs}, "the fault never struck"
 
 
+Work = Callable[[], Awaitable[None]]
+
+
 class TheLastSignCounts(Call):
     def end(self, outcome: str, last_words: float = 0.0) -> None:
         self.outcome = ""
         super().end(outcome, last_words)
 
 
-class ActsBeforeItRecords(Call):
-    async def watch(self, task: Callable[[], Awaitable[None]]) -> None:
-        await task()
+class CleansUpBeforeItRecords(Call):
+    async def part(self, work: Work, socket: Any = None) -> None:
+        async def cleaned_up() -> None:
+            try:
+                await work()
+            finally:
+                if socket is not None:
+                    await self.goodbye(socket)
+
+        await super().part(cleaned_up)
 
 
 class StacksTimeouts(Call):
-    def start_clock(self) -> float:
-        return trio.current_time() + TEARDOWN * 0.85
+    async def goodbye(self, socket: trio.abc.Stream) -> None:
+        self.close_by = trio.current_time() + TEARDOWN * 0.85
+        await super().goodbye(socket)
 
 
 class ShieldsWithoutADeadline(Call):
-    async def close(self, socket: trio.abc.Stream) -> None:
+    async def goodbye(self, socket: trio.abc.Stream) -> None:
         with trio.CancelScope(shield=True):
             await socket.aclose()
 
 
 class SwallowsWhatItDoesNotKnow(Call):
-    async def watch(self, task: Callable[[], Awaitable[None]]) -> None:
+    async def part(self, work: Work, socket: Any = None) -> None:
         with suppress(Exception):
-            await super().watch(task)
+            await super().part(work, socket)
 
 
 @pytest.mark.parametrize(
     ("kind", "fault", "breaks"),
     [
         (TheLastSignCounts, "lose phone", "became"),
-        (ActsBeforeItRecords, "raise", "raise was recorded as 'cancelled from outside'"),
+        (CleansUpBeforeItRecords, "raise", "s to end"),
         (StacksTimeouts, "lose phone", "s to end"),
         (ShieldsWithoutADeadline, "cancel", "s to end"),
         (SwallowsWhatItDoesNotKnow, "raise", "the bug was swallowed"),
