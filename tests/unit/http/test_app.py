@@ -198,7 +198,7 @@ async def test_the_public_url_wins_over_any_host(public_url: str, socket: str, h
 
 
 @pytest.mark.parametrize("name", ["X-Forwarded-Host", "X-Forwarded-Proto", "Forwarded"])
-async def test_nobody_is_believed_about_where_we_are(name: str) -> None:
+async def test_no_peer_decides_the_public_address(name: str) -> None:
     """No proxy is trusted unless the configuration names it."""
     verb = await connecting("/incoming-call", FORM, headers={name: "evil.example"})
     assert verb.url == f"wss://{NGROK}/media-stream"
@@ -409,7 +409,7 @@ async def test_every_outcome_is_followed_by_something(
 
 
 @pytest.mark.parametrize("form", [FORM, {"CallSid": ""}, {"CallSid": "<&>\x00"}, None])
-async def test_after_a_call_nobody_remembers_comes_a_hang_up(form: dict[str, str] | None) -> None:
+async def test_an_unknown_call_is_hung_up(form: dict[str, str] | None) -> None:
     assert await verbs("/call-ended", form) == [Hangup()]
 
 

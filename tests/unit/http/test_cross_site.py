@@ -162,7 +162,7 @@ async def test_twilio_is_sent_to_the_name_the_proxy_was_asked_by() -> None:
     await rest.aclose()
 
 
-async def test_a_trusted_proxy_makes_nobody_local() -> None:
+async def test_a_client_behind_a_trusted_proxy_is_not_local() -> None:
     app = application(
         Secrets(twilio_auth_tokens=(AUTH_TOKEN,)), server={"trusted_proxies": ("127.0.0.1",)}
     )
@@ -173,7 +173,7 @@ async def test_a_trusted_proxy_makes_nobody_local() -> None:
         assert response.status_code == 403
 
 
-async def test_who_guesses_is_told_from_the_others_behind_the_same_proxy() -> None:
+async def test_a_guessing_client_is_told_from_others_behind_the_same_proxy() -> None:
     app = application(server={"trusted_proxies": ("10.0.0.7",)})
     for _ in range(11):
         guess = await ask(app, "GET", "/calls", peer="10.0.0.7", X_Forwarded_For="203.0.113.9")

@@ -34,7 +34,7 @@ async def test_without_a_token_only_this_machine_gets_the_pages(path: str) -> No
     assert "default-src 'none'" in refused.headers["Content-Security-Policy"]
 
 
-async def test_through_a_tunnel_or_a_rebound_name_nobody_is_local() -> None:
+async def test_through_a_tunnel_or_a_rebound_name_no_client_is_local() -> None:
     async with client() as tunnel, client(host="evil.example") as rebound:
         forwarded = await tunnel.get("/", headers={"X-Forwarded-For": "198.51.100.7"})
         assert forwarded.status_code == 403
