@@ -16,9 +16,9 @@ from bridge import log as logs
 from bridge.check import Checks, Finding, run_checks
 from bridge.cli.failure import Failure, Misconfigured
 from bridge.config.file import config_path, load
-from bridge.config.settings import ConfigError, LoggingSettings, Secrets, Settings
+from bridge.config.settings import ConfigError, Secrets, Settings
 from bridge.text import printable
-from bridge.twilio.rest import is_number
+from bridge.twilio.numbers import is_number
 
 _LOOKS = {
     "ok": ("ok", "green"),
@@ -83,7 +83,7 @@ def open_checks(settings: Settings, secrets: Secrets, url: str, number: str) -> 
 
 def _run(settings: Settings, secrets: Secrets, url: str, number: str) -> list[Finding]:
     # The findings are the output; log lines of the code they call would only repeat them.
-    logs.configure(LoggingSettings(level="critical"), secrets=secrets)
+    logs.configure(level="critical", secrets=secrets.values())
     try:
         return trio.run(run_checks, open_checks(settings, secrets, url, number).all())
     except BaseExceptionGroup as group:

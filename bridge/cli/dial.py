@@ -16,9 +16,9 @@ import trio
 from bridge.addresses import is_loopback
 from bridge.cli.failure import Failure, Misconfigured
 from bridge.config.settings import ConfigError, Secrets
-from bridge.http.call_status import TERMINAL
 from bridge.text import printable
-from bridge.twilio.rest import is_number
+from bridge.twilio.call_status import TERMINAL
+from bridge.twilio.numbers import is_number
 
 # Longer than the bridge itself waits for Twilio, so that its own error arrives first.
 ANSWER_SECONDS = 15.0

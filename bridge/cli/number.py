@@ -15,7 +15,8 @@ from bridge.cli.failure import Failure, Misconfigured
 from bridge.config.file import config_path, load
 from bridge.config.settings import ConfigError, Secrets
 from bridge.text import printable
-from bridge.twilio.rest import PhoneNumber, TwilioError, TwilioRest, is_number
+from bridge.twilio.numbers import is_number
+from bridge.twilio.rest import PhoneNumber, TwilioError, TwilioRest
 
 WEBHOOK = "/incoming-call"
 

@@ -195,7 +195,7 @@ async def end_worker(worker: SpeechWorker) -> None:
     with trio.move_on_after(KILL_SECONDS, shield=True):
         process.kill()
         await process.wait()
-    with trio.CancelScope(shield=True):  # needs no deadline: closing by force does not wait
+    with trio.CancelScope(shield=True):  # deadline: none needed, closing by force does not wait
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 await trio.aclose_forcefully(pipe)

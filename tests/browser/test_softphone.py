@@ -137,7 +137,7 @@ def test_a_full_house_is_said(browser: Browser, here: House) -> None:
             assert phone.state == "No call"
             assert browser.find("#call").is_displayed()
         finally:
-            here.bridge.draining = False
+            here.bridge.entrance.draining = False
         browser.complaints()  # that a request was answered 503
 
 

@@ -45,7 +45,7 @@ from wsproto.events import CloseConnection, Message, Ping, TextMessage
 from wsproto.frame_protocol import CloseReason
 
 from bridge.log import get_logger
-from bridge.server.limits import Crowd, Pace
+from bridge.server.limits import ConnectionLimiter, TokenBucket
 from bridge.transport.grid import Nap
 from bridge.transport.inbox import Inbox
 from bridge.transport.tcp_keepalive import notice_when_vanished
@@ -83,13 +83,13 @@ WEBSOCKET_KEY: Final = "bridge.websocket"
 
 
 # Those of this process.
-_crowd = Crowd()
+_limiter = ConnectionLimiter()
 
 
 class GuardedTCPServer(TCPServer):
     """One connection of hypercorn's, with its failures contained and its waits bounded."""
 
-    crowd = _crowd
+    limiter = _limiter
 
     def __init__(self, app: AppWrapper, config: Config, *args: Any) -> None:
         super().__init__(app, config, *args)
@@ -110,8 +110,8 @@ class GuardedTCPServer(TCPServer):
 
     async def run(self) -> None:
         """Serve the connection. Raises nothing but cancellation and what is not an Exception."""
-        if not self.crowd.enter(self, self._make_room):
-            log.warning("too many connections, one turned away", limit=self.crowd.limit)
+        if not self.limiter.admit(self, self._make_room):
+            log.warning("too many connections, one turned away", limit=self.limiter.limit)
             return await trio.aclose_forcefully(self.stream)
         notice_when_vanished(self.stream)
         try:
@@ -121,7 +121,7 @@ class GuardedTCPServer(TCPServer):
             # Caused by the peer or by hypercorn, and over: a warning, with what an expert needs.
             log.warning("connection failed", errors=repr(group.exceptions))
         finally:
-            self.crowd.left(self)
+            self.limiter.closed(self)
         return None
 
     def _make_room(self) -> None:
@@ -161,9 +161,9 @@ class GuardedTCPServer(TCPServer):
             # over, which is while hypercorn starts the timer for the idle connection.
             if isinstance(event, Updated):
                 if event.idle:
-                    self.crowd.waits(self, self._make_room)
+                    self.limiter.idle(self, self._make_room)
                 else:
-                    self.crowd.asks(self)
+                    self.limiter.busy(self)
             with trio.CancelScope(shield=isinstance(event, Updated)):
                 await super().protocol_send(event)
             return
@@ -295,7 +295,7 @@ class GuardedWSStream(WSStream):
         super().__init__(*args)
         self.inbox: Inbox | None = None
         self._app_put: Callable[[ASGIReceiveEvent], Awaitable[None]] | None = None
-        self._pace = Pace(FRAMES_PER_SECOND, FRAMES_AT_ONCE)
+        self._bucket = TokenBucket(FRAMES_PER_SECOND, FRAMES_AT_ONCE)
         self._frames = 0
         self._pause = trio.CancelScope()
 
@@ -343,7 +343,7 @@ class GuardedWSStream(WSStream):
                 )
                 # A frame that comes byte by byte costs a read each.
                 if not self.closed and (
-                    wait := self._pace.spend(self._frames or 1, trio.current_time())
+                    wait := self._bucket.take(self._frames or 1, trio.current_time())
                 ):
                     with trio.CancelScope() as self._pause:
                         await trio.sleep(wait)

@@ -275,7 +275,7 @@ class _ReaderHome:
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
-        self.scope = trio.CancelScope(shield=True)
+        self.scope = trio.CancelScope(shield=True)  # deadline: close_timeout, by its owner
         self.finished = trio.Event()
 
     def start_soon(self, task: Callable[..., Awaitable[object]], *args: object) -> None:

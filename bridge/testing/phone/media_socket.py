@@ -45,7 +45,7 @@ class _Reader:
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
-        self.scope = trio.CancelScope(shield=True)
+        self.scope = trio.CancelScope(shield=True)  # deadline: close_seconds, by its owner
         self.opening = trio.CancelScope()
         self.error: Exception | None = None
         self.done = trio.Event()

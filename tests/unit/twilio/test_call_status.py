@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.http.call_status import BadStatus, Progress, StatusUpdate, fold, read_status
+from bridge.twilio.call_status import BadStatus, Progress, StatusUpdate, fold, read_status
 
 SID = "CA" + "0123456789abcdef" * 2
 

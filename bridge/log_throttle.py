@@ -1,4 +1,4 @@
-"""A line of the log that strangers could cause at will, and that is therefore written seldom."""
+"""Rate limiter for log lines that remote peers can trigger."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Callable
 import trio
 
 
-class Seldom:
-    """Says when the line is due: once in `seconds`. `clock` gives seconds, always forward."""
+class LogThrottle:
+    """Allows one line in `seconds`. `clock` is monotonic, in seconds."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = trio.current_time) -> None:
         self._seconds = seconds
         self._clock = clock
         self._due_at = float("-inf")
-        self._unsaid = 0
+        self._suppressed = 0
 
     def due(self) -> int | None:
-        """How many times it was not due since it last was; None if it is not now."""
+        """Return how many lines were suppressed since the last one; None if this one is, too."""
         now = self._clock()
         if now < self._due_at:
-            self._unsaid += 1
+            self._suppressed += 1
             return None
-        unsaid, self._unsaid = self._unsaid, 0
+        suppressed, self._suppressed = self._suppressed, 0
         self._due_at = now + self._seconds
-        return unsaid
+        return suppressed

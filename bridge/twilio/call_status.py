@@ -1,8 +1,8 @@
-"""How far an outbound call has come, from what Twilio tells of it. Pure.
+"""The progress of an outbound call, folded from Twilio's status callbacks. Sans-I/O.
 
-Twilio reports each step in a request of its own, and the requests may overtake each other: by its
-SequenceNumber the last step is known, and a call that has ended stays ended. The answer to the
-request that placed the call is a report too, and may be read after the first callbacks.
+Twilio reports each step in its own request, and requests may overtake each other: the highest
+SequenceNumber is the latest step, and a call that has ended stays ended. The response to the
+request that placed the call is a report, too, and may be read after the first callbacks.
 
 https://www.twilio.com/docs/voice/api/call-resource#statuscallbackevent
 """
@@ -16,26 +16,26 @@ from typing import Final
 
 import msgspec
 
-from bridge.twilio.rest import is_call_sid
+from bridge.twilio.numbers import is_call_sid
 
-# In the order in which a call goes through them; the terminal ones are each other's equals.
+# In the order in which a call goes through them; all terminal ones rank last.
 _RANK: Final = {"queued": 0, "initiated": 1, "ringing": 2, "in-progress": 3}
 TERMINAL: Final = frozenset({"completed", "busy", "failed", "no-answer", "canceled"})
 
 _ANSWERED_BY: Final = re.compile(r"[a-z_]{1,40}")
 _DIGITS: Final = re.compile(r"[0-9]{1,9}")
 
-# How many calls one process remembers: more than can be dialled while one rings.
+# The most calls that are remembered; more than can be dialled while one of them rings.
 REMEMBERED: Final = 1000
 
 
 class StatusUpdate(msgspec.Struct, frozen=True, kw_only=True):
     """One report about one call.
 
-    `status` is Twilio's CallStatus, "" in a report of who answered. `sequence` orders the reports
-    of a call and is None where Twilio gives none. `seconds` is how long the call lasted, and
-    `sip_code` what the network answered, in the last report only. `answered_by` is "human",
-    "machine_end_beep" and the like, "" when nobody listened for it.
+    `status` is Twilio's CallStatus, "" in the result of answering-machine detection.
+    `sequence` orders the reports of a call; None where Twilio gives none. `seconds` is the length
+    of the call, and `sip_code` the network's answer, both in the last report only. `answered_by`
+    is "human", "machine_end_beep" and the like; "" without answering-machine detection.
     """
 
     call_sid: str
@@ -49,19 +49,19 @@ class StatusUpdate(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the call has ended."""
+        """Return whether the call has ended."""
         return self.status in TERMINAL
 
 
 class BadStatus(ValueError):
-    """A status callback that Twilio would not send."""
+    """The request is not a status callback of Twilio's."""
 
 
 def read_status(form: Mapping[str, str]) -> StatusUpdate:
-    """A status callback's form, or an answering-machine detection's.
+    """Return what the form of a status callback, or of answering-machine detection, reports.
 
-    A status that this version does not know is read as none: Twilio may add one. Raises BadStatus
-    without a call's SID.
+    An unknown status is read as "", since Twilio may add one. Raises BadStatus without a call's
+    SID.
 
     https://www.twilio.com/docs/voice/answering-machine-detection#webhook-parameters
     """
@@ -82,10 +82,10 @@ def read_status(form: Mapping[str, str]) -> StatusUpdate:
 
 
 def fold(known: StatusUpdate | None, update: StatusUpdate) -> StatusUpdate:
-    """What is known of a call, after one more report: the same whatever the order of reports.
+    """Return what is known of a call after one more report, independent of the reports' order.
 
-    The status goes forward only, and nowhere from a terminal one. Facts that only one of the two
-    has are kept.
+    The status only advances, and a terminal one never changes. A fact that only one of the two has
+    is kept.
     """
     if known is None:
         return update
@@ -103,9 +103,9 @@ def fold(known: StatusUpdate | None, update: StatusUpdate) -> StatusUpdate:
 
 
 class Progress:
-    """What this process has heard of the calls that were placed, the latest `REMEMBERED` of them.
+    """The progress of the latest outbound calls, as reported to this process.
 
-    With several worker processes each hears a part; what is stored is folded by the store.
+    With several worker processes each receives some of the reports; the store folds those of all.
     """
 
     def __init__(self, remembered: int = REMEMBERED) -> None:
@@ -113,7 +113,7 @@ class Progress:
         self._calls: OrderedDict[str, StatusUpdate] = OrderedDict()
 
     def fold(self, update: StatusUpdate) -> StatusUpdate:
-        """Take a report in, and return what is known now."""
+        """Add a report, and return what is known now."""
         known = self._calls[update.call_sid] = fold(self._calls.get(update.call_sid), update)
         self._calls.move_to_end(update.call_sid)
         while len(self._calls) > self._remembered:
@@ -121,16 +121,16 @@ class Progress:
         return known
 
     def get(self, call_sid: str) -> StatusUpdate | None:
-        """What is known of a call, None if nothing is."""
+        """Return what is known of a call, or None."""
         return self._calls.get(call_sid)
 
     def latest(self) -> list[StatusUpdate]:
-        """All of them, the one last heard of first."""
+        """Return all of them, the most recently reported first."""
         return list(reversed(self._calls.values()))
 
 
 def _goes_on(known: StatusUpdate, update: StatusUpdate) -> bool:
-    """Whether `update` is a later step of the call than `known`."""
+    """Return whether `update` is a later step of the call than `known`."""
     if not update.status or known.is_terminal:
         return False
     if not known.status or update.is_terminal:
