@@ -307,7 +307,7 @@ async def test_when_all_are_calls_the_next_is_turned_away(
         assert ours.turned_away == 1
 
 
-async def test_nobody_is_counted_who_has_left(
+async def test_a_closed_connection_is_not_counted(
     autojump_clock: Clock, room_for: Callable[[int], ConnectionLimiter]
 ) -> None:
     """By whatever way."""
