@@ -119,7 +119,7 @@ def test_a_second_call_begins_anew(browser: Browser, here: House) -> None:
             phone.hang_up()
 
 
-def test_who_leaves_the_page_hangs_up(browser: Browser, here: House) -> None:
+def test_leaving_the_page_hangs_up(browser: Browser, here: House) -> None:
     with softphone(browser, here) as phone:
         phone.call()
         phone.said("Agent", "Good evening.")
@@ -181,7 +181,7 @@ def test_what_is_wrong_with_the_microphone_is_said(
         phone.hang_up()
 
 
-def test_who_does_not_answer_the_browser_can_go_on_without(browser: Browser, here: House) -> None:
+def test_the_browsers_question_can_be_left_unanswered(browser: Browser, here: House) -> None:
     never = "navigator.mediaDevices.getUserMedia = () => new Promise(() => {});"
     with browser.before_scripts(never), softphone(browser, here) as phone:
         browser.click("#call")
@@ -360,7 +360,7 @@ def assert_for_everybody(browser: Browser) -> None:
     browser.look()
 
 
-def test_what_happens_is_told_to_who_cannot_see(browser: Browser, here: House) -> None:
+def test_events_are_announced_to_screen_readers(browser: Browser, here: House) -> None:
     with softphone(browser, here) as phone:
         phone.call()
         phone.said("Agent", "Good evening.")

@@ -352,7 +352,7 @@ def test_what_the_bridge_says_is_understood(run: Any) -> None:
         '{"event":"new","streamSid":"MZ1"}',
     ],
 )
-def test_what_nobody_should_say_is_left_alone(run: Any, text: str) -> None:
+def test_unpronounceable_text_is_left_alone(run: Any, text: str) -> None:
     assert run("return media.readMessage(given[0], 'MZ1')", text) is None
 
 

@@ -300,7 +300,7 @@ async def test_an_agent_that_says_fin_and_goes_on_listening() -> None:
         assert phone.verbs[1:] == [Say(USING.call.apology), Hangup()]
 
 
-async def test_a_phone_that_vanishes_while_the_agent_speaks(hasty_writes: None) -> None:
+async def test_a_phone_that_disappears_while_the_agent_speaks(hasty_writes: None) -> None:
     """No FIN comes. The write to the phone notices, after WRITE_TIMEOUT: `phone_lost`."""
     async with scene(tell_a_story, quiet(speed=20.0), small_buffers=True) as stage:
         async with stage.call(strict=False) as phone:
@@ -311,7 +311,7 @@ async def test_a_phone_that_vanishes_while_the_agent_speaks(hasty_writes: None) 
             line.reset()
 
 
-async def test_a_phone_that_vanished_before_the_agent_hangs_up() -> None:
+async def test_a_phone_that_disappeared_before_the_agent_hangs_up() -> None:
     """The agent reader notices that the agent closes, `agent_ended`; the phone does not take its
     Close frame's answer to the grave."""
 
@@ -330,7 +330,7 @@ async def test_a_phone_that_vanished_before_the_agent_hangs_up() -> None:
         line.reset()
 
 
-async def test_an_agent_that_vanished_before_the_caller_hangs_up() -> None:
+async def test_an_agent_that_disappeared_before_the_caller_hangs_up() -> None:
     """The receiver notices `stop`, `caller_hung_up`; the agent that answers nothing is cut off."""
     async with scene(failing_agent_lines=True) as stage, stage.call() as phone:
         session = await stage.agent.wait_for_session()
@@ -345,7 +345,7 @@ async def test_an_agent_that_vanished_before_the_caller_hangs_up() -> None:
         await trio.aclose_forcefully(line)
 
 
-async def test_a_phone_whose_cable_is_cut_while_nobody_speaks(soon_noticed: float) -> None:
+async def test_a_phone_whose_cable_is_cut_during_silence(soon_noticed: float) -> None:
     """Nothing comes, and nothing is sent. The kernel asks for a sign of life: `phone_lost`."""
     async with scene() as stage, stage.call(strict=False, silence_frames=False):
         session = await stage.agent.wait_for_session()

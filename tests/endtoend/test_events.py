@@ -86,7 +86,7 @@ async def test_a_call_is_told_while_it_is_on() -> None:
         assert everything.server["draining"] is False
 
 
-async def test_a_viewer_that_does_not_read_costs_nobody_anything() -> None:
+async def test_a_viewer_that_does_not_read_delays_no_call_and_no_viewer() -> None:
     """It is dropped once a write has taken too long; meanwhile others see all of the call."""
 
     async def chatter(agent: AgentSession) -> None:

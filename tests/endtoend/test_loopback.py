@@ -107,7 +107,7 @@ async def outcome(app: QuartTrio, phone: SimulatedPhone) -> str:
 # ---- audio --------------------------------------------------------------------------------------
 
 
-async def test_each_of_several_calls_is_whole_and_hears_nobody_else() -> None:
+async def test_each_of_several_calls_is_whole_and_hears_no_other() -> None:
     """Every byte, in order, both ways, with as many calls at once."""
     together = trio.Event()
     phones: list[SimulatedPhone] = []

@@ -338,7 +338,7 @@ async def test_a_call_that_is_dialled_has_a_line_from_the_first_ring_on() -> Non
         assert len(place.bridge.entrance.slots) == 0
 
 
-async def test_a_call_that_nobody_answers_is_recorded_as_that(recorded: Settings) -> None:
+async def test_an_unanswered_call_is_recorded_as_that(recorded: Settings) -> None:
     """Reports are all that is ever known of it, and the last word stays the last word."""
     async with office(recorded) as place:
         call = await place.dial()

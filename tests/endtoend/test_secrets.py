@@ -110,7 +110,9 @@ def files(folder: Path) -> dict[Path, bytes]:
 async def pages(it: Server) -> list[bytes]:
     """What the server answers, to those who have the token and to those who do not."""
     answers: list[bytes] = []
-    async with httpx.AsyncClient(base_url=it.base_url, timeout=20) as client:
+    # A connection for each: the server may close an idle one just when it is used again.
+    each = httpx.Limits(max_keepalive_connections=0)
+    async with httpx.AsyncClient(base_url=it.base_url, timeout=20, limits=each) as client:
         for token in (TOKEN, "wrong", ""):
             headers = {"Authorization": f"Bearer {token}"} if token else {}
             for method, path in [

@@ -351,7 +351,7 @@ async def test_a_broken_configuration_is_reported_once(mode: Mode, tmp_path: Pat
     assert "drain_seconds" in line
 
 
-async def test_a_broken_edit_ends_no_call_and_is_mended(tmp_path: Path) -> None:
+async def test_a_broken_edit_ends_no_call_and_can_be_corrected(tmp_path: Path) -> None:
     """Also when a worker dies before anybody notices: the others serve, and starts are tried."""
     async with running(SERVE_2, tmp_path) as it, a_call_on_each(it) as (one, other):
         config = tmp_path / "config.toml"

@@ -206,7 +206,7 @@ async def test_the_environment_switches_it_on(monkeypatch: pytest.MonkeyPatch) -
     assert names.count("turn") == 2
 
 
-async def test_a_backend_that_is_away_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_backend_that_is_away_delays_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "CLOSE_SECONDS", 0.3)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     with trio.fail_after(20):

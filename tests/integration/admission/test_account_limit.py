@@ -144,7 +144,7 @@ async def test_asking_twice_for_a_call_takes_one_place(url: str) -> None:
         assert not await one.reserve("CA2", 1)
 
 
-async def test_whoever_carries_the_call_has_its_lease(url: str) -> None:
+async def test_the_process_that_carries_the_call_has_its_lease(url: str) -> None:
     """The webhook came to one process and the socket to another: giving up the reservation, the
     first must not make room."""
     async with counting(url) as web, counting(url) as carrier:

@@ -152,7 +152,7 @@ async def test_a_key_that_is_missing_is_not_tried():
     assert "DEEPGRAM_API_KEY: not set" in found.why
 
 
-async def test_nobody_listens():
+async def test_a_closed_port():
     with trio.socket.socket() as taken:
         await taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody else gets the port
         found = await only(f"ws://127.0.0.1:{taken.getsockname()[1]}/")
@@ -186,7 +186,7 @@ async def serve_tls(context: ssl.SSLContext, task_status=trio.TASK_STATUS_IGNORE
         task_status.started(listeners[0].socket.getsockname()[1])
 
 
-async def test_a_certificate_nobody_trusts():
+async def test_a_certificate_that_is_not_trusted():
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
     async with trio.open_nursery() as nursery:

@@ -41,7 +41,7 @@ def test_one_line_for_each_finding(monkeypatch, capsys):
     code, out, err = run(monkeypatch, capsys)
     assert code == 1
     lines = out.splitlines()
-    assert lines[0].startswith("warn   config   twilio.validate_signatures is false: whoever finds")
+    assert lines[0].startswith("warn   config   twilio.validate_signatures is false: anyone who")
     assert lines[1].startswith("WRONG  agent    nothing listens at 127.0.0.1:9:")
     assert lines[1].endswith("start the agent (`bridge agent`), or correct deepgram.url")
     names = ["config", "agent", "server", "twilio", "records", "clock"]

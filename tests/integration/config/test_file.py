@@ -151,7 +151,7 @@ class TestCurrent:
             await file.current()
         assert len(errors(events)) == 3
 
-    async def test_a_file_that_vanished_or_was_emptied(
+    async def test_a_file_that_was_deleted_or_emptied(
         self, path: Path, events: list[structlog.typing.EventDict]
     ) -> None:
         file = ConfigFile(path)

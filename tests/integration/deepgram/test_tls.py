@@ -76,7 +76,7 @@ async def test_another_hosts_certificate_is_refused(authority: trustme.CA, host:
         await connect(authority.issue_cert("agent.example.com"), host=host)
 
 
-async def test_a_certificate_of_nobodys_is_refused() -> None:
+async def test_a_certificate_of_an_unknown_authority_is_refused() -> None:
     """One that an authority has signed which nobody trusts, its own for example."""
     with pytest.RaisesGroup(
         pytest.RaisesExc(OSError, match=r"TLS failed: .*(self.signed|unable to get local issuer)")

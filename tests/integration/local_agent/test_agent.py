@@ -124,7 +124,7 @@ async def test_a_turn_is_ended_by_force(speech: dict[str, bytes]) -> None:
     assert len(heard) == 2
 
 
-async def test_a_word_that_nobody_can_say() -> None:
+async def test_a_word_that_cannot_be_pronounced() -> None:
     setup = Setup(grammar="#JSGF V1.0;", words=["hello", "nyoki"], voice=VOICE)
     with pytest.raises(WorkerBroken, match=r"no pronunciation for nyoki; .*\[pronunciations\]"):
         async with open_worker(setup):

@@ -718,7 +718,7 @@ async def test_an_ending_is_found_by_another_worker_that_asks_too_early(database
         assert await asked.ending_of(SID, within=5) == Ending("transferred", "+15551112222")
 
 
-async def test_an_ending_nobody_knows_is_not_waited_for_for_ever(database, folder):
+async def test_an_unknown_ending_is_waited_for_with_a_deadline(database, folder):
     async with running(database, folder) as recorder:
         began = trio.current_time()
         assert await recorder.ending_of("'; DROP TABLE calls; --", within=0.1) is None

@@ -327,7 +327,7 @@ def test_no_password_is_ever_shown(tmp_path):
 # ---- PostgreSQL --------------------------------------------------------------------------------
 
 
-def test_postgres_waits_for_nobody_for_long(postgres, monkeypatch):
+def test_postgres_does_not_wait_long_for_a_lock(postgres, monkeypatch):
     monkeypatch.setitem(stores._POSTGRES_LIMITS, "lock_timeout", 0.05)  # type: ignore[index]
     store = Store(postgres.url)
     _empty(store)

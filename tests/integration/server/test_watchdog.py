@@ -243,7 +243,7 @@ class TestAStall:
         assert stalls == [pytest.approx(0.3)]
         assert len(log.events) == 2
 
-    async def test_that_nobody_could_see_is_counted_all_the_same(
+    async def test_that_was_not_observed_is_counted_all_the_same(
         self, clock: Clock, log: Log, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As when C code holds Python's lock and the loop goes on before the thread gets it."""

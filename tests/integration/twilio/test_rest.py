@@ -38,7 +38,7 @@ async def test_a_call_from_first_to_last_on_real_sockets() -> None:
             nursery.cancel_scope.cancel()
 
 
-async def test_nobody_there_on_real_sockets() -> None:
+async def test_a_closed_port_on_real_sockets() -> None:
     async with trio.open_nursery() as nursery:
         base_url = await nursery.start(TwilioStandIn().serve)
         nursery.cancel_scope.cancel()

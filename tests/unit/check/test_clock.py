@@ -40,6 +40,6 @@ def test_a_clock_that_is_wrong(ahead, words):
     assert "NTP" in found.remedy
 
 
-async def test_nobody_to_ask():
+async def test_no_server_to_ask():
     [found] = await check_clock([])
     assert found.status == "skipped"

@@ -81,7 +81,7 @@ def test_no_is_no(monkeypatch, capsys, typed):
     assert webhook(twilio)[0] == OLD
 
 
-def test_with_nobody_to_ask_it_needs_yes(monkeypatch, capsys):
+def test_without_a_terminal_it_needs_yes(monkeypatch, capsys):
     twilio = standin(monkeypatch)
     code, out, err = run(monkeypatch, capsys, OWN_NUMBER)
     assert (code, out) == (2, "")

@@ -206,7 +206,7 @@ def test_words_around_a_line_break_stay_two() -> None:
 
 
 @pytest.mark.parametrize("hidden", ["\u202e", "\u2066", "\u2028", "\U000e0041", "\x1b", "\x85"])
-def test_what_nobody_can_see_is_not_passed_on(hidden: str) -> None:
+def test_invisible_characters_are_not_passed_on(hidden: str) -> None:
     assert fill("{v}", {"v": f"a{hidden}b"}) == ("a b", [])
 
 

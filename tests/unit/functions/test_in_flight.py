@@ -367,7 +367,7 @@ async def test_failed_and_cancelled_at_the_same_time(autojump_clock: MockClock) 
     assert logs == []
 
 
-async def test_an_interrupt_is_nobodys_to_catch() -> None:
+async def test_an_interrupt_is_not_caught() -> None:
     with pytest.RaisesGroup(KeyboardInterrupt):
         async with a_call(raises(KeyboardInterrupt())) as phone:
             phone.ask(fc("f"))

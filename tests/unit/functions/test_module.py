@@ -118,7 +118,7 @@ def test_it_is_a_program(write: Write) -> None:
     assert "it calls sys.exit() when imported; put that under `if __name_" in refusal("tables_9")
 
 
-def test_an_interrupt_is_nobodys_error(write: Write) -> None:
+def test_an_interrupt_is_not_an_error_of_the_module(write: Write) -> None:
     write("tables_10.py", "raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):
         Functions.from_module("tables_10")

@@ -173,7 +173,7 @@ async def test_a_trusted_proxy_makes_no_client_local() -> None:
         assert response.status_code == 403
 
 
-async def test_who_guesses_is_told_from_the_others_behind_the_same_proxy() -> None:
+async def test_a_guessing_client_is_told_from_others_behind_the_same_proxy() -> None:
     app = application(server={"trusted_proxies": ("10.0.0.7",)})
     for _ in range(11):
         guess = await ask(app, "GET", "/calls", peer="10.0.0.7", X_Forwarded_For="203.0.113.9")

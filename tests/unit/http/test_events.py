@@ -97,7 +97,7 @@ async def test_what_is_no_sid_is_not_waited_for(world: EventWorld, sid: str) -> 
 
 
 @pytest.mark.parametrize("path", ["/events", f"/calls/{SID}/events"])
-async def test_only_who_has_the_token_watches(world: EventWorld, path: str) -> None:
+async def test_only_clients_with_the_token_watch(world: EventWorld, path: str) -> None:
     async with world.client(token="") as stranger:
         answer = await stranger.get(path)
     assert answer.status_code == 401

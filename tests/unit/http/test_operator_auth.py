@@ -65,7 +65,7 @@ def test_no_guess_is_right_and_none_raises(guess: str) -> None:
     assert status({"Authorization": f"Bearer {guess}"}, token=TOKEN) == 401
 
 
-def test_who_keeps_guessing_is_told_to_wait_and_the_token_still_works() -> None:
+def test_a_client_that_keeps_guessing_is_told_to_wait_and_the_token_still_works() -> None:
     clock = Clock()
     gate = Gate(clock)
     wrong = Headers({"Host": LOCAL, "Authorization": "Bearer x"})

@@ -42,7 +42,7 @@ def test_a_trusted_peer_is_believed(peer: str) -> None:
 
 
 @pytest.mark.parametrize("peer", ["nonsense", "10.0.0.70", "::ffff:10.0.0.8", "10.0.0.7 "])
-def test_who_only_looks_like_it_is_not(peer: str) -> None:
+def test_a_peer_that_only_resembles_a_proxy_is_none(peer: str) -> None:
     assert request_origin(peer, "http", forwarded(), TRUSTED).host == "inside:5000"
 
 

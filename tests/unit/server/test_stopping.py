@@ -129,7 +129,7 @@ async def test_nothing_happens_until_somebody_asks(
     assert bridge.asked == []
 
 
-async def test_with_nothing_live_the_listeners_close_when_nobody_can_be_on_the_way(
+async def test_with_nothing_live_the_listeners_close_when_no_call_can_be_under_way(
     autojump_clock: Clock, bridge: FakeBridge
 ) -> None:
     stop = Stop(bridge)
@@ -436,7 +436,7 @@ def test_without_signals_everything_is_as_before(now: list[float]) -> None:
     assert [signal.getsignal(number) for number in stopping.SIGNALS] == before
 
 
-def test_a_sigterm_that_comes_when_all_is_over_kills_nobody(now: list[float]) -> None:
+def test_a_sigterm_after_the_end_kills_no_process(now: list[float]) -> None:
     """The exit status says that the server ended as it was asked to, not that it was killed."""
     before = signal.getsignal(signal.SIGINT)
     with StopSignals():

@@ -105,7 +105,9 @@ async def test_http_2_without_tls_is_refused(autojump_clock: Clock) -> None:
         assert server.connections == 0
 
 
-async def test_the_trap_is_real_http_2_stays_for_ever(autojump_clock: Clock, stock: None) -> None:
+async def test_the_trap_is_real_an_http_2_connection_never_closes(
+    autojump_clock: Clock, stock: None
+) -> None:
     """Without the remedy one line buys a connection without an end."""
     async with serving(Echo().app) as server:
         await server.connect().write(PREFACE)
@@ -305,7 +307,7 @@ async def test_when_all_are_calls_the_next_is_turned_away(
         assert ours.turned_away == 1
 
 
-async def test_nobody_is_counted_who_has_left(
+async def test_a_closed_connection_is_not_counted(
     autojump_clock: Clock, room_for: Callable[[int], ConnectionLimiter]
 ) -> None:
     """By whatever way."""
@@ -335,7 +337,7 @@ GONE: dict[str, Callable[[Peer], Any]] = {
 
 @pytest.mark.parametrize("said", [b"", b"G", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"])
 @pytest.mark.parametrize("gone", GONE)
-async def test_who_has_left_is_not_waited_for(
+async def test_a_closed_connection_is_not_waited_for(
     autojump_clock: Clock, said: bytes, gone: str
 ) -> None:
     """Its descriptor is free at once, before another can ask for it."""
@@ -348,7 +350,7 @@ async def test_who_has_left_is_not_waited_for(
         assert trio.current_time() == 0
 
 
-async def test_the_trap_is_real_who_has_left_stays_for_five_seconds(
+async def test_the_trap_is_real_a_closed_connection_stays_for_five_seconds(
     autojump_clock: Clock, stock: None
 ) -> None:
     """Without the remedy whoever comes and goes holds a descriptor all the while."""

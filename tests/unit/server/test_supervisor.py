@@ -220,7 +220,7 @@ async def test_a_worker_that_hangs_at_an_immediate_stop_is_killed(
     assert it.ended_at - began == pytest.approx(STOP_NOW_SECONDS + SLACK_SECONDS)
 
 
-async def test_nobody_waits_for_what_cannot_be_killed(
+async def test_a_process_that_cannot_be_killed_is_not_waited_for(
     autojump_clock: Clock, nursery: trio.Nursery
 ) -> None:
     it = await shop(nursery, 1)

@@ -518,7 +518,7 @@ async def test_a_reset_is_a_loss_on_both_sides(autojump_clock) -> None:
     assert only(agent).closed.by == "lost"
 
 
-async def test_a_client_that_vanishes_ends_the_session_with_all_it_sent_read(
+async def test_a_client_that_disappears_ends_the_session_with_all_it_sent_read(
     autojump_clock,
 ) -> None:
     agent = SimulatedAgent()

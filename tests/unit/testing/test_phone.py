@@ -295,7 +295,7 @@ def test_signatures_agree_with_the_official_library(params, token):
     assert ours == theirs
 
 
-async def test_nobody_listening_is_unreachable(autojump_clock):
+async def test_a_closed_port_is_unreachable(autojump_clock):
     async def refuse(host: str, port: int, tls: bool) -> trio.abc.Stream:
         raise ConnectionRefusedError(111, "Connection refused")
 

@@ -71,7 +71,7 @@ async def test_following(answer, why):
         assert news[0] == ["Hello."]
 
 
-async def test_nobody_to_follow():
+async def test_no_server_to_follow():
     with trio.socket.socket() as taken:
         await taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
