@@ -29,7 +29,7 @@ from bridge.deepgram.agents import choose_agent, fill_in, variables_of
 from bridge.deepgram.context_hook import fetch_context
 from bridge.deepgram.prewarm import Prepared, Prewarming
 from bridge.deepgram.retry import open_within
-from bridge.deepgram.session import AgentSession, OpenStream, open_session
+from bridge.deepgram.session import AgentSession, open_session
 from bridge.deepgram.settings import settings_message
 from bridge.functions import FunctionError, Functions
 from bridge.functions.builtin import built_in
@@ -40,6 +40,7 @@ from bridge.records.recorder import NullRecorder, Recorder, recorder_for
 from bridge.records.wav import CallRecording
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.tracing import Tracing, tracing_for
+from bridge.transport.websocket_client import OpenStream
 from bridge.twilio import twiml
 from bridge.twilio.media_stream import MediaStream
 from bridge.twilio.messages import StartDetails
@@ -321,7 +322,7 @@ class Bridge:
                 session = await stack.enter_async_context(
                     open_within(
                         max(budget - spent, min(budget, settings.deepgram.connect_timeout)),
-                        lambda: self._open_session(settings, nursery, message, close_by),
+                        lambda: self._open_session(settings, message, close_by),
                     )
                 )
                 yield session
@@ -386,11 +387,10 @@ class Bridge:
         self.prewarming.begin(call_sid, prepare, partial(self._open_session, settings))
 
     def _open_session(
-        self, settings: Settings, nursery: trio.Nursery, message: str, close_by: GoodbyeBy
+        self, settings: Settings, message: str, close_by: GoodbyeBy
     ) -> AbstractAsyncContextManager[AgentSession]:
         assert self._secrets is not None
         return open_session(
-            nursery,
             settings.deepgram.url,
             key=self._secrets.deepgram_api_key,
             settings=message,

@@ -28,11 +28,14 @@ from trio_websocket import wrap_client_stream
 from bridge.config.file import FixedConfig
 from bridge.config.settings import Secrets, Settings
 from bridge.http.app import create_app
-from bridge.server.hypercorn.guard import GuardedTCPServer
+from bridge.server.hypercorn.connection import GuardedTCPServer
+from bridge.server.hypercorn.install import install
 from bridge.server.serve import hypercorn_config, serve
 from bridge.testing.agent.server import Behaviour, Script, SimulatedAgent, silent
 from bridge.testing.phone.phone import SimulatedPhone
 from bridge.testing.phone.webhook import sign
+
+install()
 
 # What Twilio and the server have in common: phones sign with it, and everything is checked.
 AUTH_TOKEN = "twilio-auth-token-0123456789"

@@ -320,8 +320,6 @@ class Call:
         if why := self._admit(start):
             return self._end(Outcome.PROTOCOL_ERROR, why)
         self._introduce(start)
-        # From here on it is audio, which the agent gets in frames: no need to look more often.
-        self._phone.receive_every(self._settings.frame_ms / 1000)
         try:
             while True:
                 for message in await self._phone.receive():

@@ -25,7 +25,6 @@ from bridge.deepgram import messages as agent_says
 from bridge.deepgram.session import AgentClosed, AgentFailed, AgentSession
 from bridge.functions.in_flight import FunctionCalls
 from bridge.log import get_logger
-from bridge.transport.grid import Nap, next_tick
 from bridge.twilio.media_stream import MediaStream
 
 log = get_logger(__name__)
@@ -106,10 +105,6 @@ class Conversation:
         self._delay_sent = delay_sent
         self.bytes_dropped = 0
         """Of the agent's audio, what came when the caller had cut in, or had not been sent yet."""
-        # When what has come is to be played; None: as soon as it comes.
-        self._play_at: float | None = None
-        self._frame_seconds = frame_ms / 1000
-        self._nap = Nap(self._frame_seconds)
         # What the agent was given to say: when it says it, that is no word of its own.
         self._given: list[str] = []
         # What it was given as the caller's words: they are in the transcript already.
@@ -151,11 +146,9 @@ class Conversation:
         self._silence.session_opened(trio.current_time())
         self.running = functions
         self.changed()
-        self._play_at = None
         try:
             while True:
-                nap = None if self._play_at is None else self._nap
-                received = await agent.receive(nap)
+                received = await agent.receive()
                 if not self._audio:
                     self._oldest_at = agent.oldest_at
                 for message in received:
@@ -164,23 +157,11 @@ class Conversation:
                     else:
                         await self._hear(message, functions, nursery)
                         self.changed()
-                await self._play_if_due()
+                await self._play()
         except (AgentFailed, AgentClosed):
             # What it said before is still worth hearing.
             await self._play()
             raise
-
-    async def _play_if_due(self) -> None:
-        """Play what has come: the first audio of a reply at once, the rest at the next tick.
-
-        All that is played together is one message: fewer of them, and no more delay than a frame.
-        What comes after a tick that brought nothing is as good as a new reply.
-        """
-        now = trio.current_time()
-        waiting = len(self._audio)
-        if self._play_at is None or now >= self._play_at or waiting >= MAX_MEDIA_BYTES:
-            await self._play()
-            self._play_at = next_tick(now, self._frame_seconds) if waiting else None
 
     def _hear_audio(self, audio: bytes) -> None:
         now = trio.current_time()
@@ -248,7 +229,6 @@ class Conversation:
         """The agent has sent an utterance whole: play its last bytes, and ask to be told when the
         caller has heard it."""
         self._gate.audio_done()
-        self._play_at = None
         self._audio += self._frames.flush()
         await self._play()
         if self.playback.may_be_playing:
@@ -270,8 +250,6 @@ class Conversation:
         unsent = len(self._audio) + len(self._frames.flush())
         self.bytes_dropped += unsent
         self._audio.clear()
-        self._play_at = None
-        self._nap.end()
         await self._phone.clear()
         now = trio.current_time()
         self.barge_in_seconds.append(now - signalled_at)

@@ -19,7 +19,6 @@ from bridge.deepgram.messages import ForceEndTurn
 from bridge.deepgram.session import AgentClosed, AgentSession
 from bridge.log import get_logger
 from bridge.outcome import Outcome
-from bridge.transport.grid import Nap
 
 log = get_logger(__name__)
 
@@ -68,9 +67,7 @@ class Timekeeper:
         self._warn_at = self._ends_at - WARNING_SECONDS
         self._keypad = Keypad()
         self._typed: list[_Typed] = []
-        # The ticks of all calls are in the same pass of the event loop.
-        self._nap = Nap(TICK_SECONDS)
-        self._awake = False
+        self._wake = trio.Event()
         self.force_end_turn = False
         """Whether the agent can be told that the caller's turn is over: Flux can."""
 
@@ -86,16 +83,16 @@ class Timekeeper:
             return False
         self._conversation.words_written(words)
         self._typed.append(_Typed(words, cut_in=True))
-        self._awake = True
-        self._nap.end()
+        self._wake.set()
         return True
 
     async def run(self) -> None:
         """Do what is due, for as long as the call lasts."""
         while True:
-            if not self._awake:
-                await self._nap.until_tick()
-            self._awake = False
+            # The ticks of all calls are in the same pass of the event loop.
+            with trio.move_on_at((trio.current_time() // TICK_SECONDS + 1) * TICK_SECONDS):
+                await self._wake.wait()
+            self._wake = trio.Event()
             now = trio.current_time()
             self._add(self._keypad.take(now))
             agent = self._agent()

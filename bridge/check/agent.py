@@ -25,12 +25,12 @@ from bridge.deepgram.session import (
     AgentFailed,
     AgentSession,
     AgentUnavailable,
-    OpenStream,
     open_session,
 )
 from bridge.deepgram.settings import settings_message
 from bridge.functions import FunctionError, Functions
 from bridge.functions.builtin import built_in
+from bridge.transport.websocket_client import OpenStream
 
 # What the first words may take after the Settings: the voice is made, and perhaps refused.
 GREETING_SECONDS = 6.0
@@ -140,23 +140,20 @@ async def _check_one(
     failure: Exception | None = None
     heard = "nothing"
     warnings: list[messages.Warning] = []
-    # Raised and kept inside, so that it does not come out in an exception group.
-    async with trio.open_nursery() as nursery:
-        try:
-            async with open_session(
-                nursery,
-                settings.deepgram.url,
-                key=secrets.deepgram_api_key,
-                settings=message,
-                timeout=settings.deepgram.connect_timeout,
-                close_by=lambda: trio.current_time() + GOODBYE_SECONDS,
-                open_stream=open_stream,
-            ) as session:
-                took = trio.current_time() - started
-                warnings += session.warnings
-                heard = await _first_words(session, bool(table.get("greeting")), warnings)
-        except (AgentUnavailable, AgentFailed, AgentClosed) as error:
-            failure = error
+    try:
+        async with open_session(
+            settings.deepgram.url,
+            key=secrets.deepgram_api_key,
+            settings=message,
+            timeout=settings.deepgram.connect_timeout,
+            close_by=lambda: trio.current_time() + GOODBYE_SECONDS,
+            open_stream=open_stream,
+        ) as session:
+            took = trio.current_time() - started
+            warnings += session.warnings
+            heard = await _first_words(session, bool(table.get("greeting")), warnings)
+    except (AgentUnavailable, AgentFailed, AgentClosed) as error:
+        failure = error
     if failure is not None:
         return explain(check, failure, where, name)
     if warnings:

@@ -20,9 +20,8 @@ from bridge.admission.slots import Limits
 from bridge.call.call import TICKET
 from bridge.config.file import SettingsSource
 from bridge.config.settings import Secrets
-from bridge.deepgram.session import OpenStream
 from bridge.http.dialling import DIRECTION, outbound_parameters, with_webhook
-from bridge.http.media_socket import DirectWebsocketConnection, QuartMediaSocket
+from bridge.http.media_socket import DirectWebsocketConnection, accepted
 from bridge.http.openapi import description
 from bridge.http.operator import Operator
 from bridge.http.operator_api import TWILIO_ENDPOINTS, control_blueprint
@@ -34,6 +33,7 @@ from bridge.log import get_logger
 from bridge.outcome import Outcome
 from bridge.server.instance import HEADER, instance
 from bridge.service import Bridge
+from bridge.transport.websocket_client import OpenStream
 from bridge.twilio import twiml
 from bridge.twilio.media_stream import MediaStream
 from bridge.twilio.rest import is_call_sid
@@ -173,15 +173,13 @@ def create_app(
     @app.websocket("/media-stream")
     async def media_stream() -> tuple[str, int] | None:
         settings = await bridge.settings()
-        # The proxy looks the websocket up in the context at every use; a call uses it a lot.
         socket = cast("Any", websocket)._get_current_object()
         purpose = doors.check_socket(socket, settings, bridge.auth_tokens, bridge.read_ticket)
         with bridge.admission.socket(Limits.of(settings)) as entry:
             if entry is None:
                 return "too many sockets are waiting to start\n", 503
-            await websocket.accept()
-            phone = MediaStream(QuartMediaSocket(socket))
-            await bridge.run_call(phone, settings, entry, purpose)
+            async with accepted(socket) as phone:
+                await bridge.run_call(MediaStream(phone), settings, entry, purpose)
         return None
 
     @app.post("/call-ended")
