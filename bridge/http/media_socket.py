@@ -117,7 +117,8 @@ async def accepted(websocket: Websocket) -> AsyncIterator[WebSocket]:
     """Accept the handshake and give the connection's stream, as a `WebSocket`, to the body.
 
     On leaving, the websocket is closed if it is not yet: with 1011 after an error, with 1000
-    otherwise. Then the stream is hypercorn's again, which closes the connection.
+    otherwise; when the body is cancelled, it is dropped. Then the stream is hypercorn's again,
+    which closes the connection.
     """
     await websocket.accept()
     connection: GuardedTCPServer = websocket.scope["state"][CONNECTION_KEY]
@@ -130,11 +131,20 @@ async def accepted(websocket: Websocket) -> AsyncIterator[WebSocket]:
         received=received,
         pace=Pace(FRAMES_PER_SECOND, FRAMES_AT_ONCE).spend,
     )
-    code = INTERNAL_ERROR
     try:
         yield socket
-        code = NORMAL_CLOSURE
-    finally:
-        by = trio.current_time() + CLOSE_TIMEOUT
-        with trio.CancelScope(shield=True, deadline=by):
-            await socket.close(code, by=by)
+    except Exception:
+        await _close(socket, INTERNAL_ERROR)
+        raise
+    except BaseException:
+        # Cancelled: the time that a call has for its goodbye is over.
+        await socket.drop()
+        raise
+    await _close(socket, NORMAL_CLOSURE)
+
+
+async def _close(socket: WebSocket, code: int) -> None:
+    by = trio.current_time() + CLOSE_TIMEOUT
+    # Cancelled meanwhile, an error of the handler would be lost.
+    with trio.CancelScope(shield=True, deadline=by):
+        await socket.close(code, by=by)

@@ -4,8 +4,7 @@ stream can be handed over to the application.
 hypercorn 0.18 runs all connections in one nursery. An exception in one connection's protocol code
 (one non-ASCII byte in some headers of an upgrade request is enough) ends that nursery, and with it
 the server and every call. It writes to sockets in a shield without a deadline, so that a peer
-which stops reading can be neither timed out nor cancelled nor shut down. And it waits without a
-limit for an application that has returned to read what the peer still sends.
+which stops reading can be neither timed out nor cancelled nor shut down.
 
 Its classes are private, so its version is pinned in pyproject.toml; `install` puts these in their
 place. tests/unit/server/hypercorn fails without each remedy, and when a remedy is not needed any
@@ -20,14 +19,13 @@ application returns, the connection is closed, by hypercorn, as any other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final, cast
 
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.typing import AppWrapper, ASGIReceiveCallable, ASGIReceiveEvent
+from hypercorn.typing import AppWrapper
 
 from bridge.log import get_logger
 from bridge.server.limits import Crowd
@@ -194,33 +192,12 @@ class GuardedTCPServer(TCPServer):
         with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
             await super()._close()
 
-    async def _run_application(
-        self, scope: Any, receive: ASGIReceiveCallable, send: Any, *others: Callable[..., Any]
-    ) -> None:
-        """Run the application, and when it has returned read on in its place.
-
-        hypercorn queues ten events for it. With the queue full and no task reading, the socket's
-        reader waits without a limit, and so does the end of the connection.
-        """
-        told = False
-
-        async def receive_event() -> ASGIReceiveEvent:
-            nonlocal told
-            event = await receive()
-            told = event["type"] in ("websocket.disconnect", "http.disconnect")
-            return event
-
-        async def discard() -> None:
-            while not told:
-                await receive_event()
-
+    async def _run_application(self, *arguments: Any) -> None:
+        """Run the application, and let a KeyboardInterrupt end the server."""
         try:
-            await self._application(scope, receive_event, send, *others)
+            await self._application(*arguments)
         except BaseExceptionGroup as group:
             # hypercorn would log whatever is in the group and go on.
             if group.subgroup(KeyboardInterrupt) is not None:
                 raise KeyboardInterrupt from group
             raise
-        finally:
-            if not told:
-                self._task_group.spawn(discard)

@@ -170,6 +170,7 @@ async def test_one_byte_at_a_time_is_paced_too(autojump_clock: Clock) -> None:
     reads = 0
     async with serving(Echo().app) as server:
         peer = await server.live_call()
+        await trio.testing.wait_all_tasks_blocked()
         receive = peer.server_stream.receive_some
 
         async def counted(max_bytes: int | None = None) -> bytes:

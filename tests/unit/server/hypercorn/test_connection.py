@@ -243,7 +243,7 @@ class Download:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
-            return
+            raise NotImplementedError  # as an application without start-up does
 
         async def keep_sending() -> None:
             await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -392,38 +392,6 @@ def _trickle(peer: Peer) -> None:
 
 
 # ---- every connection ends -----------------------------------------------------------------
-
-
-async def _leave_with_a_body_unread() -> int:
-    """Return how many connections are left long after a handler returned with a full queue."""
-    leave = trio.Event()
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await leave.wait()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-
-    async with serving(app) as server:
-        peer = server.connect()
-        await peer.write(POST)
-        for _ in range(30):
-            await peer.write(b"a piece")
-        leave.set()
-        with trio.CancelScope(shield=True):
-            await trio.sleep(FOR_EVER)
-        return server.connections
-
-
-async def test_a_handler_may_leave_with_a_body_unread(autojump_clock: Clock, logs: Any) -> None:
-    """A peer that sends more than the handler reads cannot hold the connection open."""
-    assert await _leave_with_a_body_unread() == 0
-
-
-async def test_the_trap_is_real_an_unread_body_holds_the_connection(
-    autojump_clock: Clock, stock: None
-) -> None:
-    """Without the remedy the reader waits for a queue that no task empties, and so does the end."""
-    assert await _leave_with_a_body_unread() == 1
 
 
 async def test_a_handler_may_leave_with_messages_unread(autojump_clock: Clock, logs: Any) -> None:
@@ -651,6 +619,7 @@ async def test_a_download_with_a_zero_window_is_given_up(
             server = await _start(Download(), nursery)
             stream = await server.connect(receive_buffer=4096)
             await stream.send_all(GET)
+            await trio.sleep(0.1)
             server.stop.set()
         await stream.aclose()
 
