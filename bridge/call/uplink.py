@@ -4,9 +4,7 @@ QUEUE_SECONDS of audio wait between the two tasks. When it is more, because the 
 connected yet, the oldest is dropped and counted: in a conversation late audio is worse than lost
 audio, and the receiver must go on hearing `stop`, keys and marks.
 
-What was put while the taker was elsewhere is taken in one piece. In the ordinary way that is what
-one read of the phone's socket brought, which is a frame of `call.frame_ms`, more or less 20 ms; see
-`bridge.transport.grid`.
+What was put while the taker was elsewhere is taken in one piece.
 """
 
 from __future__ import annotations

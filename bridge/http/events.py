@@ -9,7 +9,7 @@ that still wants to know connects again. One call's stream ends with one of
     unknown     BEGIN_SECONDS have gone by and there is no such call
 
 A viewer that reads slowly is sent a new snapshot instead of what it missed; one that does not read
-at all is dropped after the server's WRITE_TIMEOUT (`bridge.server.hypercorn.guard`).
+at all is dropped after the server's WRITE_TIMEOUT (`bridge.server.hypercorn.connection`).
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """

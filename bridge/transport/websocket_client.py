@@ -33,8 +33,8 @@ OpenStream = Callable[[SplitResult], Awaitable[trio.abc.Stream]]
 
 
 class HandshakeFailed(Exception):
-    """The peer did not open a websocket. Says what it did instead, beginning with the verb; `status`
-    if it refused with one of HTTP's."""
+    """The peer did not open a websocket. Says what it did instead, beginning with the verb;
+    `status` if it refused with one of HTTP's."""
 
     def __init__(self, why: str, *, status: int | None = None) -> None:
         super().__init__(why)
