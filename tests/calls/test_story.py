@@ -268,7 +268,6 @@ async def test_no_agent_is_called_before_start(
         with pytest.raises(Exception, match="1002"):
             await socket.get_message()
         assert trio.current_time() - began == pytest.approx(5.0)
-        await world.quiet()
         assert world.agent.connections == 0
     assert world.ending["outcome"] == "protocol_error"
     assert world.ending["reason"] == "no start message within 5 seconds"
@@ -282,7 +281,6 @@ async def test_audio_in_another_format_is_refused(
         await socket.send_message(start_message(world.app).replace("8000", "16000"))
         with pytest.raises(Exception, match="1002"):
             await socket.get_message()
-        await world.quiet()
         assert world.agent.connections == 0
     assert "µ-law at 8 kHz" in world.ending["reason"]
 
