@@ -1,7 +1,7 @@
 # bridge in a container: docker build -t bridge . && docker run --env-file secrets.env -p 5000:5000 bridge
 #
-# The configuration is /data/config.toml, which a volume may bring; without one, bridge's defaults
-# hold. A container that is stopped needs its time to drain: docker run --stop-timeout 100.
+# The configuration is /data/config.toml; mount a volume there to bring your own. Give a container
+# time to drain when it is stopped: docker run --stop-timeout 100.
 
 FROM python:3.12-slim AS build
 WORKDIR /src

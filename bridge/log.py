@@ -1,19 +1,19 @@
 """The log: one line per event on standard error, for people (`console`) or programs (`json`).
 
 Everything that is logged, by bridge through structlog and by the libraries through `logging`,
-passes one chain, and that chain is what makes the log safe to read:
+passes one chain of processors, which makes the log safe to read:
 
-- Secrets, wherever they turn up, become `[secret]`.
+- Secrets become `[secret]`, in every key, value and traceback.
 - Phone numbers are masked (`+15…4567`) while `logging.mask_numbers` is on.
 - Control characters are written as escapes, so that nothing a peer sends can forge a second line
-  or restyle a terminal. Only a traceback has line breaks of its own; each of its lines is indented
-  in the console, where no event is, and in JSON it is one string.
-- Nothing here raises into a call: a value that cannot be shown says so, and a line that cannot be
-  written is lost.
+  or restyle a terminal. Only a traceback has line breaks; in the console each of its lines is
+  indented, as no event is, and in JSON it is one string.
+- Nothing here raises into a call: a value that cannot be shown is replaced by a note, and a line
+  that cannot be written is dropped.
 
 Lines are written synchronously, on Trio's thread. That is acceptable because the number of lines
-per call is constant (its start, its end, what went wrong) and never grows with its audio; a queue
-and a thread would cost more than they save and lose the last lines of a crash.
+per call is constant (its start, its end, its errors) and does not grow with its audio; a queue and
+a thread would cost more than they save, and lose the last lines of a crash.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from bridge.config.settings import LoggingSettings, Secrets
 from bridge.text import printable
 
 TEXT_LIMIT = 8_192  # characters of one value: a peer's whole message does not belong in a log
-TRACEBACK_LIMIT = 65_536  # an ExceptionGroup of a full call, with room
+TRACEBACK_LIMIT = 65_536  # more than an ExceptionGroup of all of a call's tasks
 DEPTH_LIMIT = 4  # of nested values
 ITEMS_LIMIT = 100  # of a list or table
-SHORTEST_SECRET = 6  # anything shorter would strike out ordinary words
+SHORTEST_SECRET = 6  # anything shorter would redact ordinary words
 
-# Hypercorn says at INFO where it listens; other libraries matter only when something is wrong.
+# Hypercorn logs its addresses at INFO; other libraries matter only when something is wrong.
 LIBRARY_LEVELS = {"hypercorn.error": logging.INFO}
 LIBRARY_LEVEL = logging.WARNING
 
@@ -57,11 +57,11 @@ def configure(
     stream: TextIO | None = None,
     secrets: Secrets | None = None,
 ) -> None:
-    """Send structlog's and `logging`'s events to `stream` (standard error by default) as
-    `settings` say. Values of `secrets` never appear in it.
+    """Send structlog's and `logging`'s events to `stream` (standard error by default) according
+    to `settings`. Values of `secrets` never appear in it.
 
-    A second call replaces the first. A library's logger that has handlers of its own (hypercorn's,
-    when the `hypercorn` command runs the app) is left to them: its lines would come twice.
+    A second call replaces the first. A library's logger with handlers of its own (hypercorn's,
+    when the `hypercorn` command runs the app) is left alone: its lines would be written twice.
     """
     stream = sys.stderr if stream is None else stream
     level = logging.getLevelNamesMapping()[settings.level.upper()]
@@ -92,14 +92,16 @@ def configure(
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
-    """A logger whose lines carry `logger=name`; modules pass `__name__`. It follows `configure`,
-    also when that comes later. `bind` it once per call: a bound logger filters at no cost.
+    """Return a logger whose lines carry `logger=name`; modules pass `__name__`.
+
+    It follows `configure`, even if that is called later. `bind` it once per call: a bound logger
+    filters at no cost.
     """
     return cast(FilteringBoundLogger, structlog.get_logger(name))
 
 
 class _Sink:
-    """Where lines end."""
+    """Writes lines to the stream."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
@@ -113,7 +115,7 @@ class _Sink:
             try:
                 self._put(self._stream, line + "\n")
             except (OSError, ValueError):
-                # Closed, or nobody reads: a call is worth more than its log.
+                # The stream is closed, or its reader is gone. That must not end a call.
                 return
 
     @staticmethod
@@ -126,7 +128,7 @@ class _Sink:
 
 
 class _Named:
-    """What structlog calls a logger: a method per level, each of which writes the line."""
+    """A logger in structlog's sense: a method per level, each of which writes the line."""
 
     def __init__(self, sink: _Sink, name: str) -> None:
         self.name = name
@@ -137,7 +139,7 @@ class _Named:
 
 
 class _LibraryHandler(logging.Handler):
-    """Takes the libraries' records to the sink."""
+    """Passes the libraries' records to the sink."""
 
     def __init__(self, sink: _Sink, level: int) -> None:
         super().__init__()
@@ -152,7 +154,7 @@ class _LibraryHandler(logging.Handler):
         try:
             line = self.format(record)
         except Exception as error:  # a library's arguments that do not fit its own message
-            line = f"a line of {printable(record.name)} could not be shown: {type(error).__name__}"
+            line = f"a line of {printable(record.name)} cannot be shown: {type(error).__name__}"
         self._sink.write(line)
 
 
@@ -171,7 +173,7 @@ def _route_libraries(
         if isinstance(old, _LibraryHandler):
             root.removeHandler(old)
     root.addHandler(handler)
-    # Also on the loggers, so that a filtered line of theirs costs nothing.
+    # Also on the loggers, so that a filtered line costs nothing.
     root.setLevel(max(level, LIBRARY_LEVEL))
     for name, least in LIBRARY_LEVELS.items():
         logging.getLogger(name).setLevel(max(level, least))
@@ -194,7 +196,7 @@ def _add_time(_logger: Any, _method: str, event: EventDict) -> EventDict:
 
 
 class _Traceback(str):
-    """The text of a traceback: the one string whose line breaks are ours."""
+    """The text of a traceback: the only string whose line breaks are kept."""
 
     __slots__ = ()
 
@@ -214,8 +216,8 @@ def _add_traceback(_logger: Any, _method: str, event: EventDict) -> EventDict:
 
 
 class _Cleaner:
-    """The processor that makes every key and value safe and plain: text, numbers, and lists and
-    tables of them.
+    """The processor that turns every key and value into safe, plain data: text, numbers, and lists
+    and tables of them.
     """
 
     def __init__(self, redact: Callable[[str], str], *, mask_numbers: bool) -> None:
@@ -260,7 +262,7 @@ class _Cleaner:
         return printable(self._hide(text, TEXT_LIMIT, number=number))
 
     def _hide(self, text: str, limit: int, *, number: bool = False) -> str:
-        # Cut last: half a secret, or a number one digit short, would no longer be known as one.
+        # Cut last: half a secret, or a number one digit short, would not be recognised.
         text = self._redact(text)
         if self._mask_numbers:
             text = _mask_whole(text) if number else _E164.sub(_mask, text)
@@ -272,16 +274,16 @@ def _shown(value: object) -> str:
         if isinstance(value, (str, os.PathLike, date)):
             return str(value)
         return repr(value)
-    except Exception as error:  # anyone's __repr__, for the sake of a log line
+    except Exception as error:  # a __repr__ may raise anything
         return f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
 
 
-# A number in E.164, also where a form or an address spells the plus %2B.
+# A number in E.164, also with its plus percent-encoded, as in forms and URLs.
 _E164 = re.compile(r"(?:\+|%2[Bb])[0-9]{7,15}(?![0-9])")
 
 
 def mask_number(text: str) -> str:
-    """A phone number as the log shows it, `+15…4567`; a word such as "anonymous" as it is."""
+    """Mask a phone number as the log does, `+15…4567`; leave a word such as "anonymous" alone."""
     return _mask_whole(text)
 
 
@@ -290,8 +292,8 @@ def _mask(match: re.Match[str]) -> str:
 
 
 def _mask_whole(text: str) -> str:
-    # What comes under a number's key is one number, however it is written; or a word such as
-    # "anonymous", which tells nothing.
+    # A value under a number's key is one number, in whatever notation; or a word such as
+    # "anonymous", which need not be masked.
     digits = sum(character.isdigit() for character in text)
     return _masked(text) if digits >= 7 else text
 
@@ -301,7 +303,7 @@ def _masked(number: str) -> str:
 
 
 def _redactor(secrets: Sequence[str]) -> Callable[[str], str]:
-    # A secret is looked for as it is, and as repr and JSON would write it.
+    # A secret is looked for in plain, and as repr and JSON would write it.
     forms: set[str] = set()
     for secret in secrets:
         if len(secret) >= SHORTEST_SECRET:
@@ -332,7 +334,7 @@ class _Console:
         if isinstance(error, _Traceback):
             del event["exception"]
         if str(event.get("logger", "")).startswith("bridge"):
-            # bridge's own events are known by their words.
+            # bridge's own events are recognised by their words.
             del event["logger"]
         time, words = event.pop("time", ""), str(event.pop("event", ""))
         call = {"call_sid": event.pop("call_sid")} if "call_sid" in event else {}
@@ -358,7 +360,7 @@ _PLAIN = re.compile(r"[^\s\"'=\[\]{}]+")
 
 
 def _quoted(value: Any) -> str:
-    # In double quotes, and none inside: a peer's text cannot close them and add a pair of its own.
+    # In double quotes, without any inside: text from a peer cannot close them and add a pair.
     if not isinstance(value, str):
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return value if _PLAIN.fullmatch(value) else '"' + value.replace('"', "'") + '"'

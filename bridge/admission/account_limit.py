@@ -1,27 +1,27 @@
 """One limit on calls for a whole account, on however many machines (`limits.account_calls`).
 
-Deepgram limits the sessions that a project has open at once; whoever asks for one more is refused,
-and their caller would hear an apology. So the servers count together, in the database of records.
+Deepgram limits the sessions that a project has open at once and refuses one more, whose caller
+would hear an apology. So the servers count together, in the database of records.
 
-There is a row for each call in progress, a *lease*: who carries the call, and until when the row
-counts. A process takes a short one before it says yes to a call, and renews those of the calls it
-carries again and again, until they are over. A machine that dies renews nothing: its rows stop
-counting LEASE_SECONDS later. Taking one happens under a lock that only one process in the world has
-at a time, so that no race admits one call too many. All times are the database's, for machines'
+There is a row for each live call, a *lease*: the process that carries the call, and until when the
+row counts. A process takes a short lease before it admits a call, and renews the leases of the
+calls it carries until they are over. A machine that dies renews nothing: its rows stop counting
+LEASE_SECONDS later. A lease is taken under a lock that only one process on all machines has at a
+time, so that no race admits one call too many. All times are the database's, because machines'
 clocks differ.
 
-A webhook may be answered by one process and the call's socket reach another: whoever carries the
+One process may answer a call's webhook and another receive its socket. The process that carries the
 call `hold`s it, which takes the lease over.
 
 **While the database is away, calls are admitted without being counted.** It is the database of
-records, and nothing else in bridge refuses a caller for that. What can happen is what would happen
-without the limit, a refusal from Deepgram that the caller hears as an apology; closing would turn
-an outage of a database into one of the telephone. `server.max_calls` still holds. What is carried
-is counted again as soon as the database is back, even beyond the limit, and then nobody is admitted
-until it has fallen below.
+records, and nothing else in bridge refuses a caller when it is away. The worst case is the same as
+without a limit: Deepgram refuses a session, and the caller hears an apology. Refusing every call
+would turn an outage of the database into an outage of the telephone. `server.max_calls` still
+holds. Live calls are counted as soon as the database is back, even beyond the limit, and then no
+call is admitted until their number has fallen below it.
 
-The database is only ever asked in a thread, one at a time, with deadlines: a webhook waits for an
-answer RESERVE_SECONDS at most, and not at all when the last one did not come.
+The database is asked in a thread, one statement at a time, with deadlines: a webhook waits for an
+answer RESERVE_SECONDS at most, and not at all for RETRY_SECONDS after a failure.
 """
 
 from __future__ import annotations
@@ -40,27 +40,33 @@ from sqlalchemy.engine import Connection
 
 from bridge.config.settings import ConfigError, Settings
 from bridge.log import get_logger
+from bridge.one_thread import OneThread
 from bridge.records.store import Store, StoreError, StoreUnavailable
+from bridge.supervised import supervised
 
 log = get_logger(__name__)
 
-# How long a dead machine's calls go on counting; and what a process that is stopped, or cut off
-# from the database, may take to come back before others get its slots.
+# How long a dead machine's calls still count; and how long a process that is suspended, or cut off
+# from the database, may be away before others get its slots.
 LEASE_SECONDS: Final = 60.0
 
-# Three times in the life of a lease: one may fail.
+# A lease is renewed three times before it expires, so that one renewal may fail.
 RENEWALS_PER_LEASE: Final = 4
 
-# From the webhook to the call's socket: as admission has it, and the time that `start` may take.
+# From the webhook to the call's socket: a slot's RESERVED_SECONDS, and the time that `start` may
+# take.
 RESERVED_SECONDS: Final = 30.0
 
 # What a caller waits for the answer, in silence, at most.
 RESERVE_SECONDS: Final = 1.0
 
-# After a failure the database is left alone so long.
+# What no caller waits for: above the store's own limits for a connection, a lock and a statement.
+ASK_SECONDS: Final = 12.0
+
+# For so long after a failure the database is not asked.
 RETRY_SECONDS: Final = 5.0
 
-# At the end, for giving everything back; what is not given back in time expires.
+# For giving all leases back at the end; a lease that is not given back in time expires.
 CLOSE_SECONDS: Final = 1.0
 
 T = TypeVar("T")
@@ -75,7 +81,7 @@ leases = sa.Table(
     sa.Column("expires_at", sa.Double, nullable=False),
 )
 
-# Any number nobody else uses for a lock: "bridge2".
+# Any number that no other program uses for a lock: "bridge2".
 _LOCK: Final = 0x62726964676532
 
 # The time of the statement, not of the transaction, which may have waited for the lock.
@@ -86,7 +92,7 @@ _NOW: Final = {
 
 
 class AccountLimit:
-    """This process's part in the limit. `url` is `records.url`; without one nothing is counted.
+    """This process's share in the limit. `url` is `records.url`; without one nothing is counted.
 
     Raises StoreError, a ConfigError, for an address that can never work.
     """
@@ -95,17 +101,17 @@ class AccountLimit:
         self._store = Store(url) if url else None
         self._lease_seconds = lease_seconds
         self._holder = f"{socket.gethostname()[:60]}:{os.getpid()}:{secrets.token_hex(4)}"
-        # What is to be counted for this process, which the database is made to agree with.
+        # The calls that this process carries, which the database is brought in line with.
         self._held: set[str] = set()
-        # Leases that are asked for, and may be there before we know of it; and those that wait for
-        # their call, until when.
+        # Leases that were requested, and may exist before the answer is here; and leases that wait
+        # for their call, with the time until when.
         self._asked: set[str] = set()
         self._reserved: dict[str, float] = {}
         self._gone: set[str] = set()
         self._new: set[str] = set()
         self._changed = trio.Event()
-        # One at a time, so that what a thread finds is what the one before has left.
-        self._thread = trio.CapacityLimiter(1)
+        # One statement at a time, so that each finds what the one before has left.
+        self._thread = OneThread()
         self._in_use = False
         self._prepared = False
         self._away_until = float("-inf")
@@ -119,16 +125,17 @@ class AccountLimit:
 
     @property
     def trouble(self) -> str:
-        """Why the database cannot be asked, in one line; "" while it can."""
+        """Why the database cannot be asked, in one line; "" if it can."""
         return self._trouble
 
     # ---- calls ----------------------------------------------------------------------------------
 
     async def reserve(self, call_sid: str, limit: int) -> bool:
-        """Whether this call may come, being one of at most `limit` on all machines (0: no limit).
+        """Take a lease for a call, one of at most `limit` on all machines (0: no limit). Returns
+        False if there are as many already.
 
-        True also when nobody could be asked, which `uncounted` counts. It counts for a while, until
-        `hold` or `release`. Cancelled, it has reserved nothing.
+        Returns True, too, when the database cannot be asked; `uncounted` counts these calls. The
+        lease lasts RESERVED_SECONDS, or until `hold` or `release`. Cancelled, it has taken nothing.
         """
         if limit == 0 or self._store is None:
             await trio.lowlevel.checkpoint()
@@ -141,12 +148,10 @@ class AccountLimit:
             if trio.current_time() < self._away_until:
                 await trio.lowlevel.checkpoint()
             else:
-                with trio.move_on_after(RESERVE_SECONDS) as patience:
-                    granted = await self._ask(partial(self._take, call_sid, limit))
-                if patience.cancelled_caught:
-                    self._failed("no answer in time")
+                take = partial(self._take, call_sid, limit)
+                granted = await self._ask(take, within=RESERVE_SECONDS)
         except trio.Cancelled:
-            # The thread may have got it all the same.
+            # The abandoned thread may still get the lease.
             self.release(call_sid)
             raise
         finally:
@@ -158,7 +163,7 @@ class AccountLimit:
         return granted is not False
 
     def hold(self, call_sid: str, limit: int) -> None:
-        """The call is carried here, wherever it was reserved: it counts for this process now."""
+        """The call is carried here, whichever process reserved it: count it for this process."""
         if limit and self._store is not None:
             self._begin()
         self._reserved.pop(call_sid, None)
@@ -168,7 +173,7 @@ class AccountLimit:
             self._changed.set()
 
     def release(self, call_sid: str) -> None:
-        """The call is over, or will not come. Idempotent."""
+        """The call is over, or was not admitted. Idempotent."""
         self._held.discard(call_sid)
         self._reserved.pop(call_sid, None)
         self._new.discard(call_sid)
@@ -177,7 +182,7 @@ class AccountLimit:
             self._changed.set()
 
     def _begin(self) -> None:
-        """There is a limit; if it is new, calls are on that are as yet uncounted."""
+        """Note that there is a limit. If it is new, the live calls have not been counted yet."""
         if not self._in_use:
             self._in_use = True
             self._new |= self._held
@@ -186,26 +191,26 @@ class AccountLimit:
     # ---- the database ---------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keep the database informed, until cancelled; then give back what is held.
+        """Renew the leases and write what changes, until cancelled; then give all leases back.
 
-        Never raises for the database. Giving back takes CLOSE_SECONDS at most.
+        Errors are logged and not raised. Giving back takes CLOSE_SECONDS at most.
         """
         if self._store is None:
             return
         try:
-            await self._keep()
+            await supervised("account limit", self._keep)
         finally:
             if self._in_use:
                 self._held.clear()
-                with trio.move_on_after(CLOSE_SECONDS, shield=True):
-                    await self._ask(partial(self._tell_all, (), ()))
-            if not self._thread.borrowed_tokens:
+                with trio.CancelScope(shield=True):  # bounded by CLOSE_SECONDS
+                    await self._ask(partial(self._tell_all, (), ()), within=CLOSE_SECONDS)
+            if not self._thread.is_stuck:
                 self._store.close()
 
     async def _keep(self) -> None:
         renew_at = trio.current_time()
         while True:
-            # Renewed by the clock, told at once.
+            # Leases are renewed by the clock; changes are written at once.
             with trio.move_on_at(self._away_until if self._trouble else renew_at):
                 await self._changed.wait()
             self._changed = trio.Event()
@@ -225,33 +230,35 @@ class AccountLimit:
             else:
                 done = await self._ask(partial(self._tell, gone, new))
             if done is not None:
-                # What has changed meanwhile is told the next time.
+                # Changes made meanwhile are written the next time.
                 self._gone.difference_update(gone)
                 self._new.difference_update(new)
 
-    async def _ask(self, work: Callable[[], T]) -> T | None:
-        """Do something in the database's thread. None when it does not work."""
-        # Abandoned when cancelled, it keeps its token, and its deadlines are the database's.
+    async def _ask(self, work: Callable[[], T], *, within: float = ASK_SECONDS) -> T | None:
+        """Do something in the database's thread, in `within` seconds. None if it failed."""
         try:
-            result = await trio.to_thread.run_sync(
-                work, abandon_on_cancel=True, limiter=self._thread
-            )
-        except (StoreUnavailable, StoreError) as error:
-            self._failed(str(error))
-            # Perhaps the table is gone with the database that had it.
+            result = await self._thread.run(work, within=within)
+        except trio.TooSlowError:
+            self._failed("no answer in time")
+            return None
+        except Exception as error:
+            if not isinstance(error, (StoreUnavailable, StoreError)):
+                log.exception("account limit: unexpected error")
+            self._failed(str(error) or type(error).__name__)
+            # The table may be gone, with the database that had it.
             self._prepared = False
             return None
         if self._trouble:
-            log.info("the account's calls are counted again", after=self._trouble)
+            log.info("account limit: counting calls again", after=self._trouble)
         self._trouble, self._away_until = "", float("-inf")
         return result
 
     def _failed(self, trouble: str) -> None:
         if not self._trouble:
-            log.error("the account's calls are not counted; calls go on", error=trouble)
+            log.error("account limit: cannot count calls; admitting them", error=trouble)
         self._trouble = trouble
         self._away_until = trio.current_time() + RETRY_SECONDS
-        # When it is back it is told everything.
+        # When the database is back, everything is written, not only the changes.
         self._gone.clear()
         self._new.clear()
         self._changed.set()
@@ -318,8 +325,9 @@ def _upsert(dialect: str, until: sa.ColumnElement[float]) -> Any:
 
 
 class AccountCap:
-    """The limit as `bridge.admission.slots` asks for it (its `SharedCap`). `limit` is what the
-    configuration says now."""
+    """The limit in the form that `bridge.admission.slots` needs, its `SharedCap`. `limit` returns
+    the current setting.
+    """
 
     def __init__(self, account: AccountLimit, limit: Callable[[], int]) -> None:
         self._account = account
@@ -341,9 +349,9 @@ class AccountCap:
 
 
 def check_account_limit(settings: Settings) -> None:
-    """Raises ConfigError where there is a limit and nowhere to count."""
+    """Raise ConfigError if there is a limit but no database to count in."""
     if settings.limits.account_calls and not settings.records.url:
         raise ConfigError(
-            "limits.account_calls: is counted in the database of records, and records.url names "
-            "none; name one, or write 0 for no limit"
+            "limits.account_calls: needs the database of records, and records.url names none; "
+            "name one, or write 0 for no limit"
         )

@@ -10,11 +10,17 @@ import trio
 from bridge.call.call import Call
 
 
-class Registry:
-    """Live calls. A call is in it for exactly as long as its `carrying` context."""
+class LiveCalls:
+    """Live calls, and the media sockets that are about to become calls.
+
+    A call, or a socket, is in it for exactly as long as its context. Only calls are counted and
+    iterated over; both are waited for, so that a server which stops does not cut off a caller who
+    has just been connected.
+    """
 
     def __init__(self) -> None:
         self._live: set[Call] = set()
+        self._sockets: set[trio.CancelScope] = set()
         self._changed = trio.Event()
 
     def __len__(self) -> int:
@@ -24,6 +30,17 @@ class Registry:
         return iter(tuple(self._live))
 
     @contextmanager
+    def expecting(self) -> Iterator[trio.CancelScope]:
+        """Run the block, in which a socket introduces itself, until `stop_expecting`."""
+        with trio.CancelScope() as scope:
+            self._sockets.add(scope)
+            try:
+                yield scope
+            finally:
+                self._sockets.discard(scope)
+                self._tell()
+
+    @contextmanager
     def carrying(self, call: Call) -> Iterator[None]:
         """Count this call among the live ones; it is given back on every way out."""
         self._live.add(call)
@@ -31,10 +48,18 @@ class Registry:
             yield
         finally:
             self._live.discard(call)
-            self._changed.set()
-            self._changed = trio.Event()
+            self._tell()
+
+    def stop_expecting(self) -> None:
+        """Give up the sockets that are not calls yet."""
+        for scope in self._sockets:
+            scope.cancel(reason="the server is stopping")
 
     async def wait_until_empty(self) -> None:
-        """Wait until no call is live."""
-        while self._live:
+        """Wait until no call is live and no socket is about to become one."""
+        while self._live or self._sockets:
             await self._changed.wait()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from bridge.caller import CallInfo
+from bridge.deepgram.session import AgentSession
 from bridge.log import get_logger
 from bridge.outcome import Outcome
 
@@ -21,37 +22,39 @@ _FAILURES: Final = {
 
 @dataclass
 class CallReport:
-    """How a call went. `cause` is the exception behind the outcome, `crash` what nobody foresaw.
+    """How a call went. `cause` is the exception behind the outcome, `crash` an unexpected one.
 
-    Times in seconds: the whole call; from its beginning to Twilio's `start`; from there to an agent
-    that listens; from the first sign of the end to the last byte of teardown; from each
-    UserStartedSpeaking to its `clear` written.
-    `traffic` counts bytes and messages each way.
+    Times in seconds: the whole call, from Twilio's `start`; from there to an agent that listens;
+    from the first sign of the end to the last byte of teardown.
     """
 
+    info: CallInfo
     outcome: Outcome | None = None
     reason: str = ""
     cause: BaseException | None = None
     crash: BaseExceptionGroup[Exception] | None = None
-    info: CallInfo | None = None
     agent: str = ""
     transfer_to: str = ""
     seconds: float = 0.0
-    start_after: float = 0.0
     setup_seconds: float | None = None
     teardown_seconds: float = 0.0
-    barge_in_seconds: list[float] = field(default_factory=list)
     reconnects: int = 0
     dropped_bytes: int = 0
     to_agent_bytes: int = 0
     to_agent_frames: int = 0
     bad_messages: int = 0
 
+    def add(self, agent: AgentSession) -> None:
+        """Count what was sent in a session with the agent that is over."""
+        self.to_agent_bytes += agent.bytes_sent
+        self.to_agent_frames += agent.frames_sent
+        self.bad_messages += agent.bad_messages
+
     def write_line(self, **traffic: Any) -> None:
         """Log how the call ended, in one line: normal endings as info, failures as a warning, and
-        what nobody foresaw as an error with its traceback, also if another reason came first."""
+        an unexpected exception as an error with its traceback, also if it was not the cause."""
         facts = {
-            "call_sid": self.info.call_sid if self.info else "",
+            "call_sid": self.info.call_sid,
             "outcome": str(self.outcome),
             "reason": self.reason,
             "seconds": round(self.seconds, 3),

@@ -1,22 +1,20 @@
-"""What time brings in a call: silence, stalls, the pause behind typed digits, the longest call.
-And what is typed, digits or words, which waits here until there is a session to take it.
+"""Timers of a call: silence, stalls, pauses on the keypad, the longest call.
 
-A task of the call's own, beside its three: it does what nobody says or sends anything for.
+A task of the call's own beside its three: it acts when nothing is received.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 
 from bridge.call.conversation import Conversation
-from bridge.call.keypad import Keypad, keypad_words
+from bridge.call.goodbye import PoliteEnd
 from bridge.call.silence import Action, Silence
+from bridge.call.typed import TypedInput
 from bridge.config.settings import CallSettings
-from bridge.deepgram.messages import ForceEndTurn
-from bridge.deepgram.session import AgentClosed, AgentSession
+from bridge.deepgram.session import AgentClosed
 from bridge.log import get_logger
 from bridge.outcome import Outcome
 
@@ -33,109 +31,61 @@ WARNING_SECONDS: Final = 60.0
 # How exactly the clock is kept for things that take seconds.
 TICK_SECONDS: Final = 0.25
 
-# Typed and not sent yet, because there is no session: enough for a menu, and bounded.
-MAX_TYPED: Final = 16
-
-
-class _Typed(NamedTuple):
-    words: str  # as the agent is told them
-    cut_in: bool
-
 
 class Timekeeper:
-    """Keeps the time of one call.
-
-    `agent` gives the session there is, or None. `wind_down` ends the call with words of ours.
-    """
+    """Keeps the time of one call, which began at `began_at` on Trio's clock."""
 
     def __init__(
         self,
         conversation: Conversation,
         silence: Silence,
+        typed: TypedInput,
+        end: PoliteEnd,
         settings: CallSettings,
         *,
         began_at: float,
-        agent: Callable[[], AgentSession | None],
-        wind_down: Callable[[Outcome, str, str], None],
     ) -> None:
         self._conversation = conversation
         self._silence = silence
-        self._settings = settings
-        self._agent = agent
-        self._wind_down = wind_down
+        self._typed = typed
+        self._end = end
+        self._stall_seconds = settings.stall_seconds
         self._ends_at = began_at + 60 * settings.max_minutes
         self._warn_at = self._ends_at - WARNING_SECONDS
-        self._keypad = Keypad()
-        self._typed: list[_Typed] = []
-        self._wake = trio.Event()
-        self.force_end_turn = False
-        """Whether the agent can be told that the caller's turn is over: Flux can."""
-
-    def key_pressed(self, digit: str) -> None:
-        """The caller pressed a key. Never waits: what is typed is sent with the next tick."""
-        self._add(self._keypad.press(digit, trio.current_time()))
-
-    def say(self, words: str) -> bool:
-        """The caller wrote this instead of saying it: the agent is told at once, or when there is
-        one. Never waits; False, and nothing done, when MAX_TYPED messages are waiting already.
-        """
-        if len(self._typed) >= MAX_TYPED:
-            return False
-        self._conversation.words_written(words)
-        self._typed.append(_Typed(words, cut_in=True))
-        self._wake.set()
-        return True
 
     async def run(self) -> None:
         """Do what is due, for as long as the call lasts."""
         while True:
-            # The ticks of all calls are in the same pass of the event loop.
-            with trio.move_on_at((trio.current_time() // TICK_SECONDS + 1) * TICK_SECONDS):
-                await self._wake.wait()
-            self._wake = trio.Event()
+            await trio.sleep(TICK_SECONDS)
             now = trio.current_time()
-            self._add(self._keypad.take(now))
-            agent = self._agent()
-            if agent is None:
-                continue
-            try:
-                await self._tick(agent, now)
-            except AgentClosed:
-                continue  # the agent reader hears of it too
+            self._typed.pause(now)
+            if self._conversation.agent is not None:
+                try:
+                    await self._tick(now)
+                except AgentClosed:
+                    continue  # the agent reader notices, too
 
-    async def _tick(self, agent: AgentSession, now: float) -> None:
-        while self._typed:
-            await self._send_typed(agent, self._typed[0])
-            del self._typed[0]
+    async def _tick(self, now: float) -> None:
         if now >= self._ends_at:
-            self._wind_down(Outcome.MAX_DURATION, "call.max_minutes are over", TIME_IS_UP)
+            self._end.wind_down(Outcome.MAX_DURATION, "call.max_minutes are over", TIME_IS_UP)
         elif now >= self._warn_at:
             self._warn_at = float("inf")
-            await self._conversation.inject(agent, LAST_MINUTE, "queue")
+            await self._conversation.inject(LAST_MINUTE, "queue")
         else:
-            await self._break_silence(agent, now)
+            await self._break_silence(now)
 
-    async def _break_silence(self, agent: AgentSession, now: float) -> None:
+    async def _break_silence(self, now: float) -> None:
         match self._silence.next(now):
             case Action.ASK_STILL_THERE:
-                await self._conversation.inject(agent, STILL_THERE, "queue")
+                await self._conversation.inject(STILL_THERE, "queue")
             case Action.SAY_GOODBYE:
-                self._wind_down(Outcome.IDLE, "no word from either side", IDLE_FAREWELL)
+                self._end.wind_down(Outcome.IDLE, "no word from either side", IDLE_FAREWELL)
             case Action.FILLER:
-                log.warning("agent stalls", seconds=self._settings.stall_seconds)
+                log.warning("agent stalls", seconds=self._stall_seconds)
                 # Not "interrupt": that it is refused is what tells a stuck session from a cough.
-                await self._conversation.inject(agent, ONE_MOMENT, "queue")
+                await self._conversation.inject(ONE_MOMENT, "queue")
             case Action.RECONNECT:
-                await agent.abandon("it heard the caller and says nothing")
+                if self._conversation.agent is not None:
+                    await self._conversation.agent.abandon("it heard the caller and says nothing")
             case None:
                 pass
-
-    async def _send_typed(self, agent: AgentSession, typed: _Typed) -> None:
-        await self._conversation.give_callers_words(agent, typed.words, cut_in=typed.cut_in)
-        if self.force_end_turn:
-            await agent.send(ForceEndTurn())
-
-    def _add(self, typed: str | None) -> None:
-        if typed and len(self._typed) < MAX_TYPED:
-            self._conversation.keys_pressed(typed)
-            self._typed.append(_Typed(keypad_words(typed), cut_in=False))

@@ -1,15 +1,16 @@
-"""The caller's voice on its way from the receiver to the sender: bounded, never stalling.
+"""The caller's voice on its way from the receiver to the sender: a bounded memory channel.
 
 QUEUE_SECONDS of audio wait between the two tasks. When it is more, because the agent is slow or not
 connected yet, the oldest is dropped and counted: in a conversation late audio is worse than lost
-audio, and the receiver must go on hearing `stop`, keys and marks.
+audio, and the receiver must go on hearing `stop`, keys and marks. So the receiver never waits; it
+takes the oldest out itself.
 
-What was put while the taker was elsewhere is taken in one piece.
+What was put while the sender was busy is sent together, so a busy server batches by itself.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -20,13 +21,19 @@ from bridge.audio import BYTES_PER_MS, PHONE_FRAME_BYTES, SAMPLE_RATE, seconds, 
 # agent, once there, does not answer the past.
 QUEUE_SECONDS: Final = 2.0
 
+# Pieces that wait: QUEUE_SECONDS of Twilio's, of 20 ms each, and some.
+QUEUE_PIECES: Final = 128
+
 # Twilio sends every 20 ms, bunched by the network now and then; for some calls it sends nothing in
 # silence. A fifth of a second without audio is more than jitter, and little enough that the end of
 # a turn, which the agent hears as silence, is not noticeably late.
 SILENT_AFTER: Final = 0.2
 
-# The longest `call.frame_ms`, and a piece of the phone's that came just before the tick.
+# What is sent to the agent in one message at most: the longest `call.frame_ms`, and a piece more.
 LONGEST_FRAME_BYTES: Final = 250 * BYTES_PER_MS + PHONE_FRAME_BYTES
+
+# One frame in so many has its delay measured: three a second.
+DELAYS_SAMPLED: Final = 16
 
 _QUEUE_BYTES: Final = int(QUEUE_SECONDS * SAMPLE_RATE)
 
@@ -34,76 +41,109 @@ _QUEUE_BYTES: Final = int(QUEUE_SECONDS * SAMPLE_RATE)
 class Uplink:
     """The caller's µ-law audio, 8 kHz, between one task that puts and one that takes.
 
-    `frame_ms` is the length of a frame of silence, where the phone sends nothing.
+    `frame_ms` is how much is collected before it is taken: at 20, each of Twilio's pieces goes on
+    as it comes. `delay` is told now and then how many seconds audio was on its way.
     """
 
-    def __init__(self, frame_ms: int) -> None:
+    def __init__(self, frame_ms: int, delay: Callable[[float], object]) -> None:
+        self._delay = delay
+        wanted = frame_ms * BYTES_PER_MS
+        # What the phone sends in one piece is a frame already, however short.
+        self._frame_bytes = wanted if wanted > PHONE_FRAME_BYTES else 1
         self._frame_seconds = frame_ms / 1000
         self._silence = silence(frame_ms)
-        self._pieces: deque[bytes] = deque()
+        self._pieces_in, self._pieces = trio.open_memory_channel[bytes](QUEUE_PIECES)
         self._queued = 0
-        self._ended = False
-        self._taker = trio.lowlevel.ParkingLot()
-        # When silence is due, unless the phone sends something before.
-        # What the phone sends comes here once a frame, so one of those may be missing.
-        self._silent_after = max(SILENT_AFTER, 2 * self._frame_seconds)
-        self._silent_at = trio.current_time() + self._silent_after
-        self._last_put_at = self._silent_at
-        self.oldest_at = 0.0
-        """When the oldest byte of what was taken last reached this machine, at the earliest: what
-        came in one read may have waited for it for as long as it lasts."""
+        self._frame = b""
+        self._last_put_at = trio.current_time()
+        # When a frame of silence is due, unless the phone sends something before.
+        self._silent_at = self._last_put_at + SILENT_AFTER
+        self._oldest_at = 0.0
+        self._frames_sent = 0
         self.bytes_put = 0
         self.bytes_dropped = 0
 
     def put(self, audio: bytes) -> None:
-        """Add audio from the phone, in pieces of any length. Never blocks."""
+        """Add audio from the phone, in pieces of any length. Never waits."""
         self.bytes_put += len(audio)
         self._last_put_at = trio.current_time()
-        self._silent_at = self._last_put_at + self._silent_after
-        for start in range(0, len(audio), LONGEST_FRAME_BYTES):
-            piece = audio[start : start + LONGEST_FRAME_BYTES]
-            self._pieces.append(piece)
+        self._silent_at = self._last_put_at + SILENT_AFTER
+        for start in range(0, len(audio), PHONE_FRAME_BYTES):
+            piece = audio[start : start + PHONE_FRAME_BYTES]
+            while self._queued + len(piece) > _QUEUE_BYTES:
+                self.bytes_dropped += len(self._next())
+            try:
+                self._pieces_in.send_nowait(piece)
+            except trio.WouldBlock:  # many pieces, each shorter than the phone's
+                self.bytes_dropped += len(self._next())
+                self._pieces_in.send_nowait(piece)
             self._queued += len(piece)
-        while self._queued > _QUEUE_BYTES:
-            self.bytes_dropped += len(self._pieces[0])
-            self._queued -= len(self._pieces.popleft())
-        self._taker.unpark()
 
     def end(self) -> None:
-        """There is no more: what is queued can still be taken, then the taker is told."""
-        self._ended = True
-        self._taker.unpark()
+        """There is no more: what is queued can still be taken, then the sender is told."""
+        self._pieces_in.close()
 
     @property
     def queued_seconds(self) -> float:
-        """About how much of the caller's audio waits to be taken."""
+        """How much of the caller's audio waits to be taken."""
         return seconds(self._queued)
 
     async def take(self) -> bytes:
         """Return what is to be sent to the agent next: all there is, 270 ms at most.
 
-        When the phone has sent nothing for SILENT_AFTER seconds, or two frames, this is a frame of
-        silence once every frame's length, so that the agent's sense of time, and its session, stay
-        alive.
+        When the phone has sent nothing for SILENT_AFTER seconds, this is a frame of silence once
+        every frame's length, so that the agent's sense of time, and its session, stay alive.
 
-        No checkpoint when something is there. Raises trio.EndOfChannel when everything was taken
-        and the call's audio has ended.
+        No checkpoint when something is there. Cancelled, it loses nothing. Raises trio.EndOfChannel
+        when everything was taken and the call's audio has ended.
         """
-        while not self._pieces:
-            if self._ended:
-                raise trio.EndOfChannel
-            if (now := trio.current_time()) >= self._silent_at:
-                # On the beat; but what was missed while the taker was elsewhere stays missed.
-                late = now - self._silent_at > self._frame_seconds
-                self._silent_at = (now if late else self._silent_at) + self._frame_seconds
-                self.oldest_at = now
-                return self._silence
-            with trio.CancelScope(deadline=self._silent_at):
-                await self._taker.park()
+        try:
+            while len(self._frame) < self._frame_bytes or self._more_waits():
+                piece = await self._next_within_a_pause()
+                if piece is None:
+                    return self._after_a_pause()
+                self._frame += piece
+        except trio.EndOfChannel:
+            if not self._frame:
+                raise
         # Everything is in the order in which it came, one second of it a second.
-        self.oldest_at = self._last_put_at - seconds(self._queued)
-        frame = self._pieces.popleft()
-        while self._pieces and len(frame) + len(self._pieces[0]) <= LONGEST_FRAME_BYTES:
-            frame += self._pieces.popleft()
-        self._queued -= len(frame)
+        self._oldest_at = self._last_put_at - seconds(self._queued)
+        frame, self._frame = self._frame, b""
         return frame
+
+    def sent(self) -> None:
+        """What was taken last has been sent to the agent."""
+        self._frames_sent += 1
+        if self._frames_sent % DELAYS_SAMPLED == 1:
+            self._delay(trio.current_time() - self._oldest_at)
+
+    def _after_a_pause(self) -> bytes:
+        """What was collected before the phone fell silent, or else silence."""
+        now = trio.current_time()
+        # On the beat; but what was missed while the sender was busy stays missed.
+        late = now - self._silent_at > self._frame_seconds
+        self._silent_at = (now if late else self._silent_at) + self._frame_seconds
+        self._oldest_at = now
+        frame, self._frame = self._frame or self._silence, b""
+        return frame
+
+    def _more_waits(self) -> bool:
+        return self._queued > 0 and len(self._frame) + PHONE_FRAME_BYTES <= LONGEST_FRAME_BYTES
+
+    async def _next_within_a_pause(self) -> bytes | None:
+        """The oldest piece; None when the phone has fallen silent."""
+        try:
+            return self._next()
+        except trio.WouldBlock:
+            with trio.move_on_at(self._silent_at):
+                piece = await self._pieces.receive()
+                self._queued -= len(piece)
+                return piece
+        return None
+
+    def _next(self) -> bytes:
+        """The oldest piece. Raises trio.WouldBlock when there is none, trio.EndOfChannel when there
+        will be none."""
+        piece = self._pieces.receive_nowait()
+        self._queued -= len(piece)
+        return piece

@@ -8,13 +8,11 @@ https://developers.deepgram.com/docs/voice-agent-errors-warnings
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
 from urllib.parse import urlsplit
 
 import msgspec
 import trio
 
-from bridge.call.call import Call
 from bridge.check.finding import Finding, ok, warning, wrong
 from bridge.check.trouble import trouble
 from bridge.config.settings import ConfigError, Secrets, Settings, check_startup
@@ -29,7 +27,7 @@ from bridge.deepgram.session import (
 )
 from bridge.deepgram.settings import settings_message
 from bridge.functions import FunctionError, Functions
-from bridge.functions.builtin import built_in
+from bridge.functions.builtin import described
 from bridge.transport.websocket_client import OpenStream
 
 # What the first words may take after the Settings: the voice is made, and perhaps refused.
@@ -61,7 +59,7 @@ def check_functions(settings: Settings) -> tuple[Functions, list[Finding]]:
     """Import the functions' module as the server does: may do anything, so do it in a thread."""
     module = settings.functions.module
     # Only their descriptions are wanted: no call of theirs will ever be made.
-    own = built_in(cast("Call", None), settings.functions)
+    own = described(settings.functions)
     if not module:
         return own, []
     try:

@@ -19,7 +19,8 @@ from bridge.log import _mask_whole as mask_number
 from bridge.text import printable
 
 if TYPE_CHECKING:
-    from bridge.records.record import CallRecord, Line
+    from bridge.call.story import Line
+    from bridge.records.record import CallRecord
     from bridge.records.store import Store
 
 # Of a list that goes into a file or another program, where no terminal says how wide it is.
@@ -199,7 +200,7 @@ def _timings(record: CallRecord) -> Table:
     """When the caller stopped; then each step, in seconds from there."""
     table = _table("turn", "caller stopped", "reply received", "sent", "heard", "reported")
     for number, turn in enumerate(record.turns, 1):
-        since = turn.caller_stopped_at
+        since = turn.caller_said_at
         steps = (turn.first_audio_received_at, turn.first_audio_sent_at, turn.heard_at)
         reported = " ".join(f"{name}={value:.3f}" for name, value in turn.latencies.items())
         table.add_row(

@@ -41,7 +41,7 @@ class LiveCall:
         """
         found = []
         for turn in self.turns:
-            stopped, sent = turn.get("caller_stopped_at"), turn.get("first_audio_sent_at")
+            stopped, sent = turn.get("caller_said_at"), turn.get("first_audio_sent_at")
             if isinstance(stopped, int | float) and isinstance(sent, int | float):
                 found.append(float(sent - stopped))
         return found

@@ -1,1 +1,1 @@
-"""What `config.toml` and the environment say: typed settings, parsed and watched."""
+"""Settings from `config.toml` and secrets from the environment: typed, parsed, reloaded."""

@@ -1,8 +1,8 @@
-"""The configuration file on disk: found, read, and read again when it was edited.
+"""The configuration file on disk: found, read, and reloaded when it was edited.
 
-Calls ask for the settings one by one, so that an edit takes effect with the next call. What that
-must never do is cost a call: reading happens in a thread, with a deadline, and whatever goes wrong
-with the file after a good start leaves the last good settings in force.
+Each call asks for the settings, so that an edit takes effect with the next call. Asking must never
+cost a call: the file is read in a thread, with a deadline, and if that fails after a good start,
+the last good settings stay in force.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Protocol
@@ -21,19 +22,20 @@ import trio
 from bridge.config.settings import ConfigError, Settings
 from bridge.config.toml import parse
 from bridge.log import get_logger
+from bridge.one_thread import OneThread
 
 # A caller hears the delay as silence before the greeting, and a file on a local disk takes a
 # millisecond; beyond a second it is a network file system that hangs.
 READ_SECONDS = 1.0
 
-# No sane file comes near it; the wrong file (a log, a disk image) must not be read whole per call.
+# Far above any real file; a wrong one (a log, a disk image) must not be read whole for each call.
 SIZE_LIMIT = 1_048_576
 
 # Two edits within one tick of a file system's clock can leave the same signature, so a file this
 # fresh is read again (FAT's tick, the coarsest in use, is two seconds).
 FRESH_SECONDS = 2.0
 
-# What a server reads once; an edit of it is noted, so that nobody waits for it to have an effect.
+# Settings that a server reads at its start only. An edit of one is logged as needing a restart.
 AT_THE_START = (
     *("server.bind", "server.workers", "records.url", "records.retention_days"),
     *("logging.format", "logging.level", "logging.mask_numbers"),
@@ -45,7 +47,7 @@ _log = get_logger(__name__)
 
 
 def config_path(environ: Mapping[str, str] = os.environ) -> Path:
-    """The file to read: what `BRIDGE_CONFIG` names, else `config.toml` in the working directory."""
+    """Return the file that `BRIDGE_CONFIG` names, else `config.toml` in the working directory."""
     return Path(environ.get("BRIDGE_CONFIG", "").strip() or "config.toml")
 
 
@@ -55,7 +57,7 @@ def load(path: str | os.PathLike[str]) -> Settings:
 
 
 class SettingsSource(Protocol):
-    """Where calls get their settings: `ConfigFile`, or `FixedConfig`."""
+    """The source of settings for calls: `ConfigFile` or `FixedConfig`."""
 
     def load(self) -> Settings: ...
 
@@ -63,8 +65,8 @@ class SettingsSource(Protocol):
 
 
 class FixedConfig:
-    """Settings that never change, for tests and for programs that embed bridge: no file and no
-    threads, so that a virtual clock works.
+    """Settings that never change, for tests and for programs that embed bridge. It uses no file and
+    no threads, so that a virtual clock works.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -83,12 +85,12 @@ class FixedConfig:
 class ConfigFile:
     """A configuration file that may be edited while calls come in.
 
-    `load` once, strictly, at the start; `current` for each call. An edit that cannot be used is
-    logged once, however many calls come before it is mended.
+    Call `load` once at the start, which is strict, and `current` for each call. An edit that cannot
+    be used is logged once, however many calls come before it is fixed.
 
-    Anything that replaces the file in one step (`mv`, most editors, a Kubernetes ConfigMap) is
-    seen whole. A program that writes it in place can be met half-way: a half that does not parse
-    is refused like any broken edit, and so is an empty one, and the next call reads again.
+    A file that is replaced in one step (`mv`, most editors, a Kubernetes ConfigMap) is always read
+    whole. A program that writes it in place can be caught halfway: a half that does not parse is
+    refused like any broken edit, and so is an empty file, and the next call reads again.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -101,14 +103,12 @@ class ConfigFile:
         self._reported: tuple[Signature | None, str] | None = None
         self._readings = 0
         self._turn = trio.Lock()
-        # A token of its own: threads stuck in a dead file system must not use up those that
-        # others wait for, and it tells whether one is stuck still.
-        self._limiter = trio.CapacityLimiter(1)
+        self._thread = OneThread()
         self._stuck = False
 
     def load(self) -> Settings:
-        """Read the file now, blocking. Raises `ConfigError`; then the last good settings, if
-        there were any, stay in force.
+        """Read the file now, blocking. Raises `ConfigError`; the last good settings, if there were
+        any, then stay in force.
         """
         version = _read(self._path, self._name)
         self._good = parse(version.text, self._name)
@@ -117,15 +117,15 @@ class ConfigFile:
         return self._good
 
     async def current(self) -> Settings:
-        """The settings in force, after a look whether the file changed.
+        """Return the settings in force, after checking whether the file has changed.
 
-        Takes `READ_SECONDS` at most, and the file cannot make it raise: see the class. Calls that
-        ask while the file is being read share that reading. Cancelling one is safe; those that
-        wait with it go on. A file system that hangs costs the calls of the first moment their
-        deadline, and later ones nothing until it answers.
+        Takes `READ_SECONDS` at most, and no content of the file makes it raise: see the class.
+        Calls that ask while the file is being read share that reading. Cancelling one of them is
+        safe for the others. If the file system hangs, the calls that ask at that moment wait for
+        `READ_SECONDS`, and later ones do not wait until it answers.
         """
         if self._good is None:
-            raise RuntimeError("load() comes first, and its settings are good")
+            raise RuntimeError("load() must have succeeded before current()")
         arrived = self._readings
         with trio.move_on_after(READ_SECONDS) as deadline:
             async with self._turn:
@@ -134,20 +134,18 @@ class ConfigFile:
         if deadline.cancelled_caught and not self._is_stuck():
             self._stuck = True
             _log.error(
-                "configuration cannot be read; the last good one stays in force",
+                "configuration cannot be read; keeping the previous one",
                 file=self._name,
                 error=f"no answer from the file system within {READ_SECONDS:g} s",
             )
         return self._good
 
     def _is_stuck(self) -> bool:
-        self._stuck = self._stuck and self._limiter.borrowed_tokens > 0
+        self._stuck = self._stuck and self._thread.is_stuck
         return self._stuck
 
     async def _refresh(self) -> None:
-        found = await trio.to_thread.run_sync(
-            self._look, self._seen, abandon_on_cancel=True, limiter=self._limiter
-        )
+        found = await self._thread.run(partial(self._look, self._seen))
         self._readings += 1
         if found is None:
             return
@@ -156,7 +154,7 @@ class ConfigFile:
             if found.problem != self._reported:
                 self._reported = found.problem
                 _log.error(
-                    "configuration not usable; the last good one stays in force",
+                    "configuration not usable; keeping the previous one",
                     error=found.problem[1],
                 )
             return
@@ -168,12 +166,12 @@ class ConfigFile:
                 if attrgetter(key)(found.settings) != attrgetter(key)(self._start)
             ]
             self._good = found.settings
-            more = {"with_the_next_start": waits} if waits else {}
-            _log.info("configuration read again", file=self._name, **more)
+            more = {"needs_restart": waits} if waits else {}
+            _log.info("configuration reloaded", file=self._name, **more)
 
     def _look(self, seen: Signature | None) -> _Look | None:
-        """What is new in the file since `seen`, None for nothing. Runs in a thread, and changes
-        nothing that others see.
+        """Read the file if it has changed since `seen`; None if it has not. Runs in a thread, and
+        changes no state that other threads use.
         """
         signature = None
         try:
@@ -184,12 +182,12 @@ class ConfigFile:
         except (OSError, ValueError) as error:
             return _Look(None, problem=(None, str(_unreadable(self._name, error))))
         except ConfigError as error:
-            # Not `seen`: what could not be read this time (no file descriptors left, a server
-            # that restarts) may be readable the next, with no new signature to tell.
+            # Not `seen`: a file that could not be read this time (no descriptors left, a file
+            # server that restarts) may be readable next time, with the same signature.
             return _Look(None, problem=(signature, str(error)))
         try:
             if not version.text.strip():
-                # To a program half-way through writing the file, all defaults is the wrong answer.
+                # A program is halfway through writing the file; all defaults would be wrong.
                 raise ConfigError(f"{self._name}: empty; write it again")
             return _Look(version.seen, settings=parse(version.text, self._name))
         except ConfigError as error:
@@ -212,7 +210,7 @@ class _Version:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What a look found: settings, or a problem and the version that has it."""
+    """The result of a look: settings, or a problem and the version of the file that has it."""
 
     seen: Signature | None
     settings: Settings | None = None
@@ -236,7 +234,7 @@ def _read(path: Path, name: str | None = None) -> _Version:
             "BRIDGE_CONFIG names it"
         )
     try:
-        # Windows' editors begin UTF-8 with a mark that TOML does not know.
+        # Editors on Windows begin UTF-8 with a byte order mark, which TOML does not allow.
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
@@ -256,7 +254,7 @@ def _unreadable(name: str, error: Exception) -> ConfigError:
             f"{name}: no such file; run bridge where it is, or name another in BRIDGE_CONFIG"
         )
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return ConfigError(f"{name}: cannot be read ({reason}); mend that, or set BRIDGE_CONFIG")
+    return ConfigError(f"{name}: cannot be read ({reason}); fix that, or set BRIDGE_CONFIG")
 
 
 def _name(path: str | os.PathLike[str]) -> str:

@@ -1,8 +1,7 @@
-"""What an operator can set: `config.toml` as typed settings, and the secrets of the environment.
+"""The settings of `config.toml` as structs, and the secrets of the environment.
 
-Pure. The structs below are the whole list of keys, with their types, ranges and defaults. How they
-are read from a text, with an error for each mistake, is `config_text`'s; reading the file, and
-reading it again when it changes, is `config_file`'s.
+The structs below are the whole list of keys, with their types, ranges and defaults. `toml` reads
+them from a text, with an error for each mistake; `file` reads the file, again whenever it changes.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ Rate = Annotated[float, Meta(ge=0, le=1_000_000)]
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used. The message is one line that says where, what and how
-    to mend it; it never holds a secret, nor a control character.
+    """The configuration cannot be used. The message is one line that says where, what and how to
+    fix it; it holds no secret and no control character.
     """
 
     def __init__(self, message: str) -> None:
@@ -36,7 +35,7 @@ class ConfigError(Exception):
 
 
 class ServerSettings(Struct, frozen=True, kw_only=True):
-    """`[server]`: the address, and how many calls it takes."""
+    """`[server]`: its addresses, and how many calls it takes."""
 
     bind: str = "0.0.0.0:5000"  # Twilio, or the proxy in front, must reach it
     public_url: str = ""
@@ -48,14 +47,14 @@ class ServerSettings(Struct, frozen=True, kw_only=True):
 
 
 class TwilioSettings(Struct, frozen=True, kw_only=True):
-    """`[twilio]`: who is believed to be Twilio."""
+    """`[twilio]`: how requests prove that they come from Twilio."""
 
     validate_signatures: bool = True
     require_ticket: bool = True
 
 
 class DeepgramSettings(Struct, frozen=True, kw_only=True):
-    """`[deepgram]`: where the agent is, and how hard to try to reach it (seconds)."""
+    """`[deepgram]`: the agent's address, and how long to try to reach it (seconds)."""
 
     url: str = "wss://agent.deepgram.com/v1/agent/converse"
     connect_timeout: Seconds = 5
@@ -70,7 +69,7 @@ class CallSettings(Struct, frozen=True, kw_only=True):
     frame_ms: Annotated[
         int,
         Meta(ge=20, le=250, extra={"remedy": "Deepgram's guidance is 20 to 250 ms per message"}),
-    ] = 60
+    ] = 20
     max_minutes: Annotated[float, Meta(gt=0, le=1440)] = 60
     idle_seconds: Seconds = 30
     stall_seconds: Seconds = 10
@@ -83,7 +82,7 @@ class CallSettings(Struct, frozen=True, kw_only=True):
 
 
 class LimitSettings(Struct, frozen=True, kw_only=True):
-    """`[limits]`: how many calls, 0 for no limit."""
+    """`[limits]`: limits on calls, 0 for no limit."""
 
     calls_per_number: Count = 0
     calls_per_minute: Count = 0
@@ -91,7 +90,7 @@ class LimitSettings(Struct, frozen=True, kw_only=True):
 
 
 class FunctionSettings(Struct, frozen=True, kw_only=True):
-    """`[functions]`: what the agent may do."""
+    """`[functions]`: the functions that the agent may call."""
 
     module: str = ""
     end_call: bool = True
@@ -99,7 +98,7 @@ class FunctionSettings(Struct, frozen=True, kw_only=True):
 
 
 class RecordSettings(Struct, frozen=True, kw_only=True):
-    """`[records]`: what is kept of a call, where, and for how many days."""
+    """`[records]`: what is stored of a call, where, and for how many days."""
 
     url: str = "sqlite:///calls.db"
     transcripts: bool = True
@@ -123,8 +122,8 @@ class LoggingSettings(Struct, frozen=True, kw_only=True):
 
 
 def default_agent() -> dict[str, Any]:
-    """The agent of a file without `[agent]`. A file that has the table replaces it whole, since
-    half of one agent and half of another (a voice's model under another provider) is an error.
+    """Return the agent of a file without `[agent]`. A file that has the table replaces all of it,
+    since a mixture of two agents (a voice's model under another provider) is an error.
     """
     return {
         "greeting": "Hello! How can I help you today?",
@@ -139,10 +138,10 @@ def default_agent() -> dict[str, Any]:
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """The whole of `config.toml`. `Settings()` is what an empty file means.
+    """All of `config.toml`. `Settings()` is the meaning of an empty file.
 
-    `agent` goes to Deepgram as it is; each of `agents` has `numbers` (E.164), and the rest of it
-    is what differs from `agent`. Both are the file's own objects: copy before changing them.
+    `agent` goes to Deepgram unchanged. Each of `agents` has `numbers` (E.164) and the keys in which
+    it differs from `agent`. All calls share these objects: copy before changing them.
     """
 
     server: ServerSettings = ServerSettings()
@@ -163,33 +162,33 @@ def warnings_for(settings: Settings) -> list[str]:
     lines = []
     if not settings.twilio.validate_signatures:
         lines.append(
-            "twilio.validate_signatures is false: whoever finds this server can pass for Twilio, "
+            "twilio.validate_signatures is false: anyone who finds this server can pose as Twilio, "
             "and talk to the agent at your expense"
         )
     if not settings.twilio.require_ticket:
         lines.append(
-            "twilio.require_ticket is false: a media socket need not belong to a call that the "
-            "webhook was told of"
+            "twilio.require_ticket is false: media sockets are accepted for calls that no webhook "
+            "announced"
         )
     agent = urlsplit(settings.deepgram.url)
     if agent.scheme == "ws" and not is_loopback_host(agent.hostname or ""):
         lines.append(
-            f"deepgram.url is ws://: the key and every word go unencrypted to {agent.hostname}; "
+            f"deepgram.url is ws://: the key and all audio go unencrypted to {agent.hostname}; "
             "write wss://"
         )
     if any(ipaddress.ip_network(proxy).prefixlen == 0 for proxy in settings.server.trusted_proxies):
         lines.append(
-            "server.trusted_proxies trusts every address: X-Forwarded-* headers are then anybody's "
-            "to choose"
+            "server.trusted_proxies trusts every address: any client can then choose its "
+            "X-Forwarded-* headers"
         )
     return lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Secrets:
-    """What only the environment may hold. An empty value means not set.
+    """The secrets, which come from the environment only. An empty value means not set.
 
-    A dataclass and not a Struct: a Struct hands its fields to rich's pretty printer, past `repr`.
+    A dataclass and not a Struct: a Struct shows its fields to rich's pretty printer, past `repr`.
     """
 
     deepgram_api_key: str = ""
@@ -205,15 +204,15 @@ class Secrets:
         a server with neither of the last two gives to its own worker processes.
 
         Raises `ConfigError`, which names the variable and never its value, for a character that
-        no key or token has: it would end in a header, where a line break is an injection.
+        no key or token has: the value goes into a header, where a line break is an injection.
         """
 
         def value(name: str) -> str:
             text = environ.get(name, "").strip()
             if not text.isascii() or not text.isprintable():
                 raise ConfigError(
-                    f"{name}: holds a control character or one outside ASCII; "
-                    "set it again, copying the value alone"
+                    f"{name}: contains a control character or one outside ASCII; "
+                    "set it again, copying only the value"
                 )
             return text
 
@@ -227,12 +226,13 @@ class Secrets:
         )
 
     def ticket_keys(self) -> tuple[bytes, ...]:
-        """The keys of the calls' tickets: from the first secret there is, so that every process
-        and machine with the same environment has the same; random without any."""
+        """Derive the keys of the calls' tickets from the first secret that is set, so that every
+        process and machine with the same environment has the same keys; random if none is set.
+        """
         return ticket_keys(self.twilio_auth_tokens, (self.api_token,), (self.ticket_key,))
 
     def values(self) -> tuple[str, ...]:
-        """Every value that is set, for those who must keep them out of sight."""
+        """Return every value that is set, for redaction."""
         single = (
             *(self.deepgram_api_key, self.twilio_account_sid),
             *(self.api_token, self.ticket_key),
@@ -252,10 +252,10 @@ class Secrets:
 
 
 def check_startup(settings: Settings, secrets: Secrets) -> None:
-    """Raise `ConfigError` for what would fail every call, no key for an agent that needs one, and
-    for what would let everybody in: no token to check Twilio's signatures with.
+    """Raise `ConfigError` if there is no key for an agent that needs one, so that every call would
+    fail, or no token to check Twilio's signatures with, so that any request would pass.
 
-    An agent on this machine (`bridge agent`) is taken to need no key.
+    An agent on this machine (`bridge agent`) is assumed to need no key.
     """
     host = urlsplit(settings.deepgram.url).hostname or ""
     if not is_loopback_host(host) and not secrets.deepgram_api_key:
@@ -265,9 +265,9 @@ def check_startup(settings: Settings, secrets: Secrets) -> None:
         )
     if settings.twilio.validate_signatures and not secrets.twilio_auth_tokens:
         raise ConfigError(
-            "TWILIO_AUTH_TOKEN: not set, and without it nobody can tell Twilio's requests from a "
-            "stranger's; set it to the auth token in the Twilio console, or, to try the server "
-            "without Twilio, set twilio.validate_signatures = false"
+            "TWILIO_AUTH_TOKEN: not set, so Twilio's requests cannot be told from a stranger's; "
+            "set it to the auth token in the Twilio console, or, to try the server without Twilio, "
+            "set twilio.validate_signatures = false"
         )
 
 

@@ -1,14 +1,13 @@
-"""The text of `config.toml` to settings: key by key, so that every error can name the key, what it
-expects and what it got, in the operator's own terms. Pure.
+"""Turns the text of `config.toml` into settings, key by key, so that every error can name the key,
+what it expects and what it got, in the operator's own terms.
 
-The keys, their types and ranges are `config`'s structs; the checks that a type cannot express are
-the table `_CHECKS`. `[agent]` and `[agents.NAME]` are passed through: Deepgram's models and options
-grow faster than any list here.
+The keys, their types and ranges are the structs of `settings`; checks that a type cannot express
+are in the table `_CHECKS`. `[agent]` and `[agents.NAME]` are passed through unchecked: Deepgram's
+models and options grow faster than any list here.
 """
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import re
 import tomllib
@@ -20,12 +19,13 @@ import msgspec
 from msgspec import Struct
 
 from bridge.config.settings import ConfigError, DeepgramSettings, Settings, is_loopback_host
+from bridge.text import closest
 
 
 def parse(text: str, name: str = "config.toml") -> Settings:
-    """Settings from the text of a configuration file; `name` is how errors call that file.
+    """Read settings from the text of a configuration file; `name` is how errors call that file.
 
-    Raises `ConfigError`, and nothing else whatever the text.
+    Raises `ConfigError`, and nothing else for any text.
     """
     try:
         return _settings(_toml(text))
@@ -34,7 +34,7 @@ def parse(text: str, name: str = "config.toml") -> Settings:
 
 
 class _UnusableError(Exception):
-    """What is wrong in the file, without the file's name."""
+    """The error in the file, without the file's name."""
 
 
 def _toml(text: str) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def _toml(text: str) -> dict[str, Any]:
     except RecursionError:
         raise _UnusableError("tables or lists nested too deep; make them flatter") from None
     except ValueError:
-        # tomllib lets Python's limit on the digits of a number through.
+        # Python's limit on the digits of a number, which tomllib does not translate.
         raise _UnusableError("a number with too many digits; write a smaller one") from None
 
 
@@ -146,34 +146,36 @@ def _got(value: Any) -> str:
 def _close(value: Any, kind: msgspec.inspect.Type) -> str:
     if not isinstance(value, str) or not isinstance(kind, msgspec.inspect.LiteralType):
         return ""
-    close = difflib.get_close_matches(value[:40].lower(), [str(known) for known in kind.values], 1)
-    return f'"{close[0]}"' if close else ""
+    close = closest(value.lower(), map(str, kind.values))
+    return f'"{close}"' if close else ""
 
 
 def _unknown_key(table: str, key: str) -> str:
-    # The same name in another table is a surer guess than a similar one in this.
-    elsewhere = [f"{other}.{key}" for other, fields in _TABLES.items() if key in fields]
-    here = difflib.get_close_matches(key[:80], _TABLES[table], 1)
-    guess = elsewhere[:1] or here or _close_anywhere(key)
-    hint = f"did you mean {guess[0]}?" if guess else "it has " + ", ".join(_TABLES[table])
+    # The same name in another table is a better guess than a similar one in this table.
+    guess = _in_any_table(key) or closest(key, _TABLES[table]) or _close_in_any_table(key)
+    hint = f"did you mean {guess}?" if guess else "it has " + ", ".join(_TABLES[table])
     return f"{table}.{_short(key)}: unknown key; {hint}"
 
 
 def _unknown_at_top(name: str, content: Any) -> str:
     tables = [*_TABLES, *_FREE]
     if isinstance(content, dict):
-        close = difflib.get_close_matches(name[:80], tables, 1)
-        hint = f"did you mean [{close[0]}]?" if close else "there are " + ", ".join(tables)
+        close = closest(name, tables)
+        hint = f"did you mean [{close}]?" if close else "there are " + ", ".join(tables)
         return f"[{_short(name)}]: unknown table; {hint}"
-    exact = [f"{table}.{name}" for table, fields in _TABLES.items() if name in fields]
-    guess = exact[:1] or _close_anywhere(name)
-    hint = f"did you mean {guess[0]}?" if guess else "keys belong under a table such as [server]"
+    guess = _in_any_table(name) or _close_in_any_table(name)
+    hint = f"did you mean {guess}?" if guess else "keys belong under a table such as [server]"
     return f"{_short(name)}: unknown key; {hint}"
 
 
-def _close_anywhere(key: str) -> list[str]:
-    known = {field: f"{table}.{field}" for table, fields in _TABLES.items() for field in fields}
-    return [known[close] for close in difflib.get_close_matches(key[:80], known, 1)]
+def _in_any_table(key: str) -> str:
+    """`table.key` of the first table that has this key, "" if none has."""
+    return next((f"{table}.{key}" for table, fields in _TABLES.items() if key in fields), "")
+
+
+def _close_in_any_table(key: str) -> str:
+    close = closest(key, (field for fields in _TABLES.values() for field in fields))
+    return _in_any_table(close) if close else ""
 
 
 def _short(key: str) -> str:
@@ -227,7 +229,7 @@ def _transfer_numbers(numbers: dict[str, str]) -> dict[str, str]:
 
 
 def checked_bind(bind: str) -> str:
-    """Return `server.bind`, or what stands in for it. Raises ValueError: what, and the remedy."""
+    """Return `bind` itself, an address and a port. Raises ValueError, with the remedy."""
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", bind)
     if not match or int(match[2]) > 65_535:
         raise ValueError(
@@ -290,7 +292,7 @@ def _url(url: str, schemes: tuple[str, ...], example: str) -> SplitResult:
             raise ValueError
         parts = urlsplit(url)
         usable = parts.scheme in schemes and parts.hostname and parts.port != 0
-        # What DNS takes for no name (a label of more than 63 characters) would fail in each call.
+        # A name that DNS refuses (a label of more than 63 characters) would fail in each call.
         (parts.hostname or "").encode("idna")
     except ValueError:
         usable = False

@@ -7,13 +7,13 @@ out has a default, and every type not listed becomes `Unknown`, because this pro
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-
-class BadMessage(ValueError):
-    """The agent sent something that is not a Voice Agent message. Says what, briefly."""
+from bridge.tagged_messages import BadMessage as BadMessage
+from bridge.tagged_messages import message_reader
 
 
 class _FromAgent(msgspec.Struct, frozen=True, tag_field="type"):
@@ -194,13 +194,7 @@ Message = (
 )
 
 
-class _Envelope(msgspec.Struct):
-    type: str
-
-
-_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
-_envelope_decoder = msgspec.json.Decoder(_Envelope)
-_KNOWN = frozenset(kind.__struct_config__.tag for kind in Message.__args__)
+_read: Callable[[str], Message | Unknown] = message_reader(Message, "type", Unknown)
 
 
 def parse(text: str) -> Message | Unknown:
@@ -208,17 +202,7 @@ def parse(text: str) -> Message | Unknown:
 
     Raises BadMessage when it is not JSON or a known type of the wrong shape.
     """
-    try:
-        return _decoder.decode(text)
-    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
-        reason = str(error)
-    try:
-        kind = _envelope_decoder.decode(text).type
-    except (msgspec.DecodeError, RecursionError, UnicodeError):
-        raise BadMessage(reason) from None
-    if kind in _KNOWN:
-        raise BadMessage(f"{kind}: {reason}")
-    return Unknown(kind)
+    return _read(text)
 
 
 class _ToAgent(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):

@@ -12,6 +12,7 @@ from typing import Final
 
 import trio
 
+from bridge.backoff import pauses
 from bridge.deepgram.session import AgentClosed, AgentFailed, AgentSession, AgentUnavailable
 from bridge.log import get_logger
 
@@ -62,7 +63,7 @@ async def open_within(
     raised: AgentUnavailable or AgentFailed.
     """
     give_up_at = trio.current_time() + budget
-    pause = FIRST_PAUSE
+    growing = pauses(FIRST_PAUSE, LONGEST_PAUSE)
     failure: AgentUnavailable | AgentFailed | None = None
     async with AsyncExitStack() as stack:
         while True:
@@ -77,9 +78,9 @@ async def open_within(
             if scope.cancelled_caught or failure is None:
                 last = f"; before: {failure}" if failure is not None else ""
                 raise AgentUnavailable(f"no agent within {budget:g} s{last}")
+            pause = next(growing)
             if not worth_another_try(failure) or trio.current_time() + pause >= give_up_at:
                 raise failure
             log.warning("agent not reached, trying again", reason=str(failure), pause=pause)
             await trio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
         yield session

@@ -17,7 +17,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 import trio
@@ -38,6 +38,15 @@ from bridge.log import get_logger
 log = get_logger(__name__)
 
 Answer = Callable[[FunctionResult], Awaitable[None]]
+
+
+class Tasks(Protocol):
+    """Starts tasks: a `trio.Nursery`, or the `Ending` of a call."""
+
+    def start_soon(
+        self, work: Callable[..., Awaitable[object]], /, *args: Any, name: object = None
+    ) -> None: ...
+
 
 # A caller who hears nothing for longer hangs up, and Deepgram states no limit of its own.
 DEFAULT_DEADLINE: Final = 10.0  # seconds
@@ -105,7 +114,7 @@ class FunctionCalls:
         """Those whose result is not known yet: name, and when it began on Trio's clock."""
         return [(one.call.name, one.began) for one in self._in_flight.values() if not one.told]
 
-    def start(self, nursery: trio.Nursery, request: FunctionCallRequest) -> None:
+    def start(self, nursery: Tasks, request: FunctionCallRequest) -> None:
         """Run what the agent asks of us in `nursery`, a task each. Never blocks.
 
         Those it runs itself (`client_side` is false) are left out, and so is one whose id is in

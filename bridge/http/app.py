@@ -17,7 +17,7 @@ from werkzeug.routing import MapAdapter
 
 from bridge.addresses import BadHost, public_address
 from bridge.admission.slots import Limits
-from bridge.call.call import TICKET
+from bridge.call.introduction import TICKET
 from bridge.config.file import SettingsSource
 from bridge.config.settings import Secrets
 from bridge.http.dialling import DIRECTION, outbound_parameters, with_webhook

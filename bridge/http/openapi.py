@@ -1,9 +1,9 @@
 """The HTTP interface in OpenAPI 3.1, at `GET /openapi.json`. Pure: a table, and what makes it one.
 
 Written by hand, since most of these routes answer Twilio and not a client with a schema; what the
-control API takes is msgspec's own schema of the types that read it. tests/unit/http/test_openapi.py
-fails when a route is not here or is not there any more, and schemathesis sends to each what its
-description allows and what it forbids.
+control API takes is msgspec's own schema of the types that read it.
+tests/unit/http/test_openapi.py fails when a route is not here or is not there any more; in
+tests/integration/http, schemathesis sends to each what its description allows and what it forbids.
 
 https://spec.openapis.org/oas/v3.1.0
 """

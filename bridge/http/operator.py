@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from bridge.call.call import Call
+from bridge.call.typed import NotTaken
 from bridge.http.call_status import StatusUpdate
 from bridge.http.dialling import OutboundCall
 from bridge.http.operator_host import (
@@ -52,7 +53,7 @@ class Operator:
     @property
     def live(self) -> Iterable[_LiveCall]:
         """The calls this process carries that have been introduced."""
-        return [_LiveCall(call) for call in self._bridge.calls if call.report.info is not None]
+        return [_LiveCall(call) for call in self._bridge.calls]
 
     def facts(self) -> dict[str, Any]:
         """The state of this server process, JSON-able; see `bridge.live.hub`. Never waits."""
@@ -114,7 +115,6 @@ class Operator:
 
 class _LiveCall:
     def __init__(self, call: Call) -> None:
-        assert call.report.info is not None
         self._call, self._info = call, call.report.info
 
     @property
@@ -134,7 +134,11 @@ class _LiveCall:
         return self._call.seconds_so_far
 
     def say(self, words: str) -> str:
-        return self._call.say(words)
+        try:
+            self._call.say(words)
+        except NotTaken as error:
+            return str(error)
+        return ""
 
     def hang_up(self, reason: str) -> None:
         self._call.end(Outcome.OPERATOR_HUNG_UP, reason)

@@ -23,7 +23,7 @@ from quart import Blueprint, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from bridge.addresses import BadHost, is_loopback, public_address
-from bridge.call.call import TICKET
+from bridge.call.introduction import TICKET
 from bridge.config.settings import Settings
 from bridge.http.operator_auth import Gate
 from bridge.http.operator_door import client, keep_the_door

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from bridge.call.call import Call
+from bridge.call.parts import CallParts
 from bridge.live import view
 
 # How many of a list's last items may still change: lines that are not heard yet, functions that
@@ -13,33 +13,33 @@ from bridge.live import view
 TAIL: Final = 16
 
 
-class Seen:
+class Shown:
     """What was last shown of a call: its facts, its audio, and the end of each of its lists."""
 
-    def __init__(self, call: Call, now: float) -> None:
+    def __init__(self, call: CallParts, now: float) -> None:
         self.facts = view.facts(call, now)
         self.audio = view.audio(call, now)
-        conversation = call.conversation
+        story = call.story
         lengths = {
-            "transcript": len(conversation.transcript.lines),
-            "turns": len(conversation.turns.all),
-            "functions": len(conversation.functions),
+            "transcript": len(story.lines),
+            "turns": len(story.turns),
+            "functions": len(story.functions),
         }
         self._first = {name: max(0, length - TAIL) for name, length in lengths.items()}
         self._tails = view.lists(call, self._first, now)
 
-    def new_facts(self, call: Call, now: float) -> dict[str, Any]:
+    def new_facts(self, call: CallParts, now: float) -> dict[str, Any]:
         """The facts that have changed."""
         old, self.facts = self.facts, view.facts(call, now)
         return changed(old, self.facts)
 
-    def new_items(self, call: Call, now: float) -> list[tuple[str, int, list[bytes]]]:
+    def new_items(self, call: CallParts, now: float) -> list[tuple[str, int, list[bytes]]]:
         """The lists that have changed: name, from which item on, and what it is from there on."""
         first = {
             name: self._first[name] + max(0, len(tail) - TAIL) for name, tail in self._tails.items()
         }
         # Behind the functions that are done come those that run, which are done in any order.
-        first["functions"] = min(first["functions"], len(call.conversation.functions))
+        first["functions"] = min(first["functions"], len(call.story.functions))
         tails = view.lists(call, first, now)
         news = []
         for name, tail in tails.items():
@@ -50,7 +50,7 @@ class Seen:
         self._first, self._tails = first, tails
         return news
 
-    def new_audio(self, call: Call, now: float) -> dict[str, int]:
+    def new_audio(self, call: CallParts, now: float) -> dict[str, int]:
         """The audio on its way if that has changed, otherwise nothing."""
         old, self.audio = self.audio, view.audio(call, now)
         return self.audio if self.audio != old else {}

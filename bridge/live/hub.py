@@ -34,15 +34,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Final
 
 import msgspec
 import trio
 
-from bridge.call.call import Call
+from bridge.call.observers import Observer
+from bridge.call.parts import CallParts
 from bridge.live import view
-from bridge.live.diff import Seen, changed
+from bridge.live.diff import Shown, changed
 from bridge.live.viewer import Viewer, event
 
 # Each is a connection, a task and a queue. A few people with the console open, and every softphone
@@ -68,7 +68,7 @@ class Stopped(Exception):
     """The server stops, so there will be nothing to see."""
 
 
-class Live:
+class Live(Observer):
     """The hub of one application, and a `Keeper` for what calls tell of themselves.
 
     `calls` are those that are being carried. `server` gives the facts of the server, JSON-able,
@@ -76,7 +76,7 @@ class Live:
     """
 
     def __init__(
-        self, calls: Iterable[Call], server: Callable[[], Mapping[str, Any]] = dict
+        self, calls: Iterable[CallParts], server: Callable[[], Mapping[str, Any]] = dict
     ) -> None:
         self._calls = calls
         self.server = server
@@ -85,10 +85,10 @@ class Live:
         self._of_call: dict[str, set[Viewer]] = {}
         self._viewers = 0
         # Insertion-ordered, so that viewers see calls change in the order in which they did.
-        self._dirty: dict[Call, None] = {}
-        self._over: list[Call] = []
-        self._seen: dict[Call, Seen] = {}
-        self._seen_server: dict[str, Any] = {}
+        self._dirty: dict[CallParts, None] = {}
+        self._over: list[CallParts] = []
+        self._shown: dict[CallParts, Shown] = {}
+        self._shown_server: dict[str, Any] = {}
         self._gathered_at = self._looked_at = self._server_looked_at = float("-inf")
 
     # ---- watching -------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ class Live:
             if not self._viewers:
                 self._forget()
 
-    def find(self, call_sid: str) -> Call | None:
+    def find(self, call_sid: str) -> CallParts | None:
         """The live call of that SID that has been introduced."""
         return next((call for call in self._calls if _sid(call) == call_sid), None)
 
@@ -133,7 +133,7 @@ class Live:
 
     # ---- told by calls: never waits, never raises -----------------------------------------------
 
-    def changed(self, call: Call) -> None:
+    def changed(self, call: CallParts) -> None:
         """There is something new to see of a call."""
         if self._viewers and call not in self._dirty:
             viewers = self._interested(_sid(call))
@@ -142,24 +142,23 @@ class Live:
                 for viewer in viewers:
                     viewer.wake()
 
-    def began(self, call: Call) -> None:
+    def began(self, call: CallParts) -> None:
         """The call has been introduced."""
-        call.conversation.changed = partial(self.changed, call)
         for viewer in self._of_call.get(_sid(call), ()):
             viewer.begin_anew(call)
         self.changed(call)
 
-    def is_ending(self, call: Call) -> None:
+    def is_ending(self, call: CallParts) -> None:
         """The outcome is known."""
         self.changed(call)
 
-    def ended(self, call: Call) -> None:
+    def ended(self, call: CallParts) -> None:
         """The call is over, to the last byte."""
         self.changed(call)
         for viewer in self._of_call.get(_sid(call), ()):
             viewer.call_over(call)
         if call not in self._dirty:
-            self._seen.pop(call, None)
+            self._shown.pop(call, None)
             return
         self._over.append(call)
         if len(self._over) > MAX_OVER:
@@ -183,24 +182,23 @@ class Live:
         elif self._dirty and now >= self._gathered_at + GATHER_SECONDS:
             self._gather(now)
 
-    def settle(self, call: Call) -> bool:
+    def settle(self, call: CallParts) -> bool:
         """Tell of what changed in a call, unless that is done. Returns whether it was not."""
         if call not in self._dirty:
             return False
         self._gather(trio.current_time())
         return True
 
-    def snapshot(self) -> tuple[bytes, list[Call]]:
+    def snapshot(self) -> tuple[bytes, list[CallParts]]:
         """How the server stands, as an event, and the calls that are live, the oldest first."""
-        live = [call for call in self._calls if _sid(call)]
-        live.sort(key=lambda call: call.seconds_so_far, reverse=True)
+        live = sorted(self._calls, key=lambda call: call.began_at)
         sids = [_sid(call) for call in live]
         return event("snapshot", server=dict(self.server()), call_sids=sids), live
 
-    def whole(self, call: Call, name: str) -> bytes:
+    def whole(self, call: CallParts, name: str) -> bytes:
         """All there is to know of a call now, as an event of that name."""
         now = trio.current_time()
-        if call not in self._seen and self.find(_sid(call)) is call:
+        if call not in self._shown and self.find(_sid(call)) is call:
             self._compare(call, now)  # what changes from now on is told
         return event(name, call=view.whole(call, now))
 
@@ -209,12 +207,12 @@ class Live:
         self._looked_at = now
         self._gather(now)
         audio: dict[str, dict[str, int]] = {}
-        for call, seen in list(self._seen.items()):
+        for call, shown in list(self._shown.items()):
             if not self._interested(_sid(call)):
-                del self._seen[call]
+                del self._shown[call]
                 continue
-            self._tell_facts(call, seen, now)
-            if new := seen.new_audio(call, now):
+            self._tell_facts(call, shown, now)
+            if new := shown.new_audio(call, now):
                 audio[_sid(call)] = new
         if audio:
             self._tell(self._everything, event("audio", calls=audio))
@@ -223,8 +221,8 @@ class Live:
                     self._tell(viewers, event("audio", calls={call_sid: new}))
         if self._everything and now >= self._server_looked_at + SERVER_LOOK_SECONDS:
             self._server_looked_at = now
-            old, self._seen_server = self._seen_server, dict(self.server())
-            if news := changed(old, self._seen_server):
+            old, self._shown_server = self._shown_server, dict(self.server())
+            if news := changed(old, self._shown_server):
                 self._tell(self._everything, event("server", **news))
 
     def _gather(self, now: float) -> None:
@@ -237,24 +235,24 @@ class Live:
         if over:
             self._server_looked_at = float("-inf")  # there is room again: that is news
         for call in over:
-            self._seen.pop(call, None)
+            self._shown.pop(call, None)
             self._tell(self._everything, event("ended", **view.ending(call)))
 
-    def _compare(self, call: Call, now: float) -> None:
-        seen = self._seen.get(call)
-        if seen is None:
-            self._seen[call] = Seen(call, now)
+    def _compare(self, call: CallParts, now: float) -> None:
+        shown = self._shown.get(call)
+        if shown is None:
+            self._shown[call] = Shown(call, now)
             self._server_looked_at = float("-inf")
             self._tell(self._everything, event("began", call=view.whole(call, now)))
             return
         viewers = self._interested(_sid(call))
-        for name, first, items in seen.new_items(call, now):
+        for name, first, items in shown.new_items(call, now):
             rest = [msgspec.Raw(item) for item in items]
             self._tell(viewers, event(name, **_stamp(call), **{"from": first, "items": rest}))
-        self._tell_facts(call, seen, now)
+        self._tell_facts(call, shown, now)
 
-    def _tell_facts(self, call: Call, seen: Seen, now: float) -> None:
-        if facts := seen.new_facts(call, now):
+    def _tell_facts(self, call: CallParts, shown: Shown, now: float) -> None:
+        if facts := shown.new_facts(call, now):
             self._tell(self._interested(_sid(call)), event("call", **_stamp(call), **facts))
 
     def _tell(self, viewers: Iterable[Viewer], event: bytes) -> None:
@@ -272,12 +270,12 @@ class Live:
     def _forget(self) -> None:
         self._dirty.clear()
         self._over.clear()
-        self._seen.clear()
+        self._shown.clear()
 
 
-def _sid(call: Call) -> str:
-    return call.report.info.call_sid if call.report.info is not None else ""
+def _sid(call: CallParts) -> str:
+    return call.report.info.call_sid
 
 
-def _stamp(call: Call) -> dict[str, Any]:
+def _stamp(call: CallParts) -> dict[str, Any]:
     return {"call_sid": _sid(call), "at": round(call.seconds_so_far, 3)}

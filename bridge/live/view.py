@@ -13,10 +13,9 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from bridge.call.call import Call
+from bridge.call.parts import CallParts
 from bridge.call.silence import State
-from bridge.call.transcript import Line
-from bridge.call.turns import Turn
+from bridge.call.story import FunctionUse, Line
 from bridge.records.from_call import direction_of
 from bridge.records.record import FIELD_LIMIT, WORDS_LIMIT
 
@@ -45,34 +44,34 @@ _RECORDED: Final[Mapping[str, Any]] = {
 }
 
 
-def doing(call: Call, now: float) -> Doing:
+def doing(call: CallParts, now: float) -> Doing:
     """What the agent does at `now`, on Trio's clock: what its caller would say it does.
 
     It speaks for as long as the phone plays, which is longer than it sends.
     """
-    conversation, report = call.conversation, call.report
+    report, awaited, running = call.report, call.silence.state, call.conversation.running
     if report.outcome is not None:
         return "ending"
-    if conversation.awaited is State.AWAY:
+    if awaited is State.AWAY:
         return "connecting" if report.setup_seconds is None else "reconnecting"
-    if conversation.playback.queued(now) > 0:
+    if call.downlink.playback.queued(now) > 0:
         return "speaking"
-    if conversation.awaited in _OWES_A_WORD:
+    if awaited in _OWES_A_WORD:
         return "thinking"
-    if conversation.running is not None and conversation.running.running:
+    if running is not None and running.running:
         return "thinking"
     return "listening"
 
 
-def facts(call: Call, now: float) -> dict[str, Any]:
+def facts(call: CallParts, now: float) -> dict[str, Any]:
     """What is one value and may change: everything but lists, times and audio."""
-    report, conversation = call.report, call.conversation
+    report = call.report
     return {
         "agent": report.agent,
         "state": doing(call, now),
-        "caller_speaking": conversation.awaited in _CALLER_SPEAKS,
+        "caller_speaking": call.silence.state in _CALLER_SPEAKS,
         "setup_seconds": report.setup_seconds,
-        "barge_ins": conversation.barge_ins,
+        "barge_ins": call.story.barge_ins,
         "reconnects": report.reconnects,
         "dropped_bytes": call.uplink.bytes_dropped,
         "outcome": str(report.outcome or ""),
@@ -80,39 +79,37 @@ def facts(call: Call, now: float) -> dict[str, Any]:
     }
 
 
-def audio(call: Call, now: float) -> dict[str, int]:
+def audio(call: CallParts, now: float) -> dict[str, int]:
     """How much audio is on its way, in milliseconds: the caller's that waits for the agent, and
     the agent's that the phone has still to play."""
     return {
         "uplink_ms": round(1000 * call.uplink.queued_seconds),
-        "playback_ms": round(1000 * call.conversation.playback.queued(now)),
+        "playback_ms": round(1000 * call.downlink.playback.queued(now)),
     }
 
 
-def lists(call: Call, first: Mapping[str, int], now: float) -> dict[str, list[bytes]]:
+def lists(call: CallParts, first: Mapping[str, int], now: float) -> dict[str, list[bytes]]:
     """The lists of a call, each from its item `first[name]` on, every item as JSON."""
-    conversation, encode = call.conversation, msgspec.json.encode
-    functions = [
-        _function(one.name, one.at, one.seconds, one.result)
-        for one in conversation.functions[first["functions"] :]
-    ]
-    if conversation.running is not None:
-        began_at = now - call.seconds_so_far
-        for name, began in conversation.running.running:
-            functions.append(_function(name, began - began_at, 0.0, ""))
+    story, running, encode = call.story, call.conversation.running, msgspec.json.encode
+    functions = [_shown(one) for one in story.functions[first["functions"] :]]
+    if running is not None:
+        functions += [
+            _shown(FunctionUse(at=began - call.began_at, name=name))
+            for name, began in running.running
+        ]
     return {
         "transcript": [
-            encode(_line(line)) for line in conversation.transcript.lines[first["transcript"] :]
+            encode(msgspec.structs.asdict(_line(line)))
+            for line in story.lines[first["transcript"] :]
         ],
-        "turns": [encode(_turn(turn)) for turn in conversation.turns.all[first["turns"] :]],
+        "turns": [encode(msgspec.structs.asdict(turn)) for turn in story.turns[first["turns"] :]],
         "functions": [encode(one) for one in functions],
     }
 
 
-def whole(call: Call, now: float) -> dict[str, Any]:
+def whole(call: CallParts, now: float) -> dict[str, Any]:
     """All of a call that has been introduced, JSON-able."""
     info = call.report.info
-    assert info is not None
     seconds = call.seconds_so_far
     items = lists(call, dict.fromkeys(LISTS, 0), now)
     return {
@@ -140,11 +137,11 @@ def recorded(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def ending(call: Call) -> dict[str, Any]:
+def ending(call: CallParts) -> dict[str, Any]:
     """How a call ended; its sockets are closed."""
     report, seconds = call.report, round(call.report.seconds, 3)
     return {
-        "call_sid": report.info.call_sid if report.info is not None else "",
+        "call_sid": report.info.call_sid,
         "at": seconds,
         "outcome": str(report.outcome or ""),
         "reason": report.reason[:FIELD_LIMIT],
@@ -158,21 +155,10 @@ def _line(line: Line) -> Line:
     return msgspec.structs.replace(line, words=line.words[:WORDS_LIMIT])
 
 
-def _turn(turn: Turn) -> dict[str, Any]:
+def _shown(one: FunctionUse) -> dict[str, Any]:
     return {
-        "caller_stopped_at": turn.caller_said_at,
-        "first_audio_received_at": turn.audio_received_at,
-        "first_audio_sent_at": turn.audio_sent_at,
-        "heard_at": turn.heard_at,
-        "latencies": turn.latencies,
-    }
-
-
-def _function(name: str, at: float, seconds: float, result: str) -> dict[str, Any]:
-    """`result` is "" while it runs."""
-    return {
-        "at": round(at, 3),
-        "name": name[:FIELD_LIMIT],
-        "seconds": round(seconds, 3),
-        "result": result,
+        "at": round(one.at, 3),
+        "name": one.name[:FIELD_LIMIT],
+        "seconds": round(one.seconds, 3),
+        "result": one.result,
     }

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 import msgspec
 import trio
 
-from bridge.call.call import Call
+from bridge.call.parts import CallParts
 from bridge.live import view
 
 # At the busiest, some seconds of one call. An event is shared by all queues that it is in, and what
@@ -26,13 +26,13 @@ class Hub(Protocol):
 
     def refresh(self) -> None: ...
 
-    def settle(self, call: Call) -> bool: ...
+    def settle(self, call: CallParts) -> bool: ...
 
-    def snapshot(self) -> tuple[bytes, list[Call]]: ...
+    def snapshot(self) -> tuple[bytes, list[CallParts]]: ...
 
-    def whole(self, call: Call, name: str) -> bytes: ...
+    def whole(self, call: CallParts, name: str) -> bytes: ...
 
-    def find(self, call_sid: str) -> Call | None: ...
+    def find(self, call_sid: str) -> CallParts | None: ...
 
 
 class Viewer:
@@ -47,7 +47,7 @@ class Viewer:
         self._over = False
         self._stale = True
         # What a beginning is made of comes one by one, so that no single step takes long.
-        self._to_show: deque[Call] = deque()
+        self._to_show: deque[CallParts] = deque()
         self._queue: deque[bytes] = deque()
         self._wake = trio.Event()
 
@@ -86,7 +86,7 @@ class Viewer:
             return snapshot
         while self._to_show:
             call = self._to_show.popleft()
-            if call.report.info is not None and self._hub.find(call.report.info.call_sid) is call:
+            if self._hub.find(call.report.info.call_sid) is call:
                 return self._hub.whole(call, "began")
         if self._queue:
             return self._queue.popleft()
@@ -112,7 +112,7 @@ class Viewer:
             self.begin_anew()
         self._wake.set()
 
-    def begin_anew(self, call: Call | None = None) -> None:
+    def begin_anew(self, call: CallParts | None = None) -> None:
         """Let the next event be a snapshot: of `call`, where one call is watched."""
         self._queue.clear()
         self._to_show.clear()
@@ -120,7 +120,7 @@ class Viewer:
         self._call = call or self._call
         self._wake.set()
 
-    def call_over(self, call: Call) -> None:
+    def call_over(self, call: CallParts) -> None:
         """The call is over, and nothing about it will change any more."""
         if self._call is call:
             self._over = True

@@ -1,1 +1,1 @@
-"""What is kept of every call: the record, the database, the spool on disk, the recording."""
+"""Records of calls: the record, the database, the spool on disk, the audio recording."""

@@ -1,14 +1,15 @@
-"""The record of one call: what happened, who said what, what was heard, how long things took.
+"""The record of one call: its events, its transcript, what the caller heard, and all durations.
 
-Pure data. A record is written more than once: when the call begins, perhaps on its way, and when it
-ends. Each time it is the whole record, so that a later one simply takes the place of an earlier one
-and nothing depends on all of them arriving. Two numbers make that safe in any order and any number
-of times, over spools, retries, threads that come late and worker processes:
+A record is written more than once: when the call begins, sometimes during it, and when it ends.
+Each time the whole record is written, so that a later one replaces an earlier one and none of them
+is needed for the next. Two numbers make that safe in any order and any number of times, across
+spools, retries, threads that finish late and worker processes:
 
-- `revision` counts the writings of whoever carries the call. A lower one never replaces a higher.
-- `status_sequence` is Twilio's own number of a status callback, which come out of order and may
+- `revision` counts the versions written by the process that carries the call. A lower one never
+  replaces a higher one.
+- `status_sequence` is Twilio's number of a status callback. Callbacks come out of order and may
   reach a worker that does not carry the call. That worker writes a *note*: a record of revision 0,
-  which never replaces anything but an earlier status.
+  which replaces nothing but an earlier status.
 
 `merge` is that rule in Python; `store` has the same in SQL.
 
@@ -24,67 +25,28 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from bridge.call.story import FunctionUse, Line, Turn
 from bridge.config.settings import CostSettings
 
-Role = Literal["caller", "agent", "keypad"]
-Heard = Literal["heard", "cut", "unheard", ""]
 Direction = Literal["inbound", "outbound-api"]
 
-# A record is bounded, whatever the network sent: it is held in memory, in a row and in the spool.
+# A record is held in memory, in a row and in the spool, so the network must not decide its size.
 FIELD_LIMIT: Final = 300  # characters of a single fact, a number or a reason
 WORDS_LIMIT: Final = 4_000  # characters of one utterance, or of a function's arguments
-TEXT_LIMIT: Final = 300_000  # characters of all utterances: six hours of people talking
+TEXT_LIMIT: Final = 300_000  # characters of all utterances: six hours of speech
 ITEMS_LIMIT: Final = 5_000  # lines, turns or functions of one call
 
 # PostgreSQL's bigint and SQLite's integer end just beyond.
 _INTEGER_LIMIT: Final = 2**62
 
 
-class Line(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One utterance, or the keys pressed.
-
-    `heard` says what the caller heard of the agent: all of it, the beginning (`cut`, about
-    `heard_seconds` of it where that is known), nothing; "" when it does not apply or is not known.
-    """
-
-    at: float = 0.0
-    role: Role = "caller"
-    words: str = ""
-    heard: Heard = ""
-    heard_seconds: float | None = None
-
-
-class Turn(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The timings of one turn: the caller stopped speaking, the agent's reply came, went out to the
-    phone, was heard. None: did not happen, or nobody said. `latencies` are the agent's own figures
-    (seconds by name, such as `total_latency`).
-    """
-
-    caller_stopped_at: float | None = None
-    first_audio_received_at: float | None = None
-    first_audio_sent_at: float | None = None
-    heard_at: float | None = None
-    latencies: dict[str, float] = {}
-
-
-class FunctionLine(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One function the agent called. `result` is "ok", "error", "timeout" or "cancelled"."""
-
-    at: float = 0.0
-    name: str = ""
-    seconds: float = 0.0
-    result: str = ""
-    arguments: str = ""
-    answer: str = ""
-
-
 class CallRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One call.
 
-    Mutable, and owned by whoever carries the call: `Recorder` takes a snapshot when it is given
-    one. `outcome` "" means that the call is on, or that its process died. `words_kept` false
+    Mutable, and owned by the call: `Recorder` takes a snapshot of what it is given. `outcome` ""
+    means that the call is live, or that its process died. `words_kept` false
     (`records.transcripts`) leaves out every word and key, and keeps the timings. `cost` is None
-    without rates. `shortened` says that a limit of this module cut something off.
+    without rates. `shortened` means that a limit of this module cut something off.
     """
 
     call_sid: str
@@ -115,23 +77,23 @@ class CallRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     revision: int = 0
     turns: list[Turn] = []
     transcript: list[Line] = []
-    functions: list[FunctionLine] = []
+    functions: list[FunctionUse] = []
 
 
 class Ending(msgspec.Struct, frozen=True):
-    """How a call ended: what the TwiML that follows is decided by."""
+    """How a call ended, which decides the TwiML that follows."""
 
     outcome: str
     transfer_to: str = ""
 
 
 def cost_of(seconds: float, agent_seconds: float, costs: CostSettings) -> float | None:
-    """What a call cost, in the currency of `[costs]`; None when no rate is set.
+    """Estimate the cost of a call, in the currency of `[costs]`; None if no rate is set.
 
-    Both are counted by exact fractions of a minute: the phone for `seconds`, the agent for the
-    `agent_seconds` its session was open. Deepgram bills that way. Twilio bills the minute that was
-    begun, so its invoice is higher; an estimate that rounds each call up would overstate it where
-    rates are negotiated by the second, and no rounding suits all of its price lists.
+    Both rates apply to exact fractions of a minute: the phone's to `seconds`, the agent's to the
+    `agent_seconds` that its session was open. Deepgram bills that way. Twilio bills each minute
+    begun, so its invoice is higher; rounding each call up would overstate the cost where rates are
+    negotiated by the second, and no rounding suits all of Twilio's price lists.
     """
     if not costs.phone_per_minute and not costs.agent_per_minute:
         return None
@@ -143,9 +105,9 @@ Snapshot = dict[str, Any]
 
 
 def snapshot(record: CallRecord) -> Snapshot:
-    """The record as it is now, in plain objects of its own. Cheap, since it runs beside live calls.
+    """Copy the record into plain objects. Cheap, because it runs on the loop beside live calls.
 
-    Without `words_kept`, the words are left out here already, so that they reach no disk.
+    Without `words_kept`, the words are left out here, so that they reach no disk.
     """
     copy: Snapshot = msgspec.to_builtins(record, builtin_types=(datetime,))
     if not record.words_kept:
@@ -158,7 +120,7 @@ def snapshot(record: CallRecord) -> Snapshot:
 
 
 def merge(old: Snapshot, new: Snapshot) -> Snapshot:
-    """What `new`, arriving after `old`, leaves of the two."""
+    """Return what is to be kept when `new` arrives after `old`."""
     replaces = new.get("revision", 0) > 0 and new.get("revision", 0) >= old.get("revision", 0)
     later = new.get("status_sequence", -1) > old.get("status_sequence", -1)
     merged = dict(new if replaces else old)
@@ -167,19 +129,19 @@ def merge(old: Snapshot, new: Snapshot) -> Snapshot:
         merged.pop(name, None)
         if name in status:
             merged[name] = status[name]
-    # Comes in a report of its own, which has no number.
+    # It comes in a callback of its own, which has no number.
     if answered_by := new.get("answered_by") or old.get("answered_by"):
         merged["answered_by"] = answered_by
     return merged
 
 
-# What a status callback changes, and nothing else does; and `answered_by`, by a rule of its own.
+# The fields that only a status callback changes; `answered_by`, by a rule of its own, is another.
 STATUS_FIELDS: Final = ("status", "status_sequence")
 
 
 def tidy(raw: Snapshot) -> CallRecord:
-    """The record of a snapshot, within its limits and free of what no database takes: NUL, halves
-    of surrogate pairs, numbers that are none. They become U+FFFD, or the field's default.
+    """Make the record of a snapshot, within the limits above and without what no database takes:
+    NUL, halves of surrogate pairs, NaN and infinity. They become U+FFFD, or the field's default.
 
     Raises msgspec.ValidationError for a snapshot of the wrong types.
     """
@@ -251,18 +213,29 @@ def _utc(moment: datetime) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
+def upgrade(fields: dict[str, Any]) -> None:
+    """Bring the fields of a record that an earlier version wrote to this version's names."""
+    turns = fields.get("turns")
+    for turn in turns if isinstance(turns, list) else ():
+        if isinstance(turn, dict) and "caller_stopped_at" in turn:
+            turn["caller_said_at"] = turn.pop("caller_stopped_at")
+
+
 def encode(record: CallRecord) -> bytes:
-    """A tidy record as one line of JSON, with its line break."""
+    """Encode a tidy record as one line of JSON, with its line break."""
     return msgspec.json.encode(record) + b"\n"
 
 
 def decode(line: bytes) -> CallRecord:
-    """The record of such a line. Fields that this version does not know are left out.
+    """Decode such a line. Fields that this version does not know are left out.
 
-    Raises msgspec.DecodeError, of which a ValidationError is one, for any other line.
+    Raises msgspec.DecodeError, or its subclass ValidationError, for any other line.
     """
     try:
-        return msgspec.json.decode(line, type=CallRecord)
+        fields = msgspec.json.decode(line)
+        if isinstance(fields, dict):
+            upgrade(fields)
+        return msgspec.convert(fields, CallRecord)
     except (UnicodeError, RecursionError) as error:
-        # msgspec leaves these two as they are, though they are faults of the line.
+        # msgspec does not translate these two, though the line is at fault.
         raise msgspec.DecodeError(str(error)) from error

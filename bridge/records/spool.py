@@ -1,19 +1,21 @@
-"""Where records wait while the database is away: lines of JSON in a folder, on disk.
+"""A queue of records on disk, for while the database is away: lines of JSON in a folder.
 
-Theory of operation. What is appended is on the disk, by fsync, before `append` returns. Lines are
-read back in the order in which they came and forgotten when they are safe elsewhere. They are kept
-in segments, files of a megabyte or so, each of which is deleted when its last line is forgotten; so
-nothing is ever rewritten, and the worst that a crash can do is to have lines read twice, which
-records bear. A line that a crash or a full disk tore in two was never said to be safe.
+Theory of operation. Appended lines are on the disk, by fsync, before `append` returns. They are
+read back in the order in which they came and forgotten when they are safe elsewhere. They are
+stored in segments, files of about a megabyte, each of which is deleted when its last line is
+forgotten. So nothing is ever rewritten, and the worst result of a crash is that lines are read
+twice, which is harmless for records. A line that a crash or a full disk tore in two was never
+reported as safe.
 
 Each process has segments of its own. A lock on `NAME.lock`, which ends with the process however
-that ends, tells that they have an owner; whoever starts adopts those without one, before its own.
+that ends, marks them as owned. A process that starts adopts those without an owner, ahead of its
+own.
 
-The spool is bounded. Above half of its limit it takes only finished calls, for those still on will
-come again as such; at its limit it takes nothing more. What is there already stays: it was promised
-first, and it is the record of how the trouble began.
+The spool is bounded. Above half of its limit it takes only calls that are over, because the others
+come again when they end; at its limit it takes no more. What is in it stays: it was accepted first,
+and it shows how the trouble began.
 
-Everything here blocks and nothing is locked against threads: one thread at a time.
+Everything here blocks, and nothing is locked against threads: use one thread at a time.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from typing import Final, NamedTuple
 
 SPOOL_BYTES: Final = 64 * 1024 * 1024  # for each process: ten thousand calls or more
 SEGMENT_BYTES: Final = 1024 * 1024
-READ_BYTES: Final = 1024 * 1024  # as much is held in memory when lines are read back
+READ_BYTES: Final = 1024 * 1024  # held in memory when lines are read back
 
 _SEGMENT = re.compile(r"([0-9a-f]{16})-[0-9]{8}\.jsonl")
 _LOCK = re.compile(r"([0-9a-f]{16})\.lock")
@@ -60,11 +62,11 @@ class Spool:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing waits here. Any thread may ask."""
+        """Whether no line is stored. May be asked in any thread."""
         return not self._segments
 
     def adopt(self) -> int:
-        """Take over what processes that have ended left behind. Returns how many segments.
+        """Take over the segments of processes that have ended. Returns how many.
 
         Raises OSError.
         """
@@ -81,10 +83,10 @@ class Spool:
                 adopted += (segment for segment in mine if segment.exists())
                 if not any(segment.exists() for segment in mine):
                     self._unlock(name, remove=True)
-        # Oldest first, over all processes; a name says nothing about age.
+        # Oldest first, over all processes; names are not ordered by age.
         adopted.sort(key=lambda segment: (segment.stat().st_mtime_ns, segment.name))
         if self._segments and self._read_to:
-            # The first of ours is half read: its place is the front.
+            # Our first segment is half read, so it stays in front.
             self._segments[1:1] = adopted
         else:
             self._segments[:0] = adopted
@@ -92,9 +94,9 @@ class Spool:
         return len(adopted)
 
     def append(self, lines: Sequence[SpoolLine]) -> list[int]:
-        """Write lines to the disk. Returns the places, in `lines`, of those the bound refused.
+        """Write lines to the disk. Returns the indices in `lines` of those that found no room.
 
-        Raises OSError; then none of them may be taken to be safe.
+        Raises OSError; none of the lines may then be assumed to be safe.
         """
         refused, taken, size = [], [], self.bytes
         for place, (line, finished) in enumerate(lines):
@@ -108,14 +110,14 @@ class Spool:
         return refused
 
     def peek(self, count: int) -> list[bytes]:
-        """The oldest lines, at most so many; [] when there are none. They stay until `advance`.
+        """Read the oldest lines, at most `count`; [] if there are none. They stay until `advance`.
 
         Raises OSError.
         """
         while self._segments:
             try:
                 lines = self._read(self._segments[0], count)
-            except FileNotFoundError:  # somebody cleared up
+            except FileNotFoundError:  # deleted by hand
                 lines = []
             if lines:
                 return lines
@@ -129,8 +131,8 @@ class Spool:
             self._drop_first()
 
     def close(self) -> None:
-        """Let go of everything. What is left waits for the next process; or for this one, for the
-        spool can be used again.
+        """Close all files and locks. Lines that are left are adopted by the next process, or by
+        this one: the spool can be used again.
         """
         self._close_out()
         for name in list(self._locks):
@@ -138,13 +140,13 @@ class Spool:
             self._unlock(name, remove=not left)
         self._segments, self._read_to, self.bytes, self._name = [], 0, 0, ""
         with suppress(OSError):
-            self.folder.rmdir()  # only if empty: no odd folders next to the database
+            self.folder.rmdir()  # only if empty: leave no stray folder next to the database
 
     # ---- segments ---------------------------------------------------------------------------
 
     def _write(self, data: bytes) -> None:
         if self._out is not None and os.fstat(self._out).st_nlink == 0:
-            # Deleted under us: what goes into it now is gone with it.
+            # Deleted by hand: what is written into it now would be lost.
             self._close_out()
         if self._out is None or self._out_bytes >= SEGMENT_BYTES:
             self._begin_segment()
@@ -155,8 +157,8 @@ class Spool:
                 rest = rest[os.write(self._out, rest) :]
             os.fsync(self._out)
         except OSError:
-            # Disk full, mostly. Half a line at the end would spoil the next one, so the segment
-            # ends here in any case.
+            # Usually a full disk. Half a line at the end would spoil the next one, so the segment
+            # ends here.
             with suppress(OSError):
                 os.ftruncate(self._out, self._out_bytes)
             self._close_out()
@@ -234,7 +236,7 @@ class Spool:
                 return True
         except BlockingIOError:
             pass
-        # Its owner lives, or removed it between our opening and locking it.
+        # Its owner is alive, or removed it between our opening and locking it.
         os.close(lock)
         return False
 

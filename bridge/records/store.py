@@ -3,15 +3,15 @@
 Everything here blocks, so it runs in worker threads or in a command, never on Trio's thread.
 
 Transcript, turns and functions are JSON columns of the row. They are always written and read as a
-whole and never without their call, and so a call is replaced in one statement, in one step, which
-is what makes writing it twice harmless; `json_extract` and `->>` reach into them where somebody
-wants to count words. What calls are looked for by, their SID, start and outcome, is indexed.
+whole, together with their call, so a call is replaced in one statement, which makes writing it
+twice harmless; `json_extract` and `->>` reach into them for queries by hand. The columns by which
+calls are looked up, SID, start and outcome, are indexed.
 
-Every value is a bound parameter; no statement is ever made of text from the network.
+Every value is a bound parameter; no statement contains text from the network.
 
-SQLite is in WAL mode, so that readers (`bridge calls`, other workers) never wait for a writer, and
-its connections are opened for each use, which takes a tenth of a millisecond: a kept one goes on
-writing into a file that was deleted or replaced, and nobody would ever see those calls.
+SQLite is in WAL mode, so that readers (`bridge calls`, other workers) never wait for a writer. Its
+connections are opened for each use, which takes a tenth of a millisecond: one that is kept open
+goes on writing into a file that was deleted or replaced, and those calls would never be seen.
 https://www.sqlite.org/wal.html, https://www.sqlite.org/howtocorrupt.html section 4
 """
 
@@ -39,36 +39,36 @@ from sqlalchemy.exc import (
 )
 
 from bridge.config.settings import ConfigError
-from bridge.records.record import STATUS_FIELDS, CallRecord, Ending
+from bridge.records.record import STATUS_FIELDS, CallRecord, Ending, upgrade
 from bridge.text import printable
 
-# Counted up with every change of the tables; a newer one is refused, since what an older bridge
-# would write into it is anybody's guess.
+# Raised with every change of the tables. A newer one is refused, since an older bridge could write
+# wrong rows into it.
 SCHEMA_VERSION: Final = 1
 
-# How long a statement waits for somebody else's lock, and on PostgreSQL for anything. Long enough
-# for a backup or a long query to pass, short enough that a stop of the server need not wait.
+# How long a statement waits for a lock, and on PostgreSQL for anything. Long enough for a backup or
+# a long query to pass, short enough that a stop of the server need not wait.
 LOCK_SECONDS: Final = 2.0
 STATEMENT_SECONDS: Final = 5.0
 CONNECT_SECONDS: Final = 3.0
 
-# Rows deleted in one transaction, so that nobody waits for the lock of a purge of years.
+# Rows deleted in one transaction, so that no writer waits for a purge of many years' rows.
 PURGE_ROWS: Final = 500
 
 
 class StoreError(ConfigError):
-    """The database cannot be used until somebody changes something; one line says what."""
+    """The database cannot be used until the operator changes something; one line says what."""
 
 
 class StoreUnavailable(Exception):
-    """The database does not answer, or refuses, at present. One line, without secrets or words."""
+    """The database does not answer, or refuses, for now. One line, without secrets or speech."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
 
 
 class _UtcTime(sa.types.TypeDecorator[datetime]):
-    """A moment in UTC. SQLite keeps no time zone, so it is taken off and put back."""
+    """A time in UTC. SQLite stores no time zone, so it is removed and added again."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
@@ -123,7 +123,7 @@ calls = sa.Table(
     sa.Column("words_kept", sa.Boolean, nullable=False),
     sa.Column("shortened", sa.Boolean, nullable=False),
     sa.Column("revision", sa.BigInteger, nullable=False),
-    # json, not jsonb: kept as written, to the last digit.
+    # json, not jsonb, which would not preserve numbers as written.
     sa.Column("turns", sa.JSON, nullable=False),
     sa.Column("transcript", sa.JSON, nullable=False),
     sa.Column("functions", sa.JSON, nullable=False),
@@ -134,7 +134,7 @@ _SUMMARY: Final = tuple(column for column in calls.c if column.name not in _LIST
 
 
 class Rejected(msgspec.Struct, frozen=True):
-    """A record the database will not have, now or later, and its words."""
+    """A record that the database will never accept, and the database's reason."""
 
     record: CallRecord
     reason: str
@@ -158,13 +158,13 @@ class Store:
 
     @property
     def name(self) -> str:
-        """What messages call this database: its address without the password and the options."""
+        """The database's address for messages, without the password and the options."""
         return str(self.file) if self.file else self._url.set(query={}).render_as_string()
 
     # ---- its tables -------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Make the tables where they are missing. Raises StoreError if a newer bridge made them."""
+        """Make missing tables. Raises StoreError if a newer bridge made the existing ones."""
         if self.file is not None:
             _private_file(self.file)
         with self._transaction() as connection:
@@ -175,7 +175,7 @@ class Store:
                 connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
                 for index in sorted(table.indexes, key=lambda index: str(index.name)):
                     connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
-            # Written only where there is none: two SQLite workers may both come here.
+            # Only if there is none: two SQLite workers may both get here.
             first = sa.select(sa.literal(SCHEMA_VERSION)).where(~sa.exists(sa.select(_schema)))
             connection.execute(sa.insert(_schema).from_select(["version"], first))
             self._check_version(connection)
@@ -184,12 +184,12 @@ class Store:
         self._prepared = True
 
     def check(self) -> None:
-        """See that there is a database of bridge's that this version can read; make nothing.
+        """Check that there is a database of bridge's that this version can read; make nothing.
 
         Raises StoreError.
         """
         if self.file is not None and not self.file.exists():
-            raise StoreError(f"no database at {self.file}: no call was recorded yet")
+            raise StoreError(f"no database at {self.file}: no call has been recorded yet")
         with self._transaction() as connection:
             if not sa.inspect(connection).has_table(_schema.name):
                 raise StoreError(f"{self.name} holds no calls of bridge's")
@@ -204,7 +204,7 @@ class Store:
             )
 
     def _use_wal(self) -> None:
-        # Outside a transaction. The file remembers it, so it is asked for once.
+        # Outside a transaction. The setting is stored in the file.
         with _translated(self.name), self._connect().connect() as connection:
             connection = connection.execution_options(isolation_level="AUTOCOMMIT")
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
@@ -212,8 +212,8 @@ class Store:
     # ---- writing ----------------------------------------------------------------------------
 
     def write(self, records: Sequence[CallRecord]) -> list[Rejected]:
-        """Write tidy records, in order, all or none; those the database will never take are left
-        out and returned. The rule of `record.merge` decides what a row keeps.
+        """Write tidy records, in order, all or none, except those that the database will never
+        accept, which are returned. A row keeps what `record.merge` would keep.
         """
         if not self._prepared:
             self.prepare()
@@ -240,12 +240,14 @@ class Store:
             with self._transaction() as connection:
                 connection.execute(_UPSERTS[connection.dialect.name], rows)
         except StoreUnavailable:
-            # Perhaps the file was taken away, and with it the tables.
+            # The file may have been removed, and its tables with it.
             self._prepared = False
             raise
 
     def purge(self, older_than: datetime, limit: int = PURGE_ROWS) -> int:
-        """Delete the oldest calls that began before that, at most `limit`. Returns how many."""
+        """Delete the oldest calls that began before `older_than`, at most `limit`. Returns how
+        many.
+        """
         if not self._prepared:
             self.prepare()
         oldest = (
@@ -263,8 +265,8 @@ class Store:
     def list_calls(
         self, limit: int = 20, before: datetime | None = None, outcome: str | None = None
     ) -> list[CallRecord]:
-        """The latest calls, newest first, without turns, transcripts and functions. `before` takes
-        the `started_at` of the last one shown, for the page after it.
+        """Return the latest calls, newest first, without turns, transcripts and functions. For the
+        next page, `before` is the `started_at` of the last call on this one.
         """
         query = sa.select(*_SUMMARY).order_by(calls.c.started_at.desc(), calls.c.call_sid.desc())
         if before is not None:
@@ -275,14 +277,14 @@ class Store:
             return [_record(row) for row in connection.execute(query.limit(limit))]
 
     def get(self, call_sid: str) -> CallRecord | None:
-        """All that is known of one call, None if nothing is."""
+        """Return one call with everything, None if it is not known."""
         query = sa.select(calls).where(calls.c.call_sid == call_sid)
         with self._reading() as connection:
             row = connection.execute(query).one_or_none()
             return None if row is None else _record(row)
 
     def ending_of(self, call_sid: str) -> Ending | None:
-        """How a call ended; None if it has not, or nobody wrote that here."""
+        """Return how a call ended; None if it has not, or if that is not recorded here."""
         query = sa.select(calls.c.outcome, calls.c.transfer_to).where(
             calls.c.call_sid == call_sid, calls.c.outcome != ""
         )
@@ -291,7 +293,7 @@ class Store:
             return None if row is None else Ending(row.outcome, row.transfer_to)
 
     def close(self) -> None:
-        """Close the connections nobody uses. The store can be used again."""
+        """Close the idle connections. The store can be used again."""
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.dispose()
@@ -300,18 +302,18 @@ class Store:
 
     @contextmanager
     def exclusive(self, lock: int) -> Iterator[Connection]:
-        """A transaction that none with the same number runs beside, on any machine, and that sees
-        what those before it wrote. Waits LOCK_SECONDS at most.
+        """Run the block in a transaction while no other with the same number runs on any machine.
+        It sees what earlier ones wrote. Waits LOCK_SECONDS at most.
         """
         with _translated(self.name), self._connect().connect() as connection:
             if connection.dialect.name == "sqlite":
-                # There is one writer in any case; the driver would become it too late.
+                # SQLite has one writer at a time; the driver's BEGIN would lock too late.
                 connection = connection.execution_options(isolation_level="AUTOCOMMIT")
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
                 yield connection
                 connection.exec_driver_sql("COMMIT")
                 return
-            # In any other level, what is seen is from before the lock was waited for.
+            # At any other level the snapshot would be older than the lock.
             connection = connection.execution_options(isolation_level="READ COMMITTED")
             with connection.begin():
                 self._limit(connection)
@@ -335,7 +337,7 @@ class Store:
 
     @staticmethod
     def _limit(connection: Connection) -> None:
-        # LOCAL, so that it is right behind a pooler such as pgbouncer as well.
+        # LOCAL, so that it is right behind a pooler such as pgbouncer, too.
         for setting, seconds in _POSTGRES_LIMITS.items():
             text = str(round(1000 * seconds))
             connection.execute(sa.select(sa.func.set_config(setting, text, True)))
@@ -348,7 +350,7 @@ class Store:
 
 
 _POSTGRES_LIMITS: Final = {"statement_timeout": STATEMENT_SECONDS, "lock_timeout": LOCK_SECONDS}
-_SCHEMA_LOCK: Final = 0x62726964676531  # any number nobody else uses: "bridge1"
+_SCHEMA_LOCK: Final = 0x62726964676531  # any number that no other program uses: "bridge1"
 
 
 def _checked(text: str) -> URL:
@@ -362,7 +364,7 @@ def _checked(text: str) -> URL:
         ) from None
     backend = url.get_backend_name()
     if backend in ("postgres", "postgresql"):
-        # Without a driver named, the one that bridge[postgres] brings.
+        # If no driver is named, the one of the extra bridge[postgres].
         plain = url.drivername in ("postgres", "postgresql")
         url = url.set(drivername="postgresql+psycopg") if plain else url
     elif backend != "sqlite":
@@ -409,7 +411,7 @@ def _private_file(file: Path) -> None:
 
 def _engine(url: URL) -> Engine:
     common: dict[str, Any] = {
-        "hide_parameters": True,  # callers' words have no business in an exception
+        "hide_parameters": True,  # an exception must not contain callers' words
         "json_serializer": lambda value: msgspec.json.encode(value).decode(),
         "json_deserializer": msgspec.json.decode,
     }
@@ -421,7 +423,7 @@ def _engine(url: URL) -> Engine:
         return engine
     arguments: dict[str, Any] = {
         "connect_timeout": round(CONNECT_SECONDS),
-        "tcp_user_timeout": round(1000 * STATEMENT_SECONDS),  # a machine that vanished
+        "tcp_user_timeout": round(1000 * STATEMENT_SECONDS),  # a machine that is gone
         "prepare_threshold": None,  # prepared statements do not survive a pooler
     }
     return sa.create_engine(
@@ -436,7 +438,7 @@ def _engine(url: URL) -> Engine:
 
 
 def _erase_what_is_deleted(connection: Any, _record: Any) -> None:
-    # Retention means that words are gone from the file, not only from its index.
+    # Retention means that the words are removed from the file, not only from its index.
     cursor = connection.cursor()
     try:
         cursor.execute("PRAGMA secure_delete=ON")
@@ -445,7 +447,7 @@ def _erase_what_is_deleted(connection: Any, _record: Any) -> None:
 
 
 class _Unfit(StoreUnavailable):
-    """The fault is the row's, so that trying again is of no use."""
+    """The row itself is invalid; retrying cannot help."""
 
 
 @contextmanager
@@ -463,14 +465,14 @@ def _translated(name: str) -> Iterator[None]:
 
 
 def _reason(error: SQLAlchemyError) -> str:
-    # The driver's first line. Those below it may quote the row.
+    # The first line of the driver's message. Those below it may quote the row.
     cause = getattr(error, "orig", None) or error
     first, *_ = str(cause).strip().splitlines() or [type(cause).__name__]
     return first[:300]
 
 
 def _upsert(insert: Any) -> Any:
-    """Insert a row, or bring the one that is there up to date, as `record.merge` does."""
+    """Make the statement that inserts a row or updates the existing one, as `record.merge` does."""
     new = insert.excluded
     replaces = sa.and_(new.revision > 0, new.revision >= calls.c.revision)
     later = new.status_sequence > calls.c.status_sequence
@@ -501,6 +503,7 @@ def _record(row: sa.Row[Any]) -> CallRecord:
     # SQLAlchemy's names are a kind of str that msgspec does not take for one.
     fields = {str(name): value for name, value in row._mapping.items()}
     try:
+        upgrade(fields)
         return msgspec.convert(fields, CallRecord)
     except msgspec.ValidationError as error:
         raise StoreUnavailable(f"a row that bridge did not write: {error}") from None

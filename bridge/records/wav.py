@@ -1,13 +1,13 @@
 """A recording of both sides of a call: stereo WAV, the caller left, the agent right.
 
-Three ideas, three classes. `Timeline` (pure) puts the two sides side by side as the caller heard
-them: the agent sends faster than real time, and what was cleared before it was played was never
-heard. `WavFile` (blocking) is the file. `CallRecording` carries finished stretches of the one to
-the other in a thread, so that a slow disk costs the recording a gap and the call nothing.
+Three classes. `Timeline` (sans-I/O) aligns the two sides as the caller heard them: the agent sends
+faster than real time, and audio that was cleared before it was played was never heard. `WavFile`
+(blocking) is the file. `CallRecording` takes finished stretches from the timeline to the file in a
+thread, so that a slow disk causes a gap in the recording and does not affect the call.
 
-The file is playable at any moment, also when the process was killed: about once a second audio is
-appended and then the header's sizes are brought up to it, in this order, so the header never
-promises more than there is. http://soundfile.sapp.org/doc/WaveFormat/
+The file is playable at any moment, even after the process was killed: about once a second audio is
+appended and then the sizes in the header are updated, in this order, so the header never promises
+more than there is. http://soundfile.sapp.org/doc/WaveFormat/
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import struct
 from collections import deque
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Final
@@ -27,21 +28,23 @@ import trio
 
 from bridge.audio import SAMPLE_RATE, SILENCE, seconds
 from bridge.log import get_logger
+from bridge.one_thread import OneThread
 
 log = get_logger(__name__)
 
-# A stretch is finished when it is so old that nothing can belong to it any more. Until then what
-# the phone sends continues what it sent before: it never pauses, only its packets jitter.
+# A stretch is finished when it is too old for any audio still to belong to it. Until then the
+# phone's audio continues what it sent before: it never pauses, only its packets jitter.
 SETTLED_SECONDS: Final = 1.0
-# Taken in one piece, so that a long silence is not one long piece of memory.
+# The longest piece taken at once, so that a long silence is not one long piece of memory.
 STRETCH_SECONDS: Final = 5.0
-# Of audio ahead of its time: the agent's, which Twilio holds as well; the phone's, which is none.
+# How far audio may be ahead of its time: the agent's is sent ahead and buffered by Twilio; the
+# phone sends in real time.
 AGENT_AHEAD_SECONDS: Final = 180.0
 CALLER_AHEAD_SECONDS: Final = 2.0
 # The most audio that waits for a slow disk; beyond it, silence takes its place. 480 KB.
 BACKLOG_SECONDS: Final = 30.0
 
-# What the last bytes may take at the end of a call, and opening at its start.
+# For writing the last bytes at the end of a call, and for opening the file at its start.
 CLOSE_SECONDS: Final = 1.0
 OPEN_SECONDS: Final = 2.0
 
@@ -60,7 +63,7 @@ class RecordingError(Exception):
 
 
 class Stretch:
-    """A stretch of time: µ-law of both sides, equally long."""
+    """A stretch of time: µ-law of both sides, of equal length."""
 
     __slots__ = ("agent", "caller")
 
@@ -70,7 +73,7 @@ class Stretch:
 
     @property
     def size(self) -> int:
-        """Samples it holds in memory."""
+        """The number of samples in memory."""
         return len(self.caller)
 
     def pcm(self) -> bytes:
@@ -81,7 +84,7 @@ class Stretch:
 
 
 class Gap:
-    """So many samples that were lost, and are silence in the file."""
+    """A number of samples that were lost, and are silence in the file."""
 
     __slots__ = ("samples",)
     size = 0
@@ -97,8 +100,8 @@ class Gap:
 class Timeline:
     """Both sides on one axis, in samples from the start. Times are seconds from the start.
 
-    Nothing is written twice or moved once taken. Audio that would have to be is left out, and so is
-    what runs ahead of its time beyond the limits above.
+    A stretch that has been taken is never changed. Audio that would belong to it is dropped, and so
+    is audio that is ahead of its time by more than the limits above.
     """
 
     def __init__(self) -> None:
@@ -107,8 +110,8 @@ class Timeline:
         self._taken = 0
 
     def caller(self, audio: bytes, at: float) -> None:
-        """The caller's next words came at `at`, by a clock of ours (Twilio's own could be made to
-        leap, and the leap would have to be filled).
+        """The caller's next audio came at `at`, by our clock. (A forged timestamp of Twilio's could
+        leap far ahead, and the leap would have to be filled.)
         """
         now, end = _samples(at), self._taken + len(self._caller)
         patience = round(SETTLED_SECONDS * SAMPLE_RATE) if end else 0
@@ -119,7 +122,7 @@ class Timeline:
         self._caller += audio[: max(0, room)]
 
     def agent(self, audio: bytes, at: float) -> None:
-        """This was sent to the phone at `at`; it plays when what was sent before it has played."""
+        """This was sent to the phone at `at`; it plays after what was sent before it."""
         now, end = _samples(at), self._taken + len(self._agent)
         if now > end:
             self._agent += SILENCE * (now - end)
@@ -128,18 +131,18 @@ class Timeline:
         self._agent += audio[: max(0, room)]
 
     def cleared(self, at: float) -> None:
-        """`clear` was sent at `at`: what had not played by then never will."""
+        """`clear` was sent at `at`: what had not been played by then never is."""
         del self._agent[max(0, _samples(at) - self._taken) :]
 
     def settled(self, at: float) -> Stretch | None:
-        """The finished stretch as of `at`, taken away; None if it is shorter than a second. A long
-        one comes in pieces, with each call.
+        """Take the stretch that is finished as of `at`; None if it is shorter than a second. A long
+        one comes in pieces, one for each call of this method.
         """
         length = _samples(at - SETTLED_SECONDS) - self._taken
         return self._take(min(length, _LONGEST)) if length >= SAMPLE_RATE else None
 
     def rest(self, at: float) -> list[Stretch]:
-        """All that is left when the call is over at `at`."""
+        """Take all that is left when the call is over at `at`."""
         self.cleared(at)
         end = max(len(self._caller), len(self._agent), _samples(at) - self._taken)
         return [self._take(min(_LONGEST, end - done)) for done in range(0, end, _LONGEST)]
@@ -162,11 +165,11 @@ def _first(audio: bytearray, length: int) -> bytes:
 class WavFile:
     """A WAV file that grows: 8 kHz, two channels, 16-bit PCM. Blocking; raises OSError.
 
-    Readable by its owner alone, and always a new file: never one that is there already.
+    Readable by its owner only, and always a new file: an existing one is never opened.
     """
 
     def __init__(self, folder: Path, call_sid: str) -> None:
-        """Raises RecordingError for a SID that is none: it becomes a file's name."""
+        """Raises RecordingError for a SID that cannot be part of a file's name."""
         if not _NAME.fullmatch(call_sid):
             raise RecordingError("the call's SID cannot be a file's name")
         with suppress(FileExistsError):
@@ -188,7 +191,7 @@ class WavFile:
         self._write_header()
 
     def close(self) -> None:
-        """Bring it to the disk and close it. Idempotent."""
+        """Flush it to the disk and close it. Idempotent."""
         if self._file.closed:
             return
         try:
@@ -224,13 +227,15 @@ def _write_at(file: FileIO, data: bytes, offset: int) -> None:
 
 
 def purge(folder: Path, older_than: datetime) -> int:
-    """Delete recordings last written before that. Returns how many. Blocking; raises OSError."""
+    """Delete recordings last written before `older_than`. Returns how many. Blocking; raises
+    OSError.
+    """
     removed = 0
     if not folder.is_dir():
         return 0
     with os.scandir(folder) as entries:
         for entry in entries:
-            # Nothing but what looks like ours, and never through a link.
+            # Only files named like ours, and never through a link.
             if not _FILE.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
                 continue
             if entry.stat(follow_symlinks=False).st_mtime < older_than.timestamp():
@@ -244,23 +249,22 @@ class CallRecording:
     """Records one call. Times are seconds from the call's start, by one clock.
 
     `caller`, `agent`, `cleared` and `finish` return at once and never raise. `run` is a task of the
-    call's: it writes about once a second and, when it is cancelled or `finish` was called, the
-    rest, within CLOSE_SECONDS and shielded. A disk that fails ends the recording and is logged; it
-    never ends the call, nor holds it up longer than that.
+    call: it writes about once a second. When it is cancelled or `finish` was called, it writes the
+    rest, within CLOSE_SECONDS and shielded. A disk that fails, or any other error, ends the
+    recording and is logged; it never ends the call, nor delays its end by more than CLOSE_SECONDS.
     """
 
     def __init__(self, folder: Path, call_sid: str) -> None:
         self._folder = folder
         self._call_sid = call_sid
         self._timeline = Timeline()
-        # Filled here, emptied by the thread: what a cancelled thread left is there for the next.
+        # Filled here, emptied by the thread: what an abandoned thread has left, the next one takes.
         self._ready = _Ready()
         self._last = 0.0
         self._wake = trio.Event()
         self._over = False
         self._file: WavFile | None = None
-        # One thread at a time is in the file, abandoned ones included: they keep their token.
-        self._thread = trio.CapacityLimiter(1)
+        self._thread = OneThread()
         self.path: Path | None = None
         self.lost_seconds = 0.0
 
@@ -290,7 +294,7 @@ class CallRecording:
     def _advance(self, at: float) -> None:
         self._last = max(self._last, at)
         while (stretch := self._timeline.settled(self._last)) is not None:
-            # Also when nobody writes any more: what is taken is not kept.
+            # Also after the end, so that the timeline does not grow; what is taken is dropped then.
             if not self._over:
                 self._add(stretch)
                 self._wake.set()
@@ -303,7 +307,7 @@ class CallRecording:
             self._ready.put(stretch)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write until the call is over. Started at once: opening the file holds nobody up."""
+        """Write until the call is over. Started at once: opening the file delays no call."""
         task_status.started()
         try:
             if not await self._open():
@@ -312,55 +316,54 @@ class CallRecording:
                 await self._wake.wait()
                 self._wake = trio.Event()
                 await self._write(last=False)
-        except OSError as error:
-            log.error("recording ends early", call_sid=self._call_sid, error=str(error))
+        except Exception as error:
+            self._ended_early(error)
         finally:
-            with trio.CancelScope(shield=True):
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_SECONDS):
                 await self._close()
 
     async def _open(self) -> bool:
-        with trio.move_on_after(OPEN_SECONDS):
-            try:
-                # Abandoned: an empty file may stay behind, which retention deletes.
-                self._file = await trio.to_thread.run_sync(
-                    WavFile,
-                    self._folder,
-                    self._call_sid,
-                    abandon_on_cancel=True,
-                    limiter=self._thread,
-                )
-            except RecordingError as error:
-                log.error("call not recorded", call_sid=self._call_sid, error=str(error))
-                return False
-            self.path = self._file.path
-            return True
-        raise OSError(f"no answer within {OPEN_SECONDS:g} s")
+        new_file = partial(WavFile, self._folder, self._call_sid)
+        try:
+            # If it is abandoned, an empty file may stay behind, which retention deletes.
+            self._file = await self._thread.run(new_file, within=OPEN_SECONDS)
+        except RecordingError as error:
+            log.error("call not recorded", call_sid=self._call_sid, error=str(error))
+            return False
+        except trio.TooSlowError:
+            raise OSError(f"no answer within {OPEN_SECONDS:g} s") from None
+        self.path = self._file.path
+        return True
 
     async def _write(self, *, last: bool) -> None:
-        file = self._file
-        assert file is not None
-        # Abandoned when the call ends: `_close`, which comes next, waits for it, a while.
-        await trio.to_thread.run_sync(
-            _write, file, self._ready, last, abandon_on_cancel=True, limiter=self._thread
-        )
+        assert self._file is not None
+        # The call's end abandons it, and `_close` then waits for it, CLOSE_SECONDS at most.
+        await self._thread.run(partial(_write, self._file, self._ready, last))
 
     async def _close(self) -> None:
-        """Write what is left and close the file, in CLOSE_SECONDS at most."""
+        """Write what is left and close the file."""
         self.finish(self._last)
         if self._file is None:
             return
-        with trio.move_on_after(CLOSE_SECONDS) as closing:
-            try:
-                await self._write(last=True)
-            except OSError as error:
-                log.error("recording ends early", call_sid=self._call_sid, error=str(error))
-        if closing.cancelled_caught:
-            # The file is the thread's now, and is closed with its last reference.
-            log.error("recording ends early", call_sid=self._call_sid, error="the disk hangs")
-        if self.lost_seconds:
-            log.warning(
-                "recording has gaps", call_sid=self._call_sid, seconds=round(self.lost_seconds, 1)
-            )
+        try:
+            await self._write(last=True)
+        except trio.Cancelled:
+            # The abandoned thread has the file; its last reference closes it.
+            self._ended_early(OSError("the disk hangs"))
+            raise
+        except Exception as error:
+            self._ended_early(error)
+        finally:
+            if self.lost_seconds:
+                seconds_lost = round(self.lost_seconds, 1)
+                log.warning("recording has gaps", call_sid=self._call_sid, seconds=seconds_lost)
+
+    def _ended_early(self, error: Exception) -> None:
+        # An error that is not the disk's is a bug, or a system without threads: it needs a stack.
+        unexpected = None if isinstance(error, OSError) else error
+        log.error(
+            "recording ends early", call_sid=self._call_sid, error=str(error), exc_info=unexpected
+        )
 
 
 class _Ready:
@@ -368,7 +371,7 @@ class _Ready:
 
     def __init__(self) -> None:
         self._stretches: deque[Stretch | Gap] = deque()
-        # Each is changed by one side alone, so that no lock is needed.
+        # Each is changed by one side only, so that no lock is needed.
         self._put = 0
         self._taken = 0
 

@@ -1,1 +1,1 @@
-"""Hypercorn and Quart-Trio as this project needs them: what they leave out is added here."""
+"""The server process: start, worker processes, stop, watchdog, tunnel, and hypercorn's limits."""

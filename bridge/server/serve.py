@@ -1,4 +1,4 @@
-"""The server in one process: hypercorn under our own `trio.run`, stopped as `stopping` says.
+"""The server in one process: hypercorn under our own `trio.run`, stopped by `stopping`.
 
 `bridge serve` runs it in its own process, or, for more than one worker, `supervisor` runs it in
 each of several.
@@ -15,6 +15,7 @@ from hypercorn.utils import wrap_app
 from quart_trio import QuartTrio
 
 from bridge.config.settings import Settings
+from bridge.server.hypercorn.install import install
 from bridge.server.hypercorn.worker import adopt, bridge_of, serve_until
 from bridge.server.stopping import Stop, StopSignals
 
@@ -44,30 +45,32 @@ async def serve(
     stop: Stop | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve `app` until it is asked to stop; started with the list of addresses bound.
+    """Serve `app` until a stop is requested; `task_status` gets the list of addresses bound.
 
-    Who asks: whoever has `stop`; or else `shutdown`, for a program that is in a hurry when it sets
-    it; or else SIGTERM and SIGINT.
+    A stop is requested by `stop` where it is given; or else by setting `shutdown`, which stops at
+    once; or else by SIGTERM and SIGINT.
 
     *Resource handling*: when this returns, calls and listeners are closed. *Error handling*: raises
     OSError when an address cannot be bound, ConfigError when the configuration is unusable; calls
-    raise nothing. Cancelled, it cuts live calls off.
+    raise nothing. Cancelling it cuts live calls off.
     """
+    # Not every program that serves the application has imported `bridge.asgi`.
+    install()
     bridge = bridge_of(app)
     bridge.prepare()
     signals = StopSignals() if shutdown is None and stop is None else None
-    asked = stop or Stop(bridge)
+    stop = stop or Stop(bridge)
 
-    async def heed(shutdown: trio.Event) -> None:
+    async def stop_at(shutdown: trio.Event) -> None:
         await shutdown.wait()
-        asked.hurry("the program stops")
+        stop.stop_now("the program stops")
 
     options: dict[str, Any] = {"task_status": task_status}
     with signals or nullcontext():
         async with trio.open_nursery() as nursery:
             if signals is not None:
-                signals.tell(asked)
+                signals.tell(stop)
             if shutdown is not None:
-                nursery.start_soon(heed, shutdown)
-            await serve_until(asked.run, wrap_app(app, 0, "asgi"), config, **options)
+                nursery.start_soon(stop_at, shutdown)
+            await serve_until(stop.run, wrap_app(app, 0, "asgi"), config, **options)
             nursery.cancel_scope.cancel(reason="the server has stopped")

@@ -1,23 +1,22 @@
 """Several worker processes behind one address: `server.workers` > 1 under `bridge serve`.
 
-The parent binds and listens once; the workers inherit the sockets, and whichever is free first
+The parent binds and listens once; the workers inherit the sockets, and the first one that is free
 accepts a connection. The parent carries no calls. It starts workers, replaces one that dies, passes
-on the wish to stop, and sees to it that all of them have ended before it does.
+requests to stop on to them, and ends after the last of them.
 
 Between the parent and each worker there is a socket pair, the *lifeline*:
 
-- The worker writes a line when it serves, when it is asked to drain, and when to hurry: how many
-  seconds it may take to end, by the settings it has. The first line tells a start from a failed
+- The worker writes a line when it serves, when it begins to drain, and at an immediate stop: how
+  many seconds it may take to end, by its settings. The first line tells a start from a failed
   start; the last is how long the parent waits before it kills.
-- When the parent dies, however it dies, the worker reads the end of the stream and drains.
+- When the parent dies, in whatever way, the worker reads the end of the stream and drains.
 
-Wishes are signals, so that an operator can do by hand what the parent does: SIGTERM makes a worker
-drain, however often it comes, SIGINT ends its calls at once. (`kill` one worker with SIGTERM and it
-drains, ends, and a new one takes its place.) Workers are in process groups of their own: Ctrl-C in
-a terminal goes to the parent, which passes it on.
+Requests to stop are signals, so that an operator can do by hand what the parent does: SIGTERM makes
+a worker drain, however often it comes, SIGINT ends its calls at once. (`kill` one worker with
+SIGTERM and it drains, ends, and a new one takes its place.) Each worker has a process group of its
+own: Ctrl-C in a terminal goes to the parent, which passes it on.
 
-`Supervisor` is the logic, and knows workers by what it can do with them; `ProcessWorker` is a real
-one.
+`Supervisor` is the logic, written against the protocol `Worker`; `ProcessWorker` implements it.
 """
 
 from __future__ import annotations
@@ -36,9 +35,10 @@ import trio
 from hypercorn.config import Config
 from hypercorn.utils import repr_socket_addr
 
+from bridge.backoff import pauses
 from bridge.config.settings import Settings
 from bridge.log import get_logger
-from bridge.server.stopping import SLACK_SECONDS, StopSignals, hurry_at_most
+from bridge.server.stopping import SLACK_SECONDS, StopSignals, stop_now_at_most
 from bridge.telemetry.multiprocess import MetricsFolder
 
 log = get_logger(__name__)
@@ -53,8 +53,8 @@ START_SECONDS: Final = 60.0
 # When so many starts in a row have failed and no worker serves, there will be no server.
 START_TRIES: Final = 3
 
-# Before a worker that died is replaced: twice as long each time, so that one that dies on arrival
-# does not keep the machine busy, and from the beginning once one has served for a while.
+# Before a worker that died is replaced: twice as long each time, so that one that dies at its start
+# does not keep the machine busy, and FIRST_DELAY again once one has served for a while.
 FIRST_DELAY: Final = 0.5
 LONGEST_DELAY: Final = 30.0
 SERVED_WELL_SECONDS: Final = 60.0
@@ -67,56 +67,56 @@ KILL_SECONDS: Final = 5.0
 
 
 class Worker(Protocol):
-    """A worker as the supervisor knows it."""
+    """A worker process, as far as the supervisor needs it."""
 
     @property
     def pid(self) -> int: ...
 
     async def wait(self) -> int:
-        """Wait until it has ended; its exit status, negative for a signal."""
+        """Wait until it has ended; return its exit status, negative for a signal."""
         ...
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send it a signal, if it is still there."""
+        """Send it a signal, if it is still running."""
         ...
 
     async def report(self) -> float | None:
-        """What it says next on its lifeline: how many seconds it may take to end. None for the end
-        of the lifeline."""
+        """Receive the next line of its lifeline: how many seconds it may take to end. None at the
+        end of the lifeline."""
         ...
 
     def close(self) -> None:
-        """Let go of the lifeline."""
+        """Close the lifeline."""
         ...
 
 
-class _Charge:
+class _Supervised:
     """A worker under supervision. `serving_since` is None until its first report."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.serving_since: float | None = None
         self.seconds_to_end = 0.0
-        # Its deadline passes when the worker has had the time it may take for what it is doing.
+        # The worker's deadline for what it is doing, starting or ending. It is killed after that.
         self.time = trio.CancelScope(deadline=trio.current_time() + START_SECONDS)
 
 
 class Supervisor:
     """Keeps `count` workers running, until it is asked to end them all.
 
-    `start` starts one, or raises OSError. `hurry_seconds` is what a worker in a hurry may take; one
-    that hangs does not say so itself.
+    `start` starts one, or raises OSError. `stop_now_seconds` is how long a worker may take for an
+    immediate stop; a worker that hangs does not report that itself.
     """
 
     def __init__(
-        self, start: Callable[[], Awaitable[Worker]], count: int, *, hurry_seconds: float
+        self, start: Callable[[], Awaitable[Worker]], count: int, *, stop_now_seconds: float
     ) -> None:
         self._start = start
         self._count = count
-        self._hurry_seconds = hurry_seconds
-        self._charges: set[_Charge] = set()
+        self._stop_now_seconds = stop_now_seconds
+        self._workers: set[_Supervised] = set()
         self._stopping = trio.Event()
-        self._hurried = False
+        self._stopping_now = False
         self._failed_starts = 0
         self._status = 0
 
@@ -124,24 +124,24 @@ class Supervisor:
         """Ask all workers to drain, and start no more. Idempotent."""
         if not self._stopping.is_set():
             self._stopping.set()
-            log.info("draining the workers", why=why, workers=len(self._charges))
-            for charge in self._charges:
-                self._ask(charge)
+            log.info("draining workers", why=why, workers=len(self._workers))
+            for one in self._workers:
+                self._ask(one)
 
-    def hurry(self, why: str) -> None:
-        """Ask all workers to end at once, and start no more. Idempotent."""
-        if not self._hurried:
-            self._hurried = True
+    def stop_now(self, why: str) -> None:
+        """Ask all workers to stop at once, and start no more. Idempotent."""
+        if not self._stopping_now:
+            self._stopping_now = True
             self._stopping.set()
-            log.info("hurrying the workers", why=why, workers=len(self._charges))
-            for charge in self._charges:
-                self._ask(charge)
+            log.info("stopping workers now", why=why, workers=len(self._workers))
+            for one in self._workers:
+                self._ask(one)
 
     async def run(self) -> int:
-        """Supervise until all workers have ended, because that was asked for, or because none can
-        be started. Returns the exit status: 0 after `drain` and `hurry`, else the worker's.
+        """Supervise until all workers have ended, because a stop was requested or none can be
+        started. Returns the exit status: 0 after `drain` and `stop_now`, else the worker's.
 
-        Cancelled, it lets go of the workers' lifelines: they drain, and nobody waits for them.
+        Cancelling it closes the workers' lifelines: they drain, unsupervised.
         """
         async with trio.open_nursery() as nursery:
             for _ in range(self._count):
@@ -149,102 +149,101 @@ class Supervisor:
         return self._status
 
     async def _keep_one_running(self) -> None:
-        delay = FIRST_DELAY
+        delays = pauses(FIRST_DELAY, LONGEST_DELAY)
         while not self._stopping.is_set():
-            served = await self._run_one()
-            if served >= SERVED_WELL_SECONDS:
-                delay = FIRST_DELAY
+            if await self._run_one() >= SERVED_WELL_SECONDS:
+                delays = pauses(FIRST_DELAY, LONGEST_DELAY)
             if not self._stopping.is_set():
+                delay = next(delays)
                 log.info("starting another worker", in_seconds=delay)
                 with trio.move_on_after(delay):
                     await self._stopping.wait()
-            delay = min(2 * delay, LONGEST_DELAY)
 
     async def _run_one(self) -> float:
-        """Start a worker and see it through to its end; for how many seconds it has served."""
+        """Start a worker and wait for its end. Returns for how many seconds it served."""
         try:
-            charge = _Charge(await self._start())
+            one = _Supervised(await self._start())
         except OSError as error:
-            # No memory, no processes, no descriptors: what may be over in a while.
-            log.error("a worker cannot be started", error=str(error))
+            # No memory, no processes, no descriptors: this may pass.
+            log.error("worker cannot be started", error=str(error))
             self._start_failed(1)
             return 0.0
-        worker = charge.worker
+        worker = one.worker
         log.info("worker started", pid=worker.pid)
-        self._charges.add(charge)
+        self._workers.add(one)
         try:
             if self._stopping.is_set():
-                self._ask(charge)
+                self._ask(one)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._listen, charge)
-                status = await self._outlive(charge)
+                nursery.start_soon(self._listen, one)
+                status = await self._outlive(one)
                 nursery.cancel_scope.cancel(reason="the worker has ended")
         finally:
-            self._charges.discard(charge)
+            self._workers.discard(one)
             worker.close()
         expected = status == 0 or self._stopping.is_set()
         (log.info if expected else log.error)("worker ended", pid=worker.pid, status=status)
-        if charge.serving_since is not None:
-            return trio.current_time() - charge.serving_since
+        if one.serving_since is not None:
+            return trio.current_time() - one.serving_since
         if not self._stopping.is_set():
             self._start_failed(status)
         return 0.0
 
     def _start_failed(self, status: int) -> None:
         self._failed_starts += 1
-        serving = any(charge.serving_since is not None for charge in self._charges)
+        serving = any(one.serving_since is not None for one in self._workers)
         if self._failed_starts >= START_TRIES and not serving:
             # As a shell reports it; and an end without ever a server is no success.
             self._status = 128 - status if status < 0 else status or 1
             self.drain(f"{self._failed_starts} starts in a row have failed")
 
-    async def _listen(self, charge: _Charge) -> None:
-        while (seconds := await charge.worker.report()) is not None:
-            charge.seconds_to_end = seconds
-            if charge.serving_since is not None:
-                self._allow(charge, seconds)
+    async def _listen(self, one: _Supervised) -> None:
+        while (seconds := await one.worker.report()) is not None:
+            one.seconds_to_end = seconds
+            if one.serving_since is not None:
+                self._allow(one, seconds)
                 continue
-            charge.serving_since = trio.current_time()
-            charge.time.deadline = float("inf")
+            one.serving_since = trio.current_time()
+            one.time.deadline = float("inf")
             self._failed_starts = 0
-            log.info("worker serves", pid=charge.worker.pid)
+            log.info("worker serves", pid=one.worker.pid)
             if self._stopping.is_set():
-                # It may not have been told, or not to hurry.
-                self._ask(charge)
+                # The request to stop may not have reached it while it was starting.
+                self._ask(one)
 
-    async def _outlive(self, charge: _Charge) -> int:
-        worker = charge.worker
-        with charge.time:
+    async def _outlive(self, one: _Supervised) -> int:
+        worker = one.worker
+        with one.time:
             return await worker.wait()
-        log.error("a worker has had its time and is killed", pid=worker.pid)
+        log.error("worker took too long; killing it", pid=worker.pid)
         worker.send_signal(signal.SIGKILL)
         with trio.move_on_after(KILL_SECONDS):
             return await worker.wait()
         # In a system call that cannot be interrupted. The kernel ends it when it can.
-        log.error("a killed worker does not end", pid=worker.pid)
+        log.error("worker still alive after SIGKILL", pid=worker.pid)
         return -signal.SIGKILL
 
-    def _ask(self, charge: _Charge) -> None:
-        if charge.serving_since is None:
-            # No calls to end. While it does not handle signals yet, this ends it without a
-            # traceback; if it hangs instead, the deadline of its start does.
-            charge.worker.send_signal(signal.SIGTERM)
-        elif self._hurried:
-            charge.worker.send_signal(signal.SIGINT)
-            self._allow(charge, self._hurry_seconds)
+    def _ask(self, one: _Supervised) -> None:
+        if one.serving_since is None:
+            # It has no calls to end. Before it handles signals, this ends it without a traceback;
+            # if it hangs instead, the deadline of its start ends it.
+            one.worker.send_signal(signal.SIGTERM)
+        elif self._stopping_now:
+            one.worker.send_signal(signal.SIGINT)
+            self._allow(one, self._stop_now_seconds)
         else:
-            charge.worker.send_signal(signal.SIGTERM)
-            self._allow(charge, charge.seconds_to_end)
+            one.worker.send_signal(signal.SIGTERM)
+            self._allow(one, one.seconds_to_end)
 
-    def _allow(self, charge: _Charge, seconds: float) -> None:
-        """Let a worker that was asked to end have so much time from now on."""
+    def _allow(self, one: _Supervised, seconds: float) -> None:
+        """Give a worker that was asked to end `seconds` from now."""
         if self._stopping.is_set():
-            charge.time.deadline = trio.current_time() + seconds + SLACK_SECONDS
+            one.time.deadline = trio.current_time() + seconds + SLACK_SECONDS
 
 
 class ProcessWorker:
-    """A worker in a process of its own, and our end of its lifeline. `gone` is called, once, when
-    nothing of it is left that counts."""
+    """A worker in a process of its own, and the parent's end of its lifeline. `gone` is called
+    once, by `close`."""
 
     def __init__(
         self,
@@ -263,8 +262,8 @@ class ProcessWorker:
     ) -> ProcessWorker:
         """Start a worker that serves on these sockets. Raises OSError.
 
-        It gets its settings as we got ours, from the environment and the file named there; on its
-        command line are numbers of descriptors. Its metrics go into the folder.
+        It gets its settings as the parent did, from the environment and the file named there; on
+        its command line are numbers of descriptors. Its metrics go into the folder of `metrics`.
         """
         environment = dict(os.environ)
         gone: Callable[[], None] = lambda: None  # noqa: E731
@@ -273,7 +272,7 @@ class ProcessWorker:
             environment |= metrics.environment(number)
             gone = partial(metrics.give_back, number)
         ours, theirs = socket.socketpair()
-        # Closed here once the process has it: then our end tells when the process is gone.
+        # Closed here once the process has it, so that our end is closed when the process is gone.
         with theirs:
             descriptors = [one.fileno() for one in (theirs, *listening)]
             try:
@@ -314,7 +313,7 @@ class ProcessWorker:
         try:
             return float(line)
         except ValueError:
-            return None  # another version's worker, after an update in place
+            return None  # a worker of another version, after an update in place
 
     def close(self) -> None:
         self._lifeline.socket.close()
@@ -338,11 +337,13 @@ async def supervise(config: Config, settings: Settings, signals: StopSignals) ->
         try:
             metrics = stack.enter_context(MetricsFolder())
         except OSError as error:
-            log.warning("no folder for metrics: each worker tells its own", reason=str(error))
+            log.warning(
+                "no folder for metrics: each worker reports only its own", reason=str(error)
+            )
         supervisor = Supervisor(
             partial(ProcessWorker.start, listening, metrics),
             settings.server.workers,
-            hurry_seconds=hurry_at_most(settings),
+            stop_now_seconds=stop_now_at_most(settings),
         )
         signals.tell(supervisor)
         return await supervisor.run()

@@ -1,7 +1,7 @@
 """A public https address for a server on this machine, by cloudflared or ngrok.
 
-For trying things out: a real phone reaches a laptop. The address is new each time, nobody promises
-that it stays up, and everybody who knows it can ask the server anything.
+For trying things out: a real phone reaches a laptop. The address is new each time, comes without a
+guarantee, and is open to everybody who knows it.
 
 https://developers.cloudflare.com/cloudflare-one/connections/connect-networks/do-more-with-tunnels/trycloudflare/
 https://ngrok.com/docs/agent/
@@ -38,10 +38,10 @@ KILL_SECONDS: Final = 2.0
 LAST_LINES: Final = 5
 LINE_LIMIT: Final = 300
 
-# Far above any line of theirs. What has no end by then is no line.
+# Far above any line of theirs; output without a line break is cut here.
 _LINE_BYTES: Final = 65_536
 
-# None of a tunnel's business.
+# Not passed on to the program.
 _SECRETS: Final = frozenset(
     {
         *("DEEPGRAM_API_KEY", "TWILIO_ACCOUNT_SID", "TWILIO_AUTH_TOKEN"),
@@ -54,7 +54,7 @@ _CLOUDFLARE: Final = re.compile(r"https://(?!api\.)[a-z0-9-]+\.trycloudflare\.co
 
 
 class TunnelError(Exception):
-    """There is no tunnel: one line that says why and what helps."""
+    """No tunnel could be opened: one line that says why and what helps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +104,16 @@ _PROGRAMS: Final = (
 async def open_tunnel(
     port: int, *, deadline: float = ADDRESS_SECONDS, environ: Mapping[str, str] | None = None
 ) -> AsyncIterator[str]:
-    """A tunnel to `port` of this machine, open for as long as the context: its https address,
-    without a slash at the end.
+    """Open a tunnel to `port` of this machine for as long as the context lasts. Yields its https
+    address, without a slash at the end.
 
-    *Resource handling*: the program is terminated on every way out, and killed if it does not go
-    within `TERMINATE_SECONDS`. It runs in a session of its own, so that Ctrl-C, which ends the
-    server in peace, does not cut the calls off by ending the tunnel first. What it prints is read
-    as long as it runs. *Error handling*: raises TunnelError when neither program is installed, it
-    ends before there is an address, or there is none within `deadline` seconds. When it ends later
-    the log says so: the server goes on, and is as reachable as it is without. What the body raises
-    comes out in an exception group, as from a nursery. `environ` is os.environ unless given.
+    *Resource handling*: the program is terminated on every way out, and killed if it has not ended
+    within `TERMINATE_SECONDS`. It runs in a session of its own, so that Ctrl-C, which drains the
+    server, does not cut the calls off by ending the tunnel first. Its output is read as long as it
+    runs. *Error handling*: raises TunnelError if neither program is installed, or the program ends
+    without an address or prints none within `deadline` seconds. If it ends later, that is logged
+    and the server goes on without a tunnel. What the body raises comes out in an exception group,
+    as from a nursery. `environ` is os.environ unless given.
     """
     environ = os.environ if environ is None else environ
     program, path = _installed(environ)
@@ -133,7 +133,7 @@ async def open_tunnel(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_watch, program, lines, name=f"tunnel: {program.name}")
             yield address
-            nursery.cancel_scope.cancel(reason="the tunnel is not needed any more")
+            nursery.cancel_scope.cancel(reason="the context was left")
     finally:
         await _end(process)
 
@@ -151,36 +151,34 @@ async def _address(program: _Program, lines: _Lines, deadline: float) -> str:
         while (line := await lines.next()) is not None:
             if address := program.address(line):
                 return address
-        raise TunnelError(f"{program.name} ended before there was an address{lines.last_words()}")
+        raise TunnelError(f"{program.name} ended without an address{lines.last_words()}")
     raise TunnelError(
         f"{program.name} gave no address within {deadline:g} seconds{lines.last_words()}"
     )
 
 
 async def _watch(program: _Program, lines: _Lines) -> None:
-    # Read to the end even if nobody looks: a full pipe would stop the program.
+    # Read to the end: a full pipe would block the program.
     while await lines.next() is not None:
         pass
-    log.error("the tunnel is gone; restart to get another", why=program.name + lines.last_words())
+    log.error("tunnel closed; restart for a new one", why=program.name + lines.last_words())
 
 
 async def _end(process: trio.Process) -> None:
-    with trio.CancelScope(shield=True):
-        try:
-            process.terminate()
-            with trio.move_on_after(TERMINATE_SECONDS):
-                await process.wait()
-            if process.returncode is None:
-                process.kill()
-                with trio.move_on_after(KILL_SECONDS):
-                    await process.wait()
-        finally:
-            if process.stdout is not None:
-                await process.stdout.aclose()
+    process.terminate()
+    with trio.move_on_after(TERMINATE_SECONDS, shield=True):
+        await process.wait()
+    if process.returncode is None:
+        process.kill()
+        with trio.move_on_after(KILL_SECONDS, shield=True):
+            await process.wait()
+    assert process.stdout is not None
+    with trio.move_on_after(0, shield=True):  # closing a pipe does not wait
+        await process.stdout.aclose()
 
 
 class _Lines:
-    """What a program prints, line by line, and the last few again for an error."""
+    """The output of a program, line by line, and its last few lines for an error."""
 
     def __init__(self, stream: trio.abc.ReceiveStream) -> None:
         self._stream = stream
@@ -188,7 +186,7 @@ class _Lines:
         self._last: deque[str] = deque(maxlen=LAST_LINES)
 
     async def next(self) -> str | None:
-        """The next line, None when there are no more."""
+        """Read the next line; None at the end."""
         while b"\n" not in self._rest[:_LINE_BYTES] and len(self._rest) < _LINE_BYTES:
             data = await self._stream.receive_some(4096)
             if not data:
@@ -205,5 +203,5 @@ class _Lines:
         return text
 
     def last_words(self) -> str:
-        """`: ` and the last lines, in one line; nothing if it said nothing."""
-        return f": {' | '.join(self._last)}" if self._last else ", and said nothing"
+        """The last lines in one line, to append to an error."""
+        return f": {' | '.join(self._last)}" if self._last else ", without output"

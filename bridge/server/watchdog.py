@@ -1,22 +1,21 @@
-"""Notices when Trio's loop does not run, the one failure that no nursery can see.
+"""Detects a blocked event loop, the one failure that no nursery can see.
 
     with watching(on_stall=metrics.loop_stalled):
         await serve(...)
 
-While one task computes, or waits in a call that blocks, every other task of the process stands
-still: no call hears anything, no timeout fires, and afterwards all seems well. So two look on.
+While one task computes, or waits in a call that blocks, no other task of the process runs: callers
+hear silence, no timeout fires, and afterwards nothing shows that it happened. Two observers watch:
 
 An *instrument* on the loop notes when each pass of the loop begins and ends: from one wait for I/O
-to the next, every task that could run has run a step. However short the loop's own look at I/O is,
-a pass ends there, so a loop kept busy by many short steps is no stall, and one that sleeps in
-epoll is not in a pass at all. A pass of `threshold` seconds or more is a stall. The instrument
-knows of each, and for how long it lasted, but only when it is over.
+to the next, every task that could run has run a step. A pass ends at each look at I/O, however
+short, so a loop kept busy by many short steps is not stalled, and one that sleeps in epoll is not
+in a pass at all. A pass of `threshold` seconds or more is a stall. The instrument sees every stall
+and its length, but only when it is over.
 
-A *thread* sees a stall while it lasts, and the code it lasts in, which it logs once. It needs
-Python's lock for that. While C code holds the lock, or the machine gives the process no time, the
-thread stands still too; it then looks the first moment it can, which is usually still in the
-function at fault, and says how late it was. If the pass is over by then, the stall is reported
-without a stack.
+A *thread* sees a stall while it lasts, and logs once the code in which it lasts. It needs Python's
+lock for that. While C code holds the lock, or the machine gives the process no time, the thread is
+blocked too; it then looks as soon as it can, usually while the function at fault still runs, and
+logs how late it was. If the pass is over by then, the stall is logged without a stack.
 """
 
 from __future__ import annotations
@@ -37,13 +36,14 @@ from bridge.log import get_logger
 
 log = get_logger(__name__)
 
-# Five frames of the phone's audio: less than this is jitter, more is heard as a gap.
+# Five of the phone's frames of 20 ms: less is jitter, more is heard as a gap.
 THRESHOLD: Final = 0.1
 
-# The thread ends within microseconds of being told, unless it is writing a line that nobody reads.
+# The thread ends within microseconds, unless it is writing a line into a pipe that is full.
 STOP_SECONDS: Final = 1.0
 
-# What is logged of a stack. It begins where the loop is stuck; what lies further out is known.
+# The logged part of a stack. It begins where the loop is blocked; the outermost frames are always
+# the same.
 STACK_CHARACTERS: Final = 2_000
 
 _NEVER: Final = float("inf")
@@ -55,13 +55,13 @@ def watching(
 ) -> Iterator[None]:
     """Watch the loop that runs this task, for as long as the context lasts.
 
-    Each time a pass of the loop takes `threshold` seconds or more, the log says so: while it lasts
-    with the stack and, where a task is running, the task's name and context variables; when it is
-    over with its length. Then `on_stall` is called with its length in seconds, in the loop's
-    thread. An exception from it is logged and goes no further.
+    Each pass of the loop that takes `threshold` seconds or more is logged: while it lasts, with the
+    stack and, if a task is running, the task's name and context variables; when it is over, with
+    its length. Then `on_stall` is called with its length in seconds, in the loop's thread. An
+    exception from `on_stall` is logged and not raised.
 
-    On leaving, by whatever way, the instrument is removed and the thread has ended. If the thread
-    hangs writing to a log that nobody reads, it is left after STOP_SECONDS and ends once it can.
+    On every way out the instrument is removed and the thread has ended. If the thread hangs while
+    writing to the log, it is left behind after STOP_SECONDS and ends once it can.
 
     Raises RuntimeError outside `trio.run`, or if no thread can be started.
     """
@@ -76,26 +76,26 @@ def watching(
             watch.stop.set()
             thread.join(STOP_SECONDS)
     finally:
-        with suppress(KeyError):  # Trio has dropped it, and said why
+        with suppress(KeyError):  # Trio has dropped it, and logged why
             trio.lowlevel.remove_instrument(watch)
-        # What blocked until now without another wait for I/O was a stall too.
+        # A pass that lasted until now, without another wait for I/O, may have been a stall.
         watch.before_io_wait(0)
 
 
 class _Watch(trio.abc.Instrument):
-    """What the instrument and the thread know of one loop."""
+    """The state that the instrument and the thread share about one loop."""
 
     def __init__(self, on_stall: Callable[[float], object] | None, threshold: float) -> None:
         self._on_stall = on_stall
         self._threshold = threshold
         self._loop_thread = get_ident()
         self._root = trio.lowlevel.current_root_task()
-        # When the pass began that is under way; _NEVER while the loop waits for I/O.
+        # When the current pass began; _NEVER while the loop waits for I/O.
         self._busy_since = _now()
-        # The pass, known by its beginning, of which the thread has told.
+        # The pass, identified by its beginning, that the thread has logged.
         self._told_of = _NEVER
-        # Decides who tells of a stall that ends just as the thread looks. Held for no longer than
-        # a few assignments, and not in a pass that is no stall.
+        # Decides which of the two logs a stall that ends just as the thread looks. Held for a few
+        # assignments at most, and never in a pass that is not a stall.
         self._deciding = Lock()
         self.stop = Event()
 
@@ -132,7 +132,7 @@ class _Watch(trio.abc.Instrument):
     # ---- in the watchdog's thread ---------------------------------------------------------------
 
     def look(self) -> None:
-        """Tell of each stall while it lasts, once, until `stop` is set.
+        """Log each stall while it lasts, once, until `stop` is set.
 
         Looking once per threshold is enough to see every stall: a look that finds a pass under way
         is followed by one at the moment when that pass becomes a stall.
@@ -156,7 +156,7 @@ class _Watch(trio.abc.Instrument):
         task = _running(self._root)
         with self._deciding:
             if self._busy_since != since:
-                return  # too late: the stack may be another pass's, and `_over` has told
+                return  # too late: the stack may be another pass's, and `_over` has logged it
             self._told_of = since
         facts: dict[str, object] = {"seconds": round(now - since, 3)}
         if late >= self._threshold:
@@ -181,7 +181,7 @@ def _stack(frame: FrameType | None) -> str:
         part = f"{name} ({file}:{frame.f_lineno})"
         room -= len(part)
         if room < 0:
-            # A first part too long for the whole is nobody's honest name.
+            # Only a made-up name is too long for the whole.
             parts.append("…" if parts else f"{part[:STACK_CHARACTERS]}…")
             break
         parts.append(part)
@@ -190,11 +190,11 @@ def _stack(frame: FrameType | None) -> str:
 
 
 def _running(root: trio.lowlevel.Task | None) -> trio.lowlevel.Task | None:
-    """The task below `root` that is running now, asked from another thread.
+    """Find the task below `root` that is running now. Called from another thread.
 
-    Trio says so only in the loop's own thread, or to an instrument on every step of every task.
-    Its coroutine says so to anyone, and looking through all tasks once in a stall costs less. Each
-    set of tasks is copied in one go, since the loop may go on meanwhile.
+    Trio tells this only in the loop's own thread, or to an instrument on every step of every task.
+    A coroutine's `cr_running` can be read from any thread, and looking through all tasks once per
+    stall costs less. Each set of tasks is copied in one step, since the loop may go on meanwhile.
     """
     tasks = [root] if root is not None else []
     while tasks:

@@ -1,8 +1,8 @@
 """`python -m bridge.server.worker_process LIFELINE SOCKET...`: one worker of `supervisor`.
 
-The arguments are numbers of descriptors inherited from the parent: our end of the lifeline and the
-listening sockets. Everything else comes from where the parent has it, the environment and the
-configuration file.
+The arguments are numbers of descriptors inherited from the parent: the worker's end of the lifeline
+and the listening sockets. Everything else comes from the environment and the configuration file, as
+for the parent.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bridge.asgi import app
 from bridge.config.settings import ConfigError
 from bridge.server.hypercorn.worker import bridge_of
 from bridge.server.serve import hypercorn_config, serve
-from bridge.server.stopping import Stop, StopSignals, drain_at_most, hurry_at_most
+from bridge.server.stopping import Stop, StopSignals, drain_at_most, stop_now_at_most
 
 # A few bytes into an empty buffer: only a parent that is stopped for good could make this wait.
 REPORT_SECONDS: Final = 5.0
@@ -43,10 +43,10 @@ async def work(
         nursery.start_soon(_survive, parent, stop)
         await nursery.start(partial(_serve, nursery, app, config, stop))
         await _report(parent, drain_at_most(bridge.settings_now()))
-        await stop.asked()
+        await stop.wait_draining()
         await _report(parent, drain_at_most(bridge.settings_now()))
-        await stop.hurried()
-        await _report(parent, hurry_at_most(bridge.settings_now()))
+        await stop.wait_stopping_now()
+        await _report(parent, stop_now_at_most(bridge.settings_now()))
 
 
 async def _serve(
@@ -61,27 +61,27 @@ async def _serve(
 
 
 async def _survive(parent: trio.SocketStream, stop: Stop) -> None:
-    """Drain when the parent is gone: it says nothing, so what is received is the end."""
+    """Drain when the parent is gone. It never writes, so whatever is received is the end."""
     with suppress(trio.BrokenResourceError):
         await parent.receive_some(1)
     stop.drain("the parent process is gone")
 
 
 async def _report(parent: trio.SocketStream, seconds: float) -> None:
-    """Tell the parent how long our end may take. That it is gone is seen elsewhere."""
+    """Tell the parent how long this worker may take to end. `_survive` notices if it is gone."""
     with trio.move_on_after(REPORT_SECONDS), suppress(trio.BrokenResourceError):
         await parent.send_all(f"{seconds}\n".encode())
 
 
 def main() -> None:
-    """The process: its arguments are sys.argv, its end is an exit status."""
+    """Run the worker process: arguments from sys.argv, result as exit status."""
     lifeline, *listening = sys.argv[1:]
-    with StopSignals(second_sigterm_hurries=False) as signals:
+    with StopSignals(second_sigterm_stops_now=False) as signals:
         try:
-            # Before anything else, also because a line to the log needs to know where to go.
+            # First, since this also sets up logging.
             app.extensions["bridge"].prepare()
         except ConfigError as error:
-            # The parent's was good: the file has changed since.
+            # The parent could use it, so the file has changed since.
             sys.stderr.write(f"bridge: {error}\n")
             sys.exit(2)
         trio.run(work, app, socket.socket(fileno=int(lifeline)), listening, signals)

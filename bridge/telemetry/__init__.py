@@ -1,1 +1,1 @@
-"""What is counted, timed and traced."""
+"""Metrics and traces."""

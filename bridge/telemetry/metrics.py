@@ -1,12 +1,12 @@
-"""What is counted and timed, for Prometheus; the names are part of what users rely on.
+"""Counters, gauges and histograms for Prometheus. Their names are part of the interface.
 
 Each `Metrics` has a registry of its own, so that two applications in one process, or two tests,
-do not count into each other. A method is named for what happened and is called once for it. No
-method waits, and none looks anything up by name: every series that can exist is made at the start,
-at 0, so that a rate over it is right from its first event on.
+do not count into each other. A method is named for an event and is called once for it. No method
+waits, and none looks anything up by name: every series that can exist is made at the start, at 0,
+so that a rate over it is right from its first event on.
 
 A label's value is one of a fixed set in this file or in `Outcome`, never a word from the network:
-each new value is a series that Prometheus keeps for months, and a caller could make them at will.
+each new value is a series that Prometheus keeps for months, and a caller could create them at will.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from bridge.telemetry.multiprocess import NUMBER, AddedUp, share
 Direction = Literal["uplink", "downlink"]
 
 # Upper bounds of the histograms' buckets, in seconds. A quantile is only as exact as the buckets
-# around it, so they are close where a decision hangs on the figure and wide elsewhere. The edges
-# are also limits that are promised, so that the share of calls within one can be read off exactly.
+# around it, so they are close where a decision depends on the figure and wide elsewhere. The edges
+# are also the limits that bridge promises, so that the share of calls within one is exact.
 
 # From hanging up at the greeting to `call.max_minutes`, whose default is an hour.
 CALL_DURATION: Final = (2, 5, 10, 20, 30, 60, 120, 180, 300, 600, 1200, 1800, 3600)
 
-# The caller hears silence meanwhile. Connecting over a continent and having the settings applied
-# takes 0.3 to 1 s; 5 is `deepgram.connect_timeout`, 8 `deepgram.connect_budget`.
+# The caller hears silence for this long. Connecting over a continent and having the settings
+# applied takes 0.3 to 1 s; 5 is `deepgram.connect_timeout`, 8 `deepgram.connect_budget`.
 CALL_SETUP: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5, 8)
 
 # A peer that answers is done in milliseconds. 0.5 and 1.7 are where `call` stops waiting, first
@@ -49,11 +49,12 @@ UPLINK_DELAY: Final = (
     *(0.1, 0.15, 0.25, 0.5, 1, 2),
 )
 
-# Nothing is waited for here: 2 and 10 ms are the limits, 50 ms is where a server counts as full.
+# No frame is filled in this direction: 2 and 10 ms are the limits, 50 ms is where a server counts
+# as full.
 DOWNLINK_DELAY: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1)
 
 # People answer each other after 0.2 s and take more than 1 s for a fault on the line; agents need
-# 0.5 to 2. At 10, `call.stall_seconds`, the agent is given up.
+# 0.5 to 2. At 10, `call.stall_seconds`, bridge gives the agent up.
 TURN_LATENCY: Final = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2, 3, 5, 10)
 
 # One message in, one out: under a millisecond. Beyond a frame of the phone's, 20 ms, the loop is
@@ -65,7 +66,8 @@ class Metrics:
     """The metrics of one application. All times are in seconds, of any monotonic clock.
 
     The methods may be called in any thread. In a process that shares a folder with others (see
-    `metrics_folder`), `expose` tells of them all, and reads files: `reads_files` says so.
+    `multiprocess`), `expose` reports the sums over all of them and reads files; `reads_files` is
+    true then.
     """
 
     def __init__(self) -> None:
@@ -79,14 +81,14 @@ class Metrics:
         def counter(name: str, documentation: str, *labels: str) -> Counter:
             return Counter(name, documentation, labels, registry=registry)
 
-        # `livesum`: over several processes the sum, without what a dead one was carrying.
+        # `livesum`: the sum over several processes, without the calls of dead ones.
         self._calls_active = Gauge(
             "bridge_calls_active",
-            "Calls that are being carried now.",
+            "Live calls.",
             registry=registry,
             multiprocess_mode="livesum",
         )
-        calls = counter("bridge_calls_total", "Calls that have ended, by how.", "outcome")
+        calls = counter("bridge_calls_total", "Calls that have ended, by outcome.", "outcome")
         self._calls = {outcome: calls.labels(outcome.value) for outcome in Outcome}
         self._duration = histogram(
             "bridge_call_duration_seconds",
@@ -95,12 +97,12 @@ class Metrics:
         )
         self._setup = histogram(
             "bridge_call_setup_seconds",
-            "From the phone's first message to an agent that is ready to listen.",
+            "From the phone's first message to SettingsApplied, when the agent listens.",
             CALL_SETUP,
         )
         self._teardown = histogram(
             "bridge_teardown_seconds",
-            "From the first sign of a call's end until nothing is left of it.",
+            "From the first sign of a call's end until its sockets and tasks are gone.",
             TEARDOWN,
         )
         self._uplink_delay = histogram(
@@ -115,17 +117,19 @@ class Metrics:
         )
         self._turn_latency = histogram(
             "bridge_turn_latency_seconds",
-            "From the end of the caller's speech to sending the first audio of the agent's reply.",
+            "From the agent's confirmation of the caller's turn (ConversationText) to sending the "
+            "first audio of the reply. The time that the agent takes to confirm is not in it.",
             TURN_LATENCY,
         )
         self._barge_in = histogram(
             "bridge_barge_in_seconds",
-            "From hearing that the caller interrupts to telling the phone to be silent.",
+            "From the agent's UserStartedSpeaking to sending clear to the phone.",
             BARGE_IN,
         )
         dropped = counter(
             "bridge_audio_dropped_bytes_total",
-            "Audio thrown away: up because the agent was too slow, down because the caller cut in.",
+            "Audio dropped: uplink because the agent was too slow, downlink because the caller "
+            "interrupted.",
             "direction",
         )
         self._dropped: dict[Direction, Counter] = {
@@ -137,11 +141,11 @@ class Metrics:
         )
         self._stalls = counter(
             "bridge_loop_stalls_total",
-            "Times that the event loop did not run for 100 ms or longer.",
+            "Times that the event loop was blocked for 100 ms or longer.",
         )
         self._stall_seconds = counter(
             "bridge_loop_stall_seconds_total",
-            "How long the event loop did not run, over all its stalls.",
+            "How long the event loop was blocked, over all its stalls.",
         )
 
         self._shown = CollectorRegistry()
@@ -153,82 +157,86 @@ class Metrics:
     # ---- calls -----------------------------------------------------------------------------
 
     def call_began(self) -> None:
-        """A call is being carried; `call_ended` must follow."""
+        """A call has begun; `call_ended` must follow."""
         self._calls_active.inc()
 
     def call_ended(self, outcome: Outcome, seconds: float, teardown_seconds: float) -> None:
-        """Nothing is left of a call that lasted `seconds`, the last `teardown_seconds` of them
-        after the first sign of its end.
+        """A call that lasted `seconds` has ended, the last `teardown_seconds` of them after the
+        first sign of its end.
         """
         self._calls_active.dec()
         self._calls[outcome].inc()
         self._duration.observe(seconds)
         self._teardown.observe(teardown_seconds)
 
-    def call_never_began(self) -> None:
-        """A socket that was opened is closed again, and never said `start`: that was no call."""
-        self._calls_active.dec()
+    def call_not_begun(self, outcome: Outcome) -> None:
+        """A media socket has closed without becoming a call. One that was only looked at, as
+        `bridge check` does, and one that the server closed itself, do not count."""
+        if outcome is Outcome.PROTOCOL_ERROR:
+            self._calls[outcome].inc()
 
     def setup(self, seconds: float) -> None:
         """The agent is ready to listen, `seconds` after the phone's first message."""
         self._setup.observe(seconds)
 
     def reconnected(self) -> None:
-        """A call that lost its agent session has a new one."""
+        """A call has a new agent session, in place of one that was lost."""
         self._reconnects.inc()
 
     # ---- conversation ----------------------------------------------------------------------
 
     def turn_latency(self, seconds: float) -> None:
-        """The first audio of a reply was sent, `seconds` after the caller stopped speaking."""
+        """The first audio of a reply was sent, `seconds` after ConversationText confirmed the
+        caller's turn.
+        """
         self._turn_latency.observe(seconds)
 
     def barge_in(self, seconds: float) -> None:
-        """The phone was told `clear`, `seconds` after the agent said the caller is speaking."""
+        """`clear` was sent to the phone, `seconds` after the agent sent UserStartedSpeaking."""
         self._barge_in.observe(seconds)
 
     # ---- audio -----------------------------------------------------------------------------
 
     def uplink_delay(self, seconds: float) -> None:
-        """Caller's audio was sent to the agent, `seconds` after its oldest byte came."""
+        """Caller's audio was sent to the agent, `seconds` after its oldest byte was received."""
         self._uplink_delay.observe(seconds)
 
     def downlink_delay(self, seconds: float) -> None:
-        """Agent's audio was sent to the phone, `seconds` after its oldest byte came."""
+        """Agent's audio was sent to the phone, `seconds` after its oldest byte was received."""
         self._downlink_delay.observe(seconds)
 
     def audio_dropped(self, direction: Direction, nbytes: int) -> None:
-        """So many bytes on their way in `direction` were thrown away."""
+        """`nbytes` bytes of µ-law were dropped on their way in `direction`."""
         self._dropped[direction].inc(nbytes)
 
     # ---- the process -----------------------------------------------------------------------
 
     def loop_stalled(self, seconds: float) -> None:
-        """The event loop runs again, after it did not for `seconds`. See `server.watchdog`."""
+        """The event loop runs again after being blocked for `seconds`. See `server.watchdog`."""
         self._stalls.inc()
         self._stall_seconds.inc(seconds)
 
     # ---- GET /metrics ----------------------------------------------------------------------
 
     def expose(self, accept: str | None) -> tuple[bytes, str]:
-        """All metrics and the content type they are in: OpenMetrics if the Accept header `accept`
-        asks for it, otherwise Prometheus' text format, also for a header that makes no sense.
+        """Return all metrics, and their content type: OpenMetrics if the Accept header `accept`
+        asks for it, otherwise Prometheus' text format, also for a header that cannot be parsed.
         """
         encode, content_type = choose_encoder("")
         try:
             asked, asked_type = choose_encoder(accept or "")
         except (TypeError, ValueError):
-            pass  # a version that is no number: prometheus_client compares it as it is
+            pass  # a version that is not a number: prometheus_client does not check that
         else:
-            # The version is the client's own words, returned in a header of ours.
+            # The version is echoed from the client's header into the response's.
             if asked_type.isascii() and asked_type.isprintable():
                 encode, content_type = asked, asked_type
         return encode(self._shown), content_type
 
 
 class _WithoutCreated(Collector):
-    """What a registry has, without the `_created` series that prometheus_client adds to every
-    counter and histogram, and leaves out over several processes: no part of what users rely on.
+    """A registry without the `_created` series. prometheus_client adds them to every counter and
+    histogram, but not over several processes, and they are not part of the interface.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:

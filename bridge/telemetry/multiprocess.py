@@ -1,16 +1,16 @@
 """Metrics of several worker processes, added up: files in a folder that all of them can read.
 
 prometheus_client's multi-process mode is made for this: each process writes its figures into files
-of its own, mapped into memory, and whoever is asked for `GET /metrics` adds the files up.
+of its own, mapped into memory, and the process that answers `GET /metrics` adds the files up.
 https://prometheus.github.io/client_python/multiprocess/
 
 The parent makes the folder, one for each run, and gives each worker a number: its files are named
-by it, not by its process, so that a worker's successor counts on where it stopped. There are never
-more files than workers, however often one dies, and no counter ever goes back. What counts only
-what is going on now (`bridge_calls_active`) dies with the process: the parent deletes that file.
+by the number, not by the process, so that a worker's successor continues its counts. There are
+never more files than workers, however often one dies, and no counter ever goes back. A gauge of
+what is live (`bridge_calls_active`) ends with its process: the parent deletes that file.
 
-Under `hypercorn -w 2` there is no parent of ours. Where the operator sets PROMETHEUS_MULTIPROC_DIR
-to an empty folder it works as prometheus_client documents, by process.
+Under `hypercorn -w 2` the parent is hypercorn's. If the operator sets PROMETHEUS_MULTIPROC_DIR to
+an empty folder, files are named by process, as prometheus_client documents.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from prometheus_client.registry import Collector
 FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 NUMBER: Final = "BRIDGE_WORKER_NUMBER"
 
-# A file can be met between its making and its first byte. Once more, and it is there.
+# A file can be read between its creation and its first byte; the next try finds it complete.
 READ_TRIES: Final = 3
 
 
 class MetricsFolder:
-    """The parent's side: a folder for one run, and who has which number in it.
+    """The parent's side: a folder for one run, and the numbers that workers have in it.
 
-    A context manager; the folder is gone afterwards. Raises OSError where none can be made.
+    A context manager; the folder is deleted afterwards. Raises OSError if none can be made.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class MetricsFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # A worker that could not be killed may be writing still.
+        # A worker that could not be killed may still be writing.
         with suppress(OSError):
             self._folder.cleanup()
 
@@ -57,26 +57,27 @@ class MetricsFolder:
         return Path(self._folder.name)
 
     def take(self) -> int:
-        """A number for a worker that is about to start, the lowest that nobody has."""
+        """Take the lowest free number, for a worker that is about to start."""
         number = next(n for n in range(len(self._taken) + 1) if n not in self._taken)
         self._taken.add(number)
         return number
 
     def give_back(self, number: int) -> None:
-        """The worker is gone, and what it was carrying with it."""
+        """Free the number of a worker that has ended, and delete its gauges of live things."""
         if number in self._taken:
             self._taken.discard(number)
             mark_process_dead(number, self._folder.name)  # type: ignore[no-untyped-call]
 
     def environment(self, number: int) -> dict[str, str]:
-        """What tells a worker of it."""
+        """The environment variables that make a worker count into this folder."""
         return {FOLDER: self._folder.name, NUMBER: str(number)}
 
 
 def share(environ: Mapping[str, str] = os.environ) -> Path | None:
-    """The worker's side, called before the first metric is made: from now on metrics count into
-    the files of the folder that the environment names. None where it names none, or one that does
-    not exist.
+    """The worker's side: count into files of the folder that the environment names.
+
+    Call it before the first metric is made. Returns the folder, or None if the environment names
+    none or one that does not exist.
     """
     folder = environ.get(FOLDER, "")
     if not folder or not Path(folder).is_dir():
@@ -88,10 +89,10 @@ def share(environ: Mapping[str, str] = os.environ) -> Path | None:
 
 
 class AddedUp(Collector):
-    """The sums of all files in a folder. Reading them blocks, a few milliseconds for each worker.
+    """The sums over all files in a folder. Reading them blocks, a few milliseconds for each worker.
 
-    `numbered`: the files are named by numbers, whose parent tidies up; otherwise by processes, and
-    here is where those that are gone are noticed.
+    `numbered`: files are named by numbers, and the parent deletes the gauges of dead workers.
+    Otherwise they are named by processes, and `collect` looks for dead ones itself.
     """
 
     def __init__(self, folder: Path, *, numbered: bool) -> None:
@@ -105,7 +106,7 @@ class AddedUp(Collector):
         for left in reversed(range(READ_TRIES)):
             try:
                 return list(self._files.collect())
-            except Exception:  # whatever comes of half a file: struct, JSON, its own RuntimeError
+            except Exception:  # half a file raises struct.error, JSON's errors, RuntimeError
                 if not left:
                     raise
         raise AssertionError("unreachable")

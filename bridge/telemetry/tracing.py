@@ -6,17 +6,16 @@
     ├─ function ..... each function the agent asked for
     └─ teardown ..... from the first sign of the end to the last byte
 
-Nothing is traced while a call is on. When it has ended, what it has kept for its record is made
-into spans with the times at which things happened; a thread hands them to the SDK, whose own thread
-exports them. So a call costs the event loop a list of a few tuples, and one that asks for no traces
-costs nothing.
+Nothing is traced during a call. When it has ended, its record is turned into spans with the times
+at which things happened; a thread hands them to the SDK, whose own thread exports them. So a call
+costs the event loop a list of a few tuples, and nothing where traces are off.
 
 It is the extra `bridge[otel]`, switched on by OpenTelemetry's own environment variables:
 OTEL_EXPORTER_OTLP_ENDPOINT (or OTEL_TRACES_EXPORTER=otlp, or console), with OTEL_SERVICE_NAME,
 OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER and the rest of them as documented.
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
 
-No span holds what anybody said, nor a phone number unmasked.
+No span holds spoken words, nor a phone number unmasked.
 """
 
 from __future__ import annotations
@@ -29,20 +28,24 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import trio
 
-from bridge.call.call import Call
+from bridge.call.observers import Observer
+from bridge.call.parts import CallParts
 from bridge.log import get_logger, mask_number
+from bridge.one_thread import OneThread
 from bridge.outcome import Outcome
+from bridge.supervised import supervised
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 log = get_logger(__name__)
 
-# Calls that have ended and whose spans are not made yet. Spans take a fraction of a millisecond
-# each; where this is full the machine is in trouble, and traces are the first to go.
+# Calls that have ended and whose spans are not made yet. A span takes a fraction of a millisecond;
+# when this is full the machine is overloaded, and the spans of further calls are dropped.
 WAITING_CALLS: Final = 1000
 
-# At the server's end, for what the exporter has not sent yet.
+# For what the exporter has not sent when the server stops; also the most that one call's spans may
+# take, of which the SDK needs a few milliseconds.
 CLOSE_SECONDS: Final = 2.0
 
 _FAILURES: Final = {
@@ -57,7 +60,7 @@ Attributes = Mapping[str, str | int | float | bool]
 
 
 class Span(NamedTuple):
-    """A span to be: from `start` to `end`, in seconds since the call began."""
+    """A span to make: from `start` to `end`, in seconds since the call began."""
 
     name: str
     start: float
@@ -66,37 +69,31 @@ class Span(NamedTuple):
     failed: bool = False
 
 
-def spans_of(call: Call) -> list[Span]:
+def spans_of(call: CallParts) -> list[Span]:
     """The spans of a call that has ended, its own first."""
-    report, conversation = call.report, call.conversation
-    turns = list(conversation.turns.all)
+    report, story = call.report, call.story
     facts: dict[str, str | int | float | bool] = {
-        "call.sid": "",
+        "call.sid": report.info.call_sid,
+        "call.stream_sid": report.info.stream_sid,
+        "call.caller": mask_number(report.info.caller),
+        "call.called": mask_number(report.info.called),
         "call.outcome": str(report.outcome),
         "call.agent": report.agent,
-        "call.turns": len(turns),
-        "call.barge_ins": conversation.barge_ins,
-        "call.functions": len(conversation.functions),
+        "call.turns": len(story.turns),
+        "call.barge_ins": story.barge_ins,
+        "call.functions": len(story.functions),
         "call.reconnects": report.reconnects,
         "call.dropped_bytes": report.dropped_bytes,
         "call.teardown_seconds": report.teardown_seconds,
     }
-    if report.info is not None:
-        facts |= {
-            "call.sid": report.info.call_sid,
-            "call.stream_sid": report.info.stream_sid,
-            "call.caller": mask_number(report.info.caller),
-            "call.called": mask_number(report.info.called),
-        }
     spans = [Span("call", 0.0, report.seconds, facts, report.outcome in _FAILURES)]
     if report.setup_seconds is not None:
-        start = report.start_after
-        spans.append(Span("setup", start, start + report.setup_seconds, {}))
-    for number, turn in enumerate(turns):
+        spans.append(Span("setup", 0.0, report.setup_seconds, {}))
+    for number, turn in enumerate(story.turns):
         times = (
             turn.caller_said_at,
-            turn.audio_received_at,
-            turn.audio_sent_at,
+            turn.first_audio_received_at,
+            turn.first_audio_sent_at,
             turn.heard_at,
         )
         known = [at for at in times if at is not None]
@@ -108,7 +105,7 @@ def spans_of(call: Call) -> list[Span]:
         if turn.latency is not None:
             of_turn["turn.latency_seconds"] = turn.latency
         spans.append(Span("turn", min(known), max(known), of_turn))
-    for one in conversation.functions:
+    for one in story.functions:
         of_function = {"function.name": one.name[:100], "function.result": one.result}
         failed = one.result not in ("ok", "cancelled")
         spans.append(Span("function", one.at, one.at + one.seconds, of_function, failed))
@@ -117,7 +114,7 @@ def spans_of(call: Call) -> list[Span]:
     return spans
 
 
-class Tracing:
+class Tracing(Observer):
     """Makes spans of calls that have ended, with the tracers of `provider`."""
 
     def __init__(self, provider: TracerProvider) -> None:
@@ -128,43 +125,44 @@ class Tracing:
         self._error = Status(StatusCode.ERROR)
         self._in_context = set_span_in_context
         self._put, self._ended = trio.open_memory_channel[tuple[float, list[Span]]](WAITING_CALLS)
-        self._thread = trio.CapacityLimiter(1)
+        self._thread = OneThread()
         self.lost = 0
 
-    def call_ended(self, call: Call) -> None:
+    def ended(self, call: CallParts) -> None:
         """Trace a call that has just ended. Never waits, never raises."""
         began = time.time() - call.report.seconds
         try:
             self._put.send_nowait((began, spans_of(call)))
         except (trio.WouldBlock, trio.ClosedResourceError):
             if not self.lost:
-                log.warning("more calls end than can be traced; some are not")
+                log.warning("tracing queue full; spans dropped")
             self.lost += 1
 
     async def run(self) -> None:
-        """Make spans until `aclose`."""
+        """Make spans until `aclose`. An error costs one call its spans, and is logged."""
+        await supervised("tracing", self._make_spans)
+
+    async def _make_spans(self) -> None:
         async for began, spans in self._ended:
-            # What has been taken is made, also at the end: the SDK only puts it into a queue.
-            with trio.CancelScope(shield=True):
-                await self._in_thread(partial(self._emit, began, spans))
+            # A call taken from the channel gets its spans even if this task is cancelled: the SDK
+            # only puts them into a queue.
+            with trio.move_on_after(CLOSE_SECONDS, shield=True):
+                await self._thread.run(partial(self._emit, began, spans))
 
     async def aclose(self) -> None:
-        """No more calls; export what there is, in CLOSE_SECONDS at most."""
+        """Take no more calls, and export the spans that there are, in CLOSE_SECONDS at most."""
         self._put.close()
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
-            # What `run` has not come to yet.
+            # The calls that `run` has not reached.
             for began, spans in iter(self._next, None):
-                await self._in_thread(partial(self._emit, began, spans))
-            await self._in_thread(self._provider.shutdown)
+                await self._thread.run(partial(self._emit, began, spans))
+            await self._thread.run(self._provider.shutdown)
 
     def _next(self) -> Any:
         try:
             return self._ended.receive_nowait()
         except (trio.WouldBlock, trio.EndOfChannel):
             return None
-
-    async def _in_thread(self, work: Any) -> None:
-        await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._thread)
 
     def _emit(self, began: float, spans: Sequence[Span]) -> None:
         def moment(seconds: float) -> int:
@@ -190,8 +188,11 @@ class Tracing:
 
 
 def tracing_for(environ: Mapping[str, str] = os.environ) -> Tracing | None:
-    """What the environment asks for: None for no traces, which is also what comes of a wish that
-    cannot be fulfilled, with a line in the log that says why."""
+    """Make the Tracing that the OTEL_* variables ask for.
+
+    None for no traces, and also for a request that cannot be met, after a line in the log that
+    says why.
+    """
     exporter = environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
     endpoint = any(
         environ.get(name, "").strip()
@@ -225,14 +226,14 @@ def _provider(exporter: str) -> TracerProvider:
         raise ValueError("OTEL_TRACES_EXPORTER: otlp, console or none, each by itself")
     # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, which `create` reads, have the last word.
     resource = Resource({SERVICE_NAME: "bridge"}).merge(_asked_for(Resource.create()))
-    # Not at the interpreter's exit, where nobody bounds what it waits for: `aclose` ends it.
+    # Shut down by `aclose`: at the interpreter's exit nothing would bound the wait.
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(made))
     return provider
 
 
 def _asked_for(resource: Any) -> Any:
-    """Without the name that the SDK makes up for a service that has none."""
+    """Drop the name that the SDK makes up for a service without one."""
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 
     attributes = dict(resource.attributes)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+
+from bridge.text import closest
 
 
 def tables(value: Any) -> list[dict[str, Any]]:
@@ -28,7 +29,6 @@ def unknown_key(where: str, table: Any, kind: type[msgspec.Struct]) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return what was probably meant by `name`, or else what there is, in words."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"did you mean {close[0]}?"
+    if close := closest(name, known):
+        return f"did you mean {close}?"
     return f"there are {', '.join(known[:20])}" if known else "there are none; add it"

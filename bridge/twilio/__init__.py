@@ -1,1 +1,1 @@
-"""What Twilio says and hears. Messages, TwiML and signatures are pure."""
+"""Twilio: messages of Media Streams, TwiML, signatures, and the REST API."""

@@ -1,4 +1,4 @@
-"""Twilio Media Streams messages, both ways. Pure: text in, typed structs out, and back.
+"""Twilio Media Streams messages in both directions: text to typed structs, and back. Sans-I/O.
 
 Shapes: https://www.twilio.com/docs/voice/media-streams/websocket-messages. Twilio writes integers
 as strings in some places and as numbers in others, so they are read from either.
@@ -6,17 +6,17 @@ as strings in some places and as numbers in others, so they are read from either
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
 
+from bridge.tagged_messages import BadMessage as BadMessage
+from bridge.tagged_messages import message_reader
+
 # Twilio's are two letters and 32 hex digits. They are repeated in every message, log line and file
-# name of the call, so what could do harm there is none.
+# name of the call, so nothing that could do harm there is accepted.
 Sid = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9]{1,64}\Z")]
-
-
-class BadMessage(ValueError):
-    """The phone's side sent something that is not a Media Streams message. Says what, briefly."""
 
 
 class Connected(msgspec.Struct, frozen=True, tag="connected", tag_field="event"):
@@ -27,7 +27,7 @@ class Connected(msgspec.Struct, frozen=True, tag="connected", tag_field="event")
 
 
 class MediaFormat(msgspec.Struct, frozen=True, rename="camel"):
-    """What the phone's audio is; Twilio documents no other than these values."""
+    """The format of the phone's audio; Twilio documents these values only."""
 
     encoding: str = "audio/x-mulaw"
     sample_rate: int = 8000
@@ -46,7 +46,7 @@ class StartDetails(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Start(msgspec.Struct, frozen=True, tag="start", tag_field="event", rename="camel"):
-    """The second message: from here on the stream SID is known and audio may be sent."""
+    """The second message: it brings the stream SID, and audio may be sent from here on."""
 
     start: StartDetails
     stream_sid: str = ""
@@ -60,7 +60,7 @@ class MediaDetails(msgspec.Struct, frozen=True):
 
 
 class Media(msgspec.Struct, frozen=True, tag="media", tag_field="event", rename="camel"):
-    """The caller's voice."""
+    """A piece of the caller's audio."""
 
     media: MediaDetails
     stream_sid: str = ""
@@ -80,13 +80,13 @@ class Dtmf(msgspec.Struct, frozen=True, tag="dtmf", tag_field="event", rename="c
 
 
 class MarkDetails(msgspec.Struct, frozen=True):
-    """The name the mark was sent with."""
+    """`name` is the one with which the mark was sent."""
 
     name: str
 
 
 class Mark(msgspec.Struct, frozen=True, tag="mark", tag_field="event", rename="camel"):
-    """All audio sent before this mark has been played, or was cleared."""
+    """All audio sent before this mark has been played, or cleared."""
 
     mark: MarkDetails
     stream_sid: str = ""
@@ -105,15 +105,7 @@ class Unknown(msgspec.Struct, frozen=True):
 
 
 Message = Connected | Start | Media | Dtmf | Mark | Stop
-_KNOWN = frozenset({"connected", "start", "media", "dtmf", "mark", "stop"})
-
-
-class _Envelope(msgspec.Struct):
-    event: str
-
-
-_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message, strict=False)
-_envelope_decoder = msgspec.json.Decoder(_Envelope)
+_read: Callable[[str], Message | Unknown] = message_reader(Message, "event", Unknown, strict=False)
 
 
 def parse(text: str | bytes) -> Message | Unknown:
@@ -123,18 +115,7 @@ def parse(text: str | bytes) -> Message | Unknown:
     """
     if not isinstance(text, str):
         raise BadMessage("a binary frame; Media Streams messages are text")
-    try:
-        return _decoder.decode(text)
-    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
-        # Only on the way to an error: the hot path decodes once.
-        reason = str(error)
-    try:
-        event = _envelope_decoder.decode(text).event
-    except (msgspec.DecodeError, RecursionError, UnicodeError):
-        raise BadMessage(reason) from None
-    if event in _KNOWN:
-        raise BadMessage(f"{event}: {reason}")
-    return Unknown(event)
+    return _read(text)
 
 
 class _OutMark(msgspec.Struct):
@@ -142,7 +123,7 @@ class _OutMark(msgspec.Struct):
 
 
 class Outbound:
-    """Encodes what the bridge says on one stream: media, mark and clear, nothing else.
+    """Encodes the messages that bridge sends on one stream: media, mark and clear, nothing else.
 
     Twilio warns (error 31951) about any other event and any missing or additional field.
     """
@@ -155,13 +136,13 @@ class Outbound:
         self._clear = f'{{"event":"clear","streamSid":{sid}}}'
 
     def media(self, audio: bytes) -> str:
-        """µ-law at 8 kHz, any length, no file header: queued after what was sent before."""
+        """Play this audio after what was sent before: µ-law at 8 kHz, any length, no header."""
         return f"{self._media_head}{msgspec.json.encode(audio).decode('ascii')}}}}}"
 
     def mark(self, name: str) -> str:
-        """Ask for `name` back when all audio sent so far has been played."""
+        """Ask Twilio to return `name` when all audio sent so far has been played."""
         return f"{self._mark_head}{msgspec.json.encode(_OutMark(name)).decode()}}}"
 
     def clear(self) -> str:
-        """Empty Twilio's playback buffer now; every outstanding mark comes back."""
+        """Empty Twilio's playback buffer now; Twilio returns every outstanding mark."""
         return self._clear

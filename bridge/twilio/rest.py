@@ -1,12 +1,12 @@
-"""Twilio's REST API, as much of it as a server of calls needs: place a call, change it, end it, and
-find a phone number and point it somewhere.
+"""The part of Twilio's REST API that bridge needs: place, change and end a call, find a number and
+set its webhook.
 
-Every request has a deadline. What is tried again, and what never:
+Every request has a deadline, and is retried by these rules:
 
-- A request that never left (no connection) is tried again, whatever it is.
-- One that may have arrived, and one that Twilio could not serve for the moment, is tried again
-  only if doing it twice does what doing it once does: reading, ending a call, setting an address.
-  Placing a call twice rings a phone twice; putting a call through twice breaks off the first try.
+- A request that was never sent (no connection) is retried.
+- One that may have arrived, and one that Twilio could not serve for the moment, is retried only if
+  it is idempotent: reading, ending a call, setting an address. Placing a call twice rings a phone
+  twice; transferring a call twice breaks off the first transfer.
 
 https://www.twilio.com/docs/voice/api/call-resource
 https://www.twilio.com/docs/phone-numbers/api/incomingphonenumber-resource
@@ -30,13 +30,13 @@ from bridge.text import printable
 
 API_URL: Final = "https://api.twilio.com"
 
-# All tries of one request. A caller who is being put through hears silence meanwhile, and Twilio
-# waits 15 seconds for a webhook in which one may be made.
+# For all tries of one request. A caller who is being transferred hears silence until then, and a
+# webhook that makes a request has 15 seconds to answer Twilio.
 DEADLINE: Final = 10.0
 CONNECT_TIMEOUT: Final = 4.0
 
-# Before the second and the third try. Long enough for a restarted load balancer's next address,
-# short enough for somebody who waits on the line.
+# Before the second and the third try. Long enough for a load balancer to restart, short enough for
+# a caller who waits.
 PAUSES: Final = (0.2, 0.6)
 
 # https://www.twilio.com/docs/voice/api/call-resource: of the TwiML given with a request.
@@ -56,7 +56,7 @@ _E164: Final = re.compile(r"\+[1-9][0-9]{6,14}")
 
 _MAY_PASS: Final = frozenset({429, 500, 502, 503, 504})
 
-# What failed before the request was written.
+# Errors that come before the request is written.
 _NEVER_SENT: Final = (
     httpx.ConnectError,
     httpx.ConnectTimeout,
@@ -65,16 +65,17 @@ _NEVER_SENT: Final = (
     httpx.UnsupportedProtocol,
 )
 
-# At INFO httpx logs every address, the account's SID in it; at DEBUG httpcore logs each step.
+# At INFO httpx logs every URL, which contains the account's SID; at DEBUG httpcore logs each step.
 for _name in ("httpx", "httpcore"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 class TwilioError(Exception):
-    """Twilio refused, in its own words.
+    """Twilio refused a request, with its explanation.
 
-    `code` is Twilio's error code (0 when it gave none), `status` HTTP's, `more_info` the address
-    of its explanation. The text is one line and holds neither the account's SID nor its token.
+    `code` is Twilio's error code (0 if it gave none), `status` HTTP's, `more_info` the address of
+    Twilio's page about it. The text is one line and contains neither the account's SID nor its
+    token.
 
     https://www.twilio.com/docs/usage/twilios-response#response-formats-exceptions
     """
@@ -97,12 +98,12 @@ class TwilioError(Exception):
 
     @property
     def call_is_over(self) -> bool:
-        """Whether this says that the call in question has ended, or never was."""
+        """Whether the call in question has ended or never existed."""
         return self.code == CALL_NOT_IN_PROGRESS or self.status == 404
 
 
 class TwilioUnreachable(TwilioError):
-    """There was no answer. `may_have_arrived`: the request may have been carried out anyway."""
+    """Twilio did not answer. `may_have_arrived`: the request may have been carried out anyway."""
 
     def __init__(self, why: str, *, may_have_arrived: bool) -> None:
         super().__init__(0, why, 0)
@@ -115,7 +116,7 @@ class TwilioUnreachable(TwilioError):
 
 @dataclass(frozen=True, slots=True)
 class PlacedCall:
-    """A call that Twilio has taken on. `status` is "queued", or further on by now."""
+    """A call that Twilio has accepted. `status` is "queued" or a later one."""
 
     call_sid: str
     status: str
@@ -123,10 +124,10 @@ class PlacedCall:
 
 @dataclass(frozen=True, slots=True)
 class PhoneNumber:
-    """A number of the account, and what answers it. Empty texts are what is not set.
+    """A number of the account, and what answers its calls. Empty texts mean not set.
 
-    With a `trunk_sid` Twilio uses the trunk and with an `application_sid` the application, and
-    `voice_url` is not asked.
+    With a `trunk_sid` Twilio uses the trunk, with an `application_sid` the application, and ignores
+    `voice_url`.
     """
 
     number_sid: str
@@ -140,14 +141,14 @@ class PhoneNumber:
 
 
 class TwilioRest:
-    """One account at Twilio's REST API.
+    """A client of Twilio's REST API for one account.
 
     Connections are kept between requests; use it as an async context manager, or call `aclose`.
     `deadline` is in seconds, for all tries of one request. `transport` replaces the network.
 
-    *Error handling*: every method raises TwilioError (TwilioUnreachable when there is no answer),
-    and ValueError for an argument that cannot be part of a request, before any is made. Cancelled,
-    a request may have been carried out or not.
+    *Error handling*: every method raises TwilioError (TwilioUnreachable if there is no answer), and
+    ValueError, before any request, for an argument that cannot be part of one. If a method is
+    cancelled, its request may have been carried out or not.
     """
 
     def __init__(
@@ -192,7 +193,7 @@ class TwilioRest:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections. Also when cancelled: nothing here waits for the other end."""
+        """Close the connections, even if cancelled: nothing here waits for the other end."""
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self._deadline):
             await self._client.aclose()
 
@@ -213,13 +214,13 @@ class TwilioRest:
         timeout: int | None = None,
         time_limit: int | None = None,
     ) -> PlacedCall:
-        """Place a call; when it is answered, Twilio carries out `twiml`, or what `url` answers.
+        """Place a call. When it is answered, Twilio executes `twiml`, or the answer of `url`.
 
         `timeout` is how long it may ring and `time_limit` how long it may last, in seconds. With
         `machine_detection` Twilio listens for an answering machine: in the background if
-        `async_amd`, and then tells `async_amd_status_callback`; else before the call goes on.
+        `async_amd`, and then reports to `async_amd_status_callback`; else before the call goes on.
 
-        The media socket can open before this returns: whatever the call needs must be in its TwiML.
+        The media socket can open before this returns, so its TwiML must hold all that it needs.
 
         https://www.twilio.com/docs/voice/api/call-resource#create-a-call-resource
         """
@@ -250,10 +251,10 @@ class TwilioRest:
         return PlacedCall(call_sid, _text(answer, "status") or "queued")
 
     async def hang_up(self, call_sid: str) -> bool:
-        """End a call, ringing or answered. Done twice, it is done.
+        """End a call, ringing or answered. Idempotent.
 
-        Returns whether there was anything to end: False when the call had ended, or Twilio knows
-        of none (errors 21220 and 20404).
+        Returns False if the call had ended already, or Twilio does not know it (errors 21220 and
+        20404).
 
         https://www.twilio.com/docs/voice/api/call-resource#update-a-call-resource
         """
@@ -267,9 +268,9 @@ class TwilioRest:
         return True
 
     async def update_call(self, call_sid: str, *, twiml: str | bytes) -> None:
-        """Have a live call carry out `twiml` instead of what it does now: a transfer, words.
+        """Make a live call execute `twiml` instead of its present TwiML: a transfer, for example.
 
-        Twilio ends the media stream by itself. An error whose `call_is_over` came too late.
+        Twilio ends the media stream by itself. Too late, it raises an error whose `call_is_over`.
 
         https://www.twilio.com/docs/voice/modify-calls
         """
@@ -279,7 +280,7 @@ class TwilioRest:
     # ---- numbers ---------------------------------------------------------------------------
 
     async def find_number(self, number: str) -> PhoneNumber | None:
-        """The account's phone number that is `number` (E.164), None if it has no such number.
+        """Find the account's phone number `number` (E.164); None if it has no such number.
 
         https://www.twilio.com/docs/phone-numbers/api/incomingphonenumber-resource#read-multiple-incomingphonenumber-resources
         """
@@ -296,10 +297,11 @@ class TwilioRest:
     async def set_voice_webhook(
         self, number_sid: str, url: str, status_callback: str | None = None
     ) -> PhoneNumber:
-        """Have `url` asked, by POST, what to do with calls to a number; return it as it is now.
+        """Set `url`, which Twilio will POST to, as a number's voice webhook. Returns the number as
+        it is now.
 
-        An application set on the number is taken off, because Twilio would ask that instead.
-        `status_callback` is told when a call ends; None leaves what is set.
+        An application set on the number is removed, because it would take precedence.
+        `status_callback` is requested when a call ends; None leaves the present one.
 
         https://www.twilio.com/docs/phone-numbers/api/incomingphonenumber-resource#update-an-incomingphonenumber-resource
         """
@@ -346,8 +348,8 @@ class TwilioRest:
         form: Mapping[str, Any] | None,
         query: Mapping[str, str] | None,
     ) -> dict[str, Any] | TwilioError:
-        # The error is returned, and raised elsewhere, so that it does not carry httpx's along:
-        # those hold the request with its Authorization header.
+        # The error is returned, and raised by the caller, so that httpx's error is not its context:
+        # that contains the request with its Authorization header.
         try:
             response = await self._client.request(method, address, data=form, params=query)
         except httpx.HTTPError as error:
@@ -366,15 +368,16 @@ class TwilioRest:
         )
 
     def _clean(self, text: str) -> str:
-        """Words from the network in one line without secrets. Twilio's 404 names the address that
-        was asked, the account's SID in it."""
+        """Text from the network as one line without secrets. Twilio's 404 quotes the URL, which
+        contains the account's SID.
+        """
         for secret in self._hidden:
             text = text.replace(secret, "[secret]")
         return printable(text[:300])
 
 
 def is_number(number: str) -> bool:
-    """Whether this is a phone number in E.164.
+    """Return whether `number` is a phone number in E.164.
 
     https://www.twilio.com/docs/glossary/what-e164
     """
@@ -382,12 +385,12 @@ def is_number(number: str) -> bool:
 
 
 def is_call_sid(call_sid: str) -> bool:
-    """Whether this is written as Twilio writes the SID of a call."""
+    """Return whether `call_sid` has the form of a Twilio call SID."""
     return _CALL_SID.fullmatch(call_sid) is not None
 
 
 def check_number(number: str) -> str:
-    """`number` itself. Raises ValueError, with the remedy, if it is not in E.164."""
+    """Return `number`. Raises ValueError, with the remedy, if it is not in E.164."""
     if not is_number(number):
         raise ValueError(
             f'expected a phone number such as +15551234567, got "{printable(number[:40])}"; '
@@ -397,7 +400,7 @@ def check_number(number: str) -> str:
 
 
 def check_call_sid(call_sid: str) -> str:
-    """`call_sid` itself. Raises ValueError for what is no call's SID."""
+    """Return `call_sid`. Raises ValueError if it is not a call SID."""
     if not is_call_sid(call_sid):
         raise ValueError("a call's SID is CA and 32 hexadecimal digits")
     return call_sid

@@ -1,15 +1,15 @@
-"""Whether a request is Twilio's: the `X-Twilio-Signature`. Pure.
+"""Checks `X-Twilio-Signature`, the proof that a request comes from Twilio.
 
-Twilio signs the address it requests, with everything in it as it stands, and behind it the form's
-fields, all of them, the empty ones too, sorted. A JSON body is not signed itself; its hash is, as
-`bodySHA256` in the query. The key is the account's auth token.
+Twilio signs the URL that it requests, unchanged, followed by all of the form's fields, sorted,
+empty ones included. A JSON body is not signed itself, but its hash is, as `bodySHA256` in the
+query. The key is the account's auth token.
 
 https://www.twilio.com/docs/usage/webhooks/webhooks-security
 
-Twilio's documentation leaves open which of several spellings of one address is signed (with the
-default port or without, `wss` or `https` for a media socket, a bare host with a slash or without),
-and a server behind a proxy does not see all of it. All spellings of the address that was asked for
-are tried. Each needs the token as much as any other, so that nothing is given away.
+Twilio's documentation leaves open which of several spellings of one URL is signed (with the default
+port or without, `wss` or `https` for a media socket, a bare host with a slash or without), and a
+server behind a proxy does not see all of it. So all spellings of the requested URL are tried. Each
+needs the token, so this weakens nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from urllib.parse import parse_qs
 
 Params = Sequence[tuple[str, str]]
 
-# Half a surrogate pair is no text, but no reason to fail either.
+# Half a surrogate pair cannot be encoded otherwise, and must not raise.
 _ANY: Final = "surrogatepass"
 
 _ADDRESS: Final = re.compile(
@@ -37,17 +37,17 @@ _SCHEMES: Final = {
     # TLS may end at a proxy that does not say so.
     "https": ("https", "http"),
     "http": ("http", "https"),
-    # What is signed for a media socket is not documented; seen is wss.
+    # Which scheme is signed for a media socket is not documented; wss has been observed.
     "wss": ("wss", "https"),
     "ws": ("wss", "https", "ws"),
 }
 
 
 def signature(token: str, url: str, params: Params = ()) -> str:
-    """Return what Twilio sends as `X-Twilio-Signature` for this address and these form fields.
+    """Compute the `X-Twilio-Signature` that Twilio sends for this URL and these form fields.
 
-    Each distinct pair of name and value counts once. For GET, for a websocket and for a JSON body
-    there are no fields.
+    Each distinct pair of name and value counts once. A GET, a websocket and a JSON body have no
+    fields.
     """
     return _signature(token, url, _fields(params)).decode("ascii")
 
@@ -60,16 +60,16 @@ def is_signed(
     *,
     body: bytes | None = None,
 ) -> bool:
-    """Tell whether `given`, the header, is the signature of this request by any of the tokens.
+    """Return whether `given`, the header, is the signature of this request by any of `tokens`.
 
     `params` are the form's fields, percent-decoded. `body` is the raw body of a request that is
-    not a form, None for one without a body; its hash must be in the signed address.
+    not a form, None for one without a body; its hash must be in the signed URL.
     """
     if not given:
         return False
     if body is not None and not _is_hash_of(body, url):
         return False
-    # As bytes: compare_digest takes no text outside ASCII.
+    # As bytes, because compare_digest refuses text outside ASCII.
     header = given.encode(errors="replace")
     fields = _fields(params)
     return any(
@@ -80,7 +80,7 @@ def is_signed(
 
 
 def spellings(url: str) -> Iterator[str]:
-    """Every spelling of an address that Twilio may have signed, the likeliest first.
+    """Yield every spelling of a URL that Twilio may have signed, the likeliest first.
 
     {the schemes it may have had} × {its own port, none, the default one} × {its path, and for a
     socket or a bare host also with a slash at its end or without} × {apostrophes in its query as
@@ -95,7 +95,7 @@ def spellings(url: str) -> Iterator[str]:
     slash_is_open = address["scheme"] in ("ws", "wss") or path in ("", "/")
     other = path + "/" if path[-1:] != "/" else path.removesuffix("/")
     paths = _distinct(path, other if slash_is_open else path)
-    # Some versions of Twilio's own libraries encode it and some do not.
+    # Some versions of Twilio's own libraries encode apostrophes and some do not.
     queries = _distinct(query, query.replace("'", "%27"), query.replace("%27", "'"))
     for its_query in queries:
         for its_path in paths:

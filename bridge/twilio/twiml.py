@@ -1,5 +1,6 @@
-"""TwiML, the XML by which Twilio is told what to do with a call. Pure; built as a tree, so that
-nothing a caller or a header contains can become markup.
+"""Writes TwiML, the XML that tells Twilio what to do with a call.
+
+It is built as a tree, so that nothing a caller or a header contains can become markup.
 
 https://www.twilio.com/docs/voice/twiml
 """
@@ -12,7 +13,7 @@ from xml.etree import ElementTree
 
 CONTENT_TYPE = "text/xml; charset=utf-8"
 
-# XML 1.0 has no way to write these, not even escaped; Twilio would refuse the document.
+# XML 1.0 cannot contain these, not even escaped; Twilio would refuse the document.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 # https://www.twilio.com/docs/voice/twiml/stream#parameter: name and value together.
@@ -26,14 +27,14 @@ def connect_stream(
     parameters: Mapping[str, str],
     status_callback: str | None = None,
 ) -> bytes:
-    """`<Connect><Stream>`: hand the call's audio to the media socket at `url`.
+    """Write `<Connect><Stream>`: stream the call's audio to the media socket at `url`.
 
-    `url` is a ws or wss address without a query string (Twilio drops it silently). When the socket
-    closes, Twilio requests `action` for what comes next. `parameters` reach the socket in its
-    `start` message; Twilio allows 500 characters for name and value together, so a longer value is
-    cut rather than losing the call. An empty value is left out.
+    `url` is a ws or wss URL without a query string, which Twilio would drop silently. When the
+    socket closes, Twilio requests `action` for the TwiML that follows. `parameters` reach the
+    socket in its `start` message; Twilio allows 500 characters for name and value together, so a
+    longer value is cut, which is better than losing the call. An empty value is left out.
 
-    Raises ValueError for a url with a query string.
+    Raises ValueError for a url with a query string or a fragment.
 
     https://www.twilio.com/docs/voice/twiml/stream
     """
@@ -52,7 +53,7 @@ def connect_stream(
 
 
 def hang_up(words: str = "") -> bytes:
-    """`<Hangup>`, after saying `words` if there are any."""
+    """Write `<Hangup>`, after `<Say>` with `words` if there are any."""
     response = ElementTree.Element("Response")
     if words:
         ElementTree.SubElement(response, "Say").text = _text(words)
@@ -61,7 +62,7 @@ def hang_up(words: str = "") -> bytes:
 
 
 def redirect(url: str) -> bytes:
-    """`<Redirect>`: go on with the TwiML at `url`, by POST.
+    """Write `<Redirect>`: continue with the TwiML at `url`, requested by POST.
 
     https://www.twilio.com/docs/voice/twiml/redirect
     """
@@ -79,12 +80,12 @@ def dial(
     action: str = "",
     after: str = "",
 ) -> bytes:
-    """`<Dial>`: put the call through to `number`, after saying `words`; then hang up.
+    """Write `<Dial>`: say `words`, connect the call to `number`, then hang up.
 
-    A transfer, and the fallback after an apology. It rings `timeout` seconds. `caller_id` is what
-    the other phone shows; empty, the caller's own number. When that second call is over, Twilio
-    asks `action` what comes next, with DialCallStatus; without one it says `after`, whether or not
-    anybody answered, and hangs up.
+    Used for a transfer, and for the fallback after an apology. It rings for `timeout` seconds.
+    `caller_id` is the number that the other phone shows; empty, the caller's own. When the second
+    call is over, Twilio requests `action` with DialCallStatus; without an action it says `after`,
+    whether or not the second call was answered, and hangs up.
 
     https://www.twilio.com/docs/voice/twiml/dial
     """

@@ -46,7 +46,7 @@ from bridge.testing.phone.phone import (
 )
 from bridge.testing.phone.twiml import ConnectStream, Hangup
 from bridge.testing.speech import SILENCE
-from tests.unit.records.postgres import cluster
+from tests.integration.records.postgres import cluster
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
 TOKEN = "twilio-token-of-the-rolling-test"

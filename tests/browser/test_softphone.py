@@ -263,7 +263,9 @@ def test_from_elsewhere_with_the_token_and_without_https(browser: Browser, tmp_p
             browser.click("#call")
             browser.until(lambda: browser.all("dialog.sign-in"), why="no sign-in form")
             browser.type("wrong" + Keys.ENTER)
-            browser.until(lambda: browser.text("dialog .notice"), why="a wrong token is taken")
+            browser.until(
+                lambda: any(browser.texts("dialog .notice")), why="a wrong token is taken"
+            )
             browser.picture("softphone-sign-in")
             browser.type(TOKEN + Keys.ENTER)
             phone.connected()

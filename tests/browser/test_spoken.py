@@ -114,5 +114,5 @@ def test_a_spoken_conversation(browser: Browser, here: House, spoken: None) -> N
     assert set(help_heard) & {"cut", "unheard"}, help_heard
     assert [function.name for function in record.functions] == ["book_table"]
     assert record.functions[0].result == "ok"
-    timed = [turn for turn in record.turns if turn.caller_stopped_at and turn.first_audio_sent_at]
+    timed = [turn for turn in record.turns if turn.caller_said_at and turn.first_audio_sent_at]
     assert len(timed) >= len(SAID) + 1, "three spoken turns and a typed one"

@@ -92,7 +92,7 @@ ENDING: dict[str, tuple[Action, Outcome]] = {
         Outcome.SERVER_SHUTDOWN,
     ),
     "server winds down": (
-        lambda s: s.call.wind_down(Outcome.SERVER_SHUTDOWN, "test"),
+        lambda s: s.call.polite_end.wind_down(Outcome.SERVER_SHUTDOWN, "test"),
         Outcome.SERVER_SHUTDOWN,
     ),
 }
@@ -123,7 +123,7 @@ def test_the_first_ending_counts_and_nothing_is_left(
                     for name in before:
                         await perform(HARMLESS[name], stage)
                     assert len(world.app.extensions["bridge"].calls) == 1
-                    began_seconds = trio.current_time() - stage.call._began_at
+                    began_seconds = trio.current_time() - stage.call.began_at
                     await perform(action, stage)
                     for name in after:
                         if world.agent.active and not phone.ending:

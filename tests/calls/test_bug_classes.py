@@ -687,7 +687,7 @@ async def test_the_apology_is_the_failed_calls_own(autojump_clock: Clock) -> Non
 def hold_agent_wires(world: World, *, connect: bool = True) -> list[Any]:
     """Our ends of the connections to the agent, from now on; without `connect`, none comes up."""
     bridge = world.app.extensions["bridge"]
-    to_agent, wires = bridge._open_stream, []
+    to_agent, wires = bridge.setup.open_stream, []
 
     async def open_stream(target: SplitResult) -> trio.abc.Stream:
         if not connect:
@@ -695,7 +695,7 @@ def hold_agent_wires(world: World, *, connect: bool = True) -> list[Any]:
         wires.append(await to_agent(target))
         return wires[-1]
 
-    bridge._open_stream = open_stream
+    bridge.setup.open_stream = open_stream
     return wires
 
 

@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from bridge.call.call import FAREWELL
+from bridge.call.goodbye import FAREWELL
 from bridge.call.timekeeper import IDLE_FAREWELL, LAST_MINUTE, ONE_MOMENT, STILL_THERE, TIME_IS_UP
 from bridge.caller import CallInfo
 from bridge.config.settings import Settings
@@ -46,7 +46,7 @@ def call_of(world: World) -> Any:
 
 
 def lines(call: Any) -> list[tuple[str, str, str]]:
-    return [(line.role, line.words, line.heard) for line in call.conversation.transcript.lines]
+    return [(line.role, line.words, line.heard) for line in call.story.lines]
 
 
 async def talk(agent: AgentSession) -> None:
@@ -79,7 +79,7 @@ async def test_the_transcript_knows_what_was_heard(autojump_clock: Clock) -> Non
             await phone.hang_up()
     assert ("agent", "One.", "heard") in said
     assert ("caller", "go on", "heard") in said
-    cut = [line for line in call.conversation.transcript.lines if line.heard == "cut"]
+    cut = [line for line in call.story.lines if line.heard == "cut"]
     assert [line.words for line in cut] == ["Two."]
     assert 0 < (cut[0].heard_seconds or 0) < 2.0
 
@@ -94,9 +94,9 @@ async def test_marks_of_a_cleared_utterance_do_not_count_as_heard(autojump_clock
             await phone.wait_event("clear")
             await phone.wait_quiet(1)
             assert phone.events[-1].kind in ("mark_echoed", "clear")
-            (line,) = call_of(world).conversation.transcript.lines
+            (line,) = call_of(world).story.lines
             assert line.heard in ("cut", "unheard")
-            assert not call_of(world).conversation.playback.may_be_playing
+            assert not call_of(world).downlink.playback.may_be_playing
             await phone.hang_up()
 
 
@@ -353,6 +353,7 @@ async def test_an_agent_that_heard_and_says_nothing_is_replaced(autojump_clock: 
     async with in_memory(script, quiet()) as world:
         async with world.call() as phone:
             second = await world.agent.wait_for_session(2)
+            await second.applied.wait()
             first = world.agent.sessions[0]
             await phone.hang_up()
     injected = [m["message"] for _, m in first.messages if m["type"] == "InjectAgentMessage"]
@@ -445,11 +446,11 @@ async def test_every_turn_is_timed(autojump_clock: Clock) -> None:
         async with world.call() as phone:
             await phone.wait_heard(1.0)
             await phone.wait_quiet(0.5)
-            turn = call_of(world).conversation.turns.all[-1]
+            turn = call_of(world).story.turns[-1]
             await phone.hang_up()
     assert turn.latency == pytest.approx(0.8, abs=0.05)
     # The mark that tells of it is read at a tick.
-    assert 1.0 <= turn.heard_at - turn.audio_sent_at <= 1.0 + 0.06 + 0.05
+    assert 1.0 <= turn.heard_at - turn.first_audio_sent_at <= 1.0 + 0.06 + 0.05
 
 
 async def test_how_long_audio_is_on_its_way_is_measured(autojump_clock: Clock) -> None:

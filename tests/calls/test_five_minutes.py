@@ -87,7 +87,7 @@ async def test_five_minutes_with_everything_in_them(autojump_clock: Clock) -> No
             await phone.wait_ended(timeout=400)
         await world.quiet()
 
-    said = [(line.role, line.words, line.heard) for line in call.conversation.transcript.lines]
+    said = [(line.role, line.words, line.heard) for line in call.story.lines]
     assert said == [
         ("agent", "Welcome to the Trattoria.", "heard"),
         ("caller", "When are you open on Monday?", "heard"),
@@ -115,7 +115,7 @@ async def test_five_minutes_with_everything_in_them(autojump_clock: Clock) -> No
         ("caller", "Never mind, bye.", "heard"),
         ("agent", "Goodbye!", "heard"),
     ]
-    cut = call.conversation.transcript.lines[4]
+    cut = call.story.lines[4]
     assert cut.heard_seconds == pytest.approx(2.5, abs=0.1)
 
     second = world.agent.sessions[1]
@@ -132,11 +132,13 @@ async def test_five_minutes_with_everything_in_them(autojump_clock: Clock) -> No
     failed = [call for call in second.calls.all.values() if call.name == "book_table"]
     assert [call.response for call in failed] == ['{"error":"the function failed"}']
 
-    turns = call.conversation.turns.all
+    turns = call.story.turns
     answered = [turn for turn in turns if turn.caller_said_at is not None and turn.latency]
     assert answered[0].latency == pytest.approx(1.2, abs=0.1), "the function took its time"
     assert all(0 <= (turn.latency or 0) < 1.5 for turn in answered)
-    assert all((turn.heard_at or 0) > (turn.audio_sent_at or 0) for turn in turns if turn.heard_at)
+    assert all(
+        (turn.heard_at or 0) > (turn.first_audio_sent_at or 0) for turn in turns if turn.heard_at
+    )
 
     assert world.ending["outcome"] == "agent_ended"
     assert world.ending["reason"] == "the agent called end_call"

@@ -294,14 +294,14 @@ async def test_a_failure_nobody_foresaw_is_its_own(
     """It costs the call its head start, and the other calls nothing."""
     async with running() as world:
         bridge = world.app.extensions["bridge"]
-        choose, broken = bridge._choose_agent, iter([True])
+        choose, broken = bridge.setup.choose_agent, iter([True])
 
         async def choose_agent(*args: Any) -> Any:
             if next(broken, False):
                 raise RuntimeError("boom")
             return await choose(*args)
 
-        monkeypatch.setattr(bridge, "_choose_agent", choose_agent)
+        monkeypatch.setattr(bridge.setup, "choose_agent", choose_agent)
         assert await seconds_to_greeting(world) == pytest.approx(1.0, abs=0.1)
         (line,) = [line for line in world.logs if line["event"] == "prewarming failed"]
         assert line["exc_info"]

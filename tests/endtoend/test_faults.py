@@ -2,7 +2,7 @@
 
 Each test prints what it measured; `pytest -rP tests/endtoend/test_faults.py` shows it. Endings of
 single calls are in test_endings.py, killed workers and signals in test_signals.py, the database's
-failures one by one in tests/unit/records/test_recorder.py.
+failures one by one in tests/integration/records/test_recorder.py.
 """
 
 from __future__ import annotations

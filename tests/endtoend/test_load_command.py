@@ -38,6 +38,7 @@ async def server(agent_port: int, max_calls: int = 100) -> AsyncIterator[str]:
     using = settings(
         deepgram={"url": f"ws://127.0.0.1:{agent_port}/v1/agent/converse"},
         server={"bind": "127.0.0.1:0", "max_calls": max_calls},
+        call={"frame_ms": 60},
     )
     app = create_app(FixedConfig(using), SECRETS)
     stop = trio.Event()

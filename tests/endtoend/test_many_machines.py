@@ -17,7 +17,7 @@ from bridge.testing.agent.server import AgentSession, SimulatedAgent
 from bridge.testing.phone.phone import SimulatedPhone
 from bridge.testing.phone.twiml import ConnectStream, Dial, Hangup, Say
 from tests.endtoend.test_signals import SERVE, SERVE_2, Server, running, stopped
-from tests.unit.records.postgres import Cluster, cluster
+from tests.integration.records.postgres import Cluster, cluster
 from tests.world import AUTH_TOKEN, QUIET
 
 WORDS = bytes(range(1, 201)) * 8

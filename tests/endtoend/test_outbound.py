@@ -514,7 +514,7 @@ async def test_the_calls_command_shows_what_was_said_and_heard(
             await phone.wait_heard(len(greeting + reply) / 8000)
             assert phone.received_audio == greeting + reply
             (live,) = place.bridge.calls
-            lines = live.conversation.transcript.lines
+            lines = live.story.lines
             await until(
                 lambda: [one.heard for one in lines if one.role == "agent"] == ["heard"] * 2
             )

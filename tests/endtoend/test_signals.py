@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import trio
 
-from bridge.server.stopping import SAME_WISH_SECONDS
+from bridge.server.stopping import SAME_REQUEST_SECONDS
 from bridge.testing.agent.server import AgentSession, SimulatedAgent
 from bridge.testing.phone.phone import SimulatedPhone
 from bridge.testing.phone.twiml import ConnectStream, Hangup, Say
@@ -396,7 +396,7 @@ async def test_a_second_sigterm_ends_the_calls_at_once(mode: Mode, tmp_path: Pat
         async with it.call() as (phone, session):
             it.signal(signal.SIGTERM)
             await draining(it, mode.workers)
-            await trio.sleep(SAME_WISH_SECONDS + 0.1)  # sooner, and it is the same wish
+            await trio.sleep(SAME_REQUEST_SECONDS + 0.1)  # sooner, and it is the same request
             it.signal(signal.SIGTERM)
             await phone.wait_ended()
         assert_was_shut_down(phone)
@@ -407,13 +407,15 @@ async def test_a_second_sigterm_ends_the_calls_at_once(mode: Mode, tmp_path: Pat
 
 
 @modes(*HYPERCORNS_PARENT)
-async def test_hypercorns_parent_cannot_hurry_its_workers(mode: Mode, tmp_path: Path) -> None:
+async def test_hypercorns_parent_cannot_stop_its_workers_at_once(
+    mode: Mode, tmp_path: Path
+) -> None:
     """However often SIGTERM comes, and to whom: the call goes on."""
     async with running(mode, tmp_path) as it:
         async with it.call() as (phone, session):
             for _ in range(3):
                 it.signal_all(signal.SIGTERM)
-                await trio.sleep(SAME_WISH_SECONDS + 0.1)
+                await trio.sleep(SAME_REQUEST_SECONDS + 0.1)
             await talk(phone, session)
             await phone.hang_up()
         assert await it.ended() == 0
@@ -571,7 +573,7 @@ async def test_a_worker_that_hangs_does_not_hold_the_server(tmp_path: Path) -> N
     async with running(SERVE_2, tmp_path) as it, stopped(it.workers()[0]):
         it.signal(signal.SIGINT)
         assert await it.ended() == 130
-        assert len(it.find("a worker has had its time and is killed")) == 1
+        assert len(it.find("worker took too long; killing it")) == 1
 
 
 # ---- what cannot be served ----------------------------------------------------------------------

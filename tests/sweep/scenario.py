@@ -44,7 +44,10 @@ GUARD_SECONDS = 200.0
 # The call's own tasks, by the names bridge gives them. An exception injected into one is a bug in
 # our code, in the library's reader, or in a user's function.
 CALL_TASKS = frozenset(
-    {"receiver", "sender", "agent reader", "agent websocket reader", "function call"}
+    {
+        *("receiver", "sender", "agent reader", "agent websocket reader"),
+        *("timekeeper", "typed input", "function call"),
+    }
 )
 
 
@@ -64,6 +67,8 @@ class Run:
     """The call's outcome when the fault was injected: what had been recorded cannot change."""
     stop_sent: bool = False
     agent_connected: bool = False
+    function_answers: list[str] = field(default_factory=list)
+    """What the agent was answered when it called the function."""
     outcomes: list[str] = field(default_factory=list)
     """Of every line that says a call ended."""
     call_ended_at: float = 0.0
@@ -106,6 +111,10 @@ class Injector(trio.abc.Instrument):
         self._run.steps.append(name)
 
 
+# What the agent of the run was answered.
+answers: list[str] = []
+
+
 async def script(agent: AgentSession) -> None:
     """Greeting, a reply that is interrupted, a function call, and the result spoken."""
     await agent.say("Hello.", b"\x11" * 320)
@@ -114,7 +123,8 @@ async def script(agent: AgentSession) -> None:
     await agent.say("It is a long story.", b"\x22" * 1600)
     await agent.user_started_speaking()
     await agent.user_said("No, the time.")
-    await agent.call_functions([{"name": "get_time", "arguments": "{}"}], timeout=5)
+    called = await agent.call_functions([{"name": "get_time", "arguments": "{}"}], timeout=5)
+    answers.extend(str(call.response) for call in called)
     await agent.say("It is noon.", b"\x33" * 160)
 
 
@@ -189,7 +199,6 @@ WARM = settings(deepgram={"max_reconnects": 0, "connect_budget": 0.1, "prewarm":
 
 app = create_app(FixedConfig(ONCE), SECRETS)
 bridge = app.extensions["bridge"]
-bridge._functions = Functions.of(get_time)
 
 
 def play(
@@ -211,6 +220,7 @@ def play(
     _run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[attr-defined]
     _run._r.seed(seed)
     random.seed(seed)
+    answers.clear()
     run = Run()
     injector = Injector(run, at, CALL_TASKS if fault == "raise" else None)
 
@@ -224,6 +234,7 @@ def play(
     async def main() -> None:
         if not bridge._prepared:
             await app.startup()
+            bridge._functions = Functions.of(get_time)
         # Whatever test ran before may have left the log configured for its own output.
         structlog.configure(processors=[log])
         with trio.move_on_after(GUARD_SECONDS) as guard:
@@ -242,7 +253,7 @@ def play(
             nursery.start_soon(agent.serve_stream, theirs)
             return ours
 
-        bridge._open_stream = to_agent
+        bridge.setup.open_stream = to_agent
         using = WARM if warm else AGAIN if reconnect else ONCE
         bridge._config = FixedConfig(using)
         bridge.prewarming.nursery = nursery
@@ -310,6 +321,7 @@ def play(
         )
     except BaseException as error:
         run.error = error
+    run.function_answers = answers.copy()
     return run
 
 

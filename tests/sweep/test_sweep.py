@@ -24,8 +24,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.call.call import Call
-from bridge.call.live_calls import Registry
+from bridge.call.live_calls import LiveCalls
 from bridge.deepgram.session import AgentSession
+from bridge.ending import Ending
 from tests.sweep import scenario
 from tests.sweep.scenario import FRIENDLY, STUBBORN, Fault, Run, play
 
@@ -150,6 +151,7 @@ def test_the_call_without_a_fault() -> None:
     run = play()
     assert set(run.steps) > scenario.CALL_TASKS, "every task takes part"
     assert run.outcomes == ["caller_hung_up"]
+    assert run.function_answers == ['"12:00"'], "the function really ran"
     assert run.error is None
     assert run.tracebacks == 0
 
@@ -169,12 +171,12 @@ def leak_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the slot back only when all went well: the classic missing `finally`."""
 
     @contextmanager
-    def carrying(self: Registry, call: Call) -> Iterator[None]:
+    def carrying(self: LiveCalls, call: Call) -> Iterator[None]:
         self._live.add(call)
         yield
         self._live.discard(call)
 
-    monkeypatch.setattr(Registry, "carrying", carrying)
+    monkeypatch.setattr(LiveCalls, "carrying", carrying)
 
 
 def leave_the_session_open(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,20 +189,20 @@ def leave_the_session_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AgentSession, "_close", close)
 
 
-def wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def wait_without_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Say goodbye under a shield without a deadline."""
-    monkeypatch.setattr(Call, "_goodbye_by", lambda self: float("inf"))
+    monkeypatch.setattr(Ending, "by", lambda self: float("inf"))
 
 
 def report_the_last_symptom(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every sign of the end overwrite the one before."""
-    end = Call._end
+    begin = Ending.begin
 
-    def overwrite(self: Call, *args: Any) -> None:
-        self.report.outcome = None
-        end(self, *args)
+    def overwrite(self: Ending[Any], *args: Any, **options: Any) -> bool:
+        self.first = None
+        return begin(self, *args, **options)
 
-    monkeypatch.setattr(Call, "_end", overwrite)
+    monkeypatch.setattr(Ending, "begin", overwrite)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +210,7 @@ def report_the_last_symptom(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (leak_a_slot, "cancel", "still hold a slot"),
         (leave_the_session_open, "cancel", "still open"),
-        (wait_for_ever, "cancel", "teardown took"),
+        (wait_without_a_deadline, "cancel", "teardown took"),
         (report_the_last_symptom, "lose agent", "the outcome was"),
     ],
 )
@@ -218,7 +220,9 @@ def test_a_planted_bug_is_found(
     found_as: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(scenario.bridge, "calls", Registry())
+    calls = LiveCalls()
+    monkeypatch.setattr(scenario.bridge, "calls", calls)
+    monkeypatch.setattr(scenario.bridge.setup, "_calls", calls)
     plant(monkeypatch)
     _, found = sweep(fault, stride=11, behaviour=STUBBORN, polite=False)
     assert any(found_as in promise for broken in found.values() for promise in broken)

@@ -211,7 +211,7 @@ class TestLibraries:
         record = logging.makeLogRecord({"name": "library", "msg": "%d", "args": ("text",)})
         # Not through its logger: pytest's own handler there makes this an error.
         logging.getLogger().handlers[-1].emit(record)
-        assert stream.getvalue() == "a line of library could not be shown: TypeError\n"
+        assert stream.getvalue() == "a line of library cannot be shown: TypeError\n"
 
     def test_a_logger_with_its_own_handlers_is_left_to_them(self) -> None:
         stream = start()

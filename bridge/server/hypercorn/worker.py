@@ -83,7 +83,7 @@ async def hypercorn_worker(app: Any, config: Config, **options: Any) -> None:
     parents_wish = options.pop("shutdown_trigger", None)
     # Signals reach the main thread only; elsewhere they are somebody else's.
     in_main_thread = threading.current_thread() is threading.main_thread()
-    signals = StopSignals(second_sigterm_hurries=parents_wish is None) if in_main_thread else None
+    signals = StopSignals(second_sigterm_stops_now=parents_wish is None) if in_main_thread else None
 
     async def trigger() -> None:
         async with trio.open_nursery() as nursery:

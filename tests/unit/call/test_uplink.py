@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.audio import silence
-from bridge.call.uplink import LONGEST_FRAME_BYTES, QUEUE_SECONDS, SILENT_AFTER, Uplink
+from bridge.call import uplink as uplinks
+from bridge.call.uplink import LONGEST_FRAME_BYTES, QUEUE_PIECES, QUEUE_SECONDS, SILENT_AFTER
 
 TWENTY_MS = bytes(range(160))
 
+Uplink = partial(uplinks.Uplink, delay=lambda seconds: None)
 
-async def take_all(uplink: Uplink) -> list[bytes]:
+
+async def take_all(uplink: uplinks.Uplink) -> list[bytes]:
     taken = []
     try:
         while True:
@@ -48,24 +53,59 @@ async def test_the_oldest_is_dropped_and_counted_when_nobody_takes() -> None:
     assert uplink.bytes_put == 150 * 160
 
 
-async def test_what_is_put_together_is_taken_together(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    uplink = Uplink(60)
+async def test_pieces_shorter_than_the_phones_are_bounded_by_their_number() -> None:
+    uplink = Uplink(20)
+    for number in range(QUEUE_PIECES + 100):
+        uplink.put(bytes([number % 256]))
+    uplink.end()
+    assert uplink.bytes_dropped == 100
+    assert len(b"".join(await take_all(uplink))) == QUEUE_PIECES
+
+
+async def arrivals_of(uplink: uplinks.Uplink, *batches: int) -> list[tuple[float, int]]:
+    """When a sender that is always ready takes how many bytes, of batches 60 ms apart."""
     arrivals: list[tuple[float, int]] = []
 
     async def taker() -> None:
-        while len(arrivals) < 3:
-            frame = await uplink.take()
+        while True:
+            try:
+                frame = await uplink.take()
+            except trio.EndOfChannel:
+                return
             arrivals.append((round(trio.current_time(), 3), len(frame)))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(taker)
-        for pieces in (3, 2, 4):
+        for pieces in batches:
             await trio.sleep(0.06)
             for _ in range(pieces):
                 uplink.put(TWENTY_MS)
+        uplink.end()
+    return arrivals
+
+
+async def test_what_comes_together_is_sent_together(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    arrivals = await arrivals_of(Uplink(20), 3, 2, 4)
     assert arrivals == [(0.06, 480), (0.12, 320), (0.18, 640)]
+
+
+async def test_a_longer_frame_is_collected_and_the_rest_is_sent_at_the_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    arrivals = await arrivals_of(Uplink(100), 3, 2, 4)
+    assert arrivals == [(0.12, 800), (0.18, 640)]
+
+
+async def test_what_was_collected_is_sent_when_the_phone_falls_silent(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    uplink = Uplink(100)
+    uplink.put(TWENTY_MS)
+    assert await uplink.take() == TWENTY_MS
+    assert trio.current_time() == pytest.approx(SILENT_AFTER)
+    assert await uplink.take() == silence(100)
 
 
 async def test_what_waited_for_a_late_taker_is_taken_in_long_frames() -> None:

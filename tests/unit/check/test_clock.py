@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from email.utils import formatdate
 
 import pytest
 
 from bridge.check.clock import check_clock, judge, skew
-from tests.unit.check.site import Response, site
 
 NOON = 1_800_000_000.0
 
@@ -40,26 +38,6 @@ def test_a_clock_that_is_wrong(ahead, words):
     assert found.status == "wrong"
     assert words in found.what
     assert "NTP" in found.remedy
-
-
-async def test_the_date_header_is_asked_for():
-    late = formatdate(time.time() - 300, usegmt=True)
-    async with site(lambda _: Response(404, headers={"Date": late})) as address:
-        [found] = await check_clock([f"http://{address}/"])
-    assert found.status == "wrong"
-    assert "ahead of that of 127.0.0.1" in found.what
-
-
-async def test_the_first_that_answers_counts():
-    now = formatdate(usegmt=True)
-    async with (
-        site(lambda _: Response()) as dateless,
-        site(lambda _: Response(headers={"Date": now})) as good,
-    ):
-        [found] = await check_clock(
-            ["http://127.0.0.1:9/", f"http://{dateless}/", f"http://{good}/"]
-        )
-    assert found.status == "ok"
 
 
 async def test_nobody_to_ask():

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from bridge.call.story import FunctionUse, Line, Turn
 from bridge.cli import main
 from bridge.cli.calls import calls
 from bridge.records import store as stores
-from bridge.records.record import CallRecord, FunctionLine, Line, Turn, snapshot, tidy
+from bridge.records.record import CallRecord, snapshot, tidy
 from bridge.records.store import Store
 from bridge.text import printable
 from tests.unit.records.samples import NASTY, NOON, SID, record, sid, whole_record
@@ -173,7 +174,7 @@ def test_nothing_a_peer_sent_reaches_the_terminal_as_more_than_text(run, text):
         outcome=text,
         transcript=[Line(words=text)],
         turns=[Turn(latencies={text: 1.0})],
-        functions=[FunctionLine(name=text, arguments=text, answer=text, result=text)],
+        functions=[FunctionUse(name=text, arguments=text, answer=text, result=text)],
     )
     stored(one)
     for arguments in ((SID,), (SID, "--json"), (), ("--json",)):
@@ -213,7 +214,7 @@ def _newer() -> None:
     [
         (stored, ["CAnobody"], 1, "no call CAnobody is recorded"),
         (stored, ["\x1b[31m\n'; DROP TABLE calls; --"], 1, "no call \\x1b[31m\\n'; DROP"),
-        (lambda: None, [], 1, "no call was recorded yet"),
+        (lambda: None, [], 1, "no call has been recorded yet"),
         (lambda: Path("calls.db").touch(), [], 1, "holds no calls of bridge's"),
         (lambda: Path("calls.db").write_text("aunt" * 999), [], 1, "not a database"),
         (_newer, [], 1, "newer bridge"),

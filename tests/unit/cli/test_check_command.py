@@ -43,30 +43,6 @@ def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
     return exit_.value.code, output.out, output.err
 
 
-def test_one_line_for_each_finding(monkeypatch, capsys):
-    monkeypatch.setenv("DEEPGRAM_API_KEY", KEY)
-    code, out, err = run(monkeypatch, capsys)
-    assert code == 1
-    lines = out.splitlines()
-    assert lines[0].startswith("warn   config   twilio.validate_signatures is false: whoever finds")
-    assert lines[1].startswith("WRONG  agent    nothing listens at 127.0.0.1:9:")
-    assert lines[1].endswith("start the agent (`bridge agent`), or correct deepgram.url")
-    names = ["config", "agent", "server", "twilio", "records", "clock"]
-    assert [line.split()[1] for line in lines] == names
-    (line,) = err.splitlines()
-    assert line.startswith("bridge: 1 thing wrong; nothing listens at 127.0.0.1:9")
-
-
-def test_as_json(monkeypatch, capsys):
-    code, out, _ = run(monkeypatch, capsys, "--json")
-    assert code == 1
-    result = json.loads(out)
-    assert result["ok"] is False
-    [agent] = [one for one in result["findings"] if one["check"] == "agent"]
-    assert agent.keys() == {"check", "status", "what", "why", "remedy"}
-    assert agent["status"] == "wrong"
-
-
 @pytest.mark.parametrize(
     ("arguments", "text", "why"),
     [

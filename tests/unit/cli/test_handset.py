@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib
 import io
 import sys
-import threading
 from array import array
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -26,11 +25,11 @@ from bridge.cli.phone import Plan, call
 from bridge.cli.sound_card import Converting, SystemSoundCard
 from bridge.testing.activity import VoiceDetector
 from bridge.testing.agent.server import AgentSession
-from bridge.testing.speech import RATE, pcm_to_ulaw, ulaw_to_pcm
+from bridge.testing.speech import RATE
+from tests.unit.cli.played_card import Card
 from tests.unit.cli.test_phone_command import tone
 from tests.world import QUIET, in_memory
 
-BLOCK = 160
 WORDS = tone(0.6)
 
 
@@ -64,63 +63,7 @@ def test_a_full_buffer_forgets_the_oldest_and_counts_it():
     assert buffer.take(8) == b"\3\3\3\3\4\4\4\4"
 
 
-def test_two_threads_lose_nothing():
-    buffer, taken = Buffer(most=10**6, ready=1), bytearray()
-    sent = bytes(range(250)) * 400
-
-    def put() -> None:
-        for at in range(0, len(sent), 50):
-            buffer.put(sent[at : at + 50])
-
-    putting = threading.Thread(target=put)
-    putting.start()
-    while putting.is_alive() or len(taken) < len(sent):
-        taken += buffer.take(70).replace(b"\xff", b"")
-    putting.join()
-    assert bytes(taken) == sent
-    assert buffer.dropped == 0
-
-
 # ---- talking ------------------------------------------------------------------------------------
-
-
-class Card:
-    """A sound card on the test's clock: its microphone hears `words`, after `quiet` seconds."""
-
-    def __init__(self, nursery: trio.Nursery, words: bytes = b"", quiet: float = 1.0) -> None:
-        self._nursery = nursery
-        self._words = b"\xff" * round(quiet * RATE) + words
-        self.played = bytearray()
-        self.is_open = False
-        self.stopped: Callable[[str], None] | None = None
-
-    @contextmanager
-    def open(
-        self,
-        capture: Callable[[bytes], None],
-        render: Callable[[int], bytes],
-        stopped: Callable[[str], None],
-    ) -> Iterator[None]:
-        scope = trio.CancelScope()
-        self.stopped, self.is_open = stopped, True
-
-        async def run() -> None:
-            with scope:
-                position, due = 0, trio.current_time()
-                while True:
-                    block = self._words[position : position + BLOCK].ljust(BLOCK, b"\xff")
-                    position += BLOCK
-                    capture(ulaw_to_pcm(block))
-                    self.played += pcm_to_ulaw(render(BLOCK))
-                    due += BLOCK / RATE
-                    await trio.sleep_until(due)
-
-        self._nursery.start_soon(run)
-        try:
-            yield
-        finally:
-            self.is_open = False
-            scope.cancel("closed")
 
 
 async def typing(*keys: str | float) -> AsyncGenerator[str, None]:
@@ -199,26 +142,6 @@ async def test_a_key_after_the_call_is_no_error(autojump_clock):
             await phone.hang_up()
         async with aclosing(typing("1", "2")) as keys:
             assert not await _press(phone, keys)
-
-
-async def test_the_sound_card_is_unplugged(autojump_clock, nursery, capsys):
-    """The caller hangs up properly, and is told."""
-    async with in_memory() as world:
-        card = Card(nursery)
-        view = CallView(Console(stderr=True))
-        phone = world.phone(on_event=view.event)
-        plan = replace(Plan(b"", transcript=False), handset=Handset(card))
-
-        async def unplug() -> None:
-            await trio.sleep(1.0)
-            assert card.stopped is not None
-            await trio.to_thread.run_sync(card.stopped, "the sound card stopped")
-
-        nursery.start_soon(unplug)
-        with pytest.raises(SoundCardError, match="the sound card stopped"):
-            await call(phone, world.base_url, plan, view)
-        await world.quiet()
-    assert world.ending["outcome"] == "caller_hung_up"
 
 
 async def test_the_caller_hangs_up_by_ctrl_c(autojump_clock, nursery, capsys):

@@ -59,12 +59,6 @@ def test_the_agent_without_its_packages_says_how_to_get_them(monkeypatch, capsys
     )
 
 
-async def test_without_a_browser_open_says_where_to_go(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(demo_command.webbrowser, "open", lambda _: False)
-    await demo_command._open("http://127.0.0.1:5000/softphone")
-    assert "open http://127.0.0.1:5000/softphone in one" in capsys.readouterr().err
-
-
 def test_the_demo_shows_commands_as_they_can_be_typed(tmp_path, monkeypatch) -> None:
     """`bridge` alone only where that is this one: iproute2 has a command of that name, too."""
     ours, another = tmp_path / "my venv" / "bridge", tmp_path / "sbin" / "bridge"

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import math
-import socket
 import sys
 from array import array
 
@@ -50,16 +49,6 @@ def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
         main()
     lines = capsys.readouterr().err.splitlines()
     return exit_.value.code, lines[-1]
-
-
-def test_a_server_that_is_not_running(monkeypatch, capsys):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody else gets the port
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        code, line = run(monkeypatch, capsys, "--url", url)
-    assert code == 1
-    assert line.startswith(f"bridge: cannot reach {url}")
-    assert line.endswith("is `bridge serve` running?")
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ async def test_a_call_from_its_beginning_to_its_end(autojump_clock: Clock) -> No
     assert running[0]["items"][0]["at"] == function["at"]
     assert call["barge_ins"] == 1, "and not 2: the first words met a silent phone"
     turn = call["turns"][1]
-    assert turn["first_audio_sent_at"] - turn["caller_stopped_at"] == pytest.approx(0.5, abs=0.05)
+    assert turn["first_audio_sent_at"] - turn["caller_said_at"] == pytest.approx(0.5, abs=0.05)
     playing = [
         audio["playback_ms"]
         for name, data in watcher.events
@@ -277,7 +277,7 @@ async def test_viewers_cost_a_call_nothing(autojump_clock: Clock) -> None:
                 live._viewers = max(1, live._viewers)
             logs.append(phone.received_audio)
             assert not live._dirty
-            assert not live._seen
+            assert not live._shown
             assert not live._over
     assert logs[0] == logs[1]
 
@@ -338,7 +338,7 @@ async def test_who_reads_after_the_end_is_told_of_it(autojump_clock: Clock) -> N
                 await watcher.watch_to_the_end(viewer)
                 with pytest.raises(trio.EndOfChannel):
                     await viewer.next(1)
-        assert not live._seen
+        assert not live._shown
     assert watcher.names == ["snapshot", "ended"]
     assert watcher.events[0][1]["call"]["outcome"] == "caller_hung_up"
 

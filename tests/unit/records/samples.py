@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
-from bridge.records.record import CallRecord, FunctionLine, Line, Turn
+from bridge.call.story import FunctionUse, Line, Turn
+from bridge.records.record import CallRecord
 
 SID = "CA" + "0123456789abcdef" * 2
 # So far ahead that no retention deletes it.
@@ -65,7 +66,7 @@ def whole_record(call_sid: str = SID, **changes: Any) -> CallRecord:
         "recording": f"{SID}.wav",
         "turns": [
             Turn(
-                caller_stopped_at=2.0,
+                caller_said_at=2.0,
                 first_audio_received_at=2.6,
                 first_audio_sent_at=2.61,
                 heard_at=5.5,
@@ -80,7 +81,7 @@ def whole_record(call_sid: str = SID, **changes: Any) -> CallRecord:
             Line(at=7.0, role="keypad", words="42#"),
         ],
         "functions": [
-            FunctionLine(
+            FunctionUse(
                 at=3.0,
                 name="look_up",
                 seconds=0.2,
@@ -121,5 +122,5 @@ any_record = _fields(
     call_sid=st.sampled_from(NASTY[1:]) | st.text(min_size=1, max_size=40),
     turns=st.lists(_fields(Turn), max_size=3),
     transcript=st.lists(_fields(Line), max_size=4),
-    functions=st.lists(_fields(FunctionLine), max_size=2),
+    functions=st.lists(_fields(FunctionUse), max_size=2),
 )

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridge.call.story import Line
 from bridge.config.settings import CostSettings
 from bridge.records import record as records
-from bridge.records.record import CallRecord, Line, cost_of, decode, encode, merge, snapshot, tidy
+from bridge.records.record import CallRecord, cost_of, decode, encode, merge, snapshot, tidy
 from tests.unit.records.samples import NASTY, any_record, record, whole_record
 
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import signal
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -110,28 +107,6 @@ def test_a_living_process_keeps_its_own(folder):
     assert drain(living) == [1]
     other.close()
     living.close()
-
-
-def test_a_killed_process_leaves_every_line_it_was_told_is_safe(folder):
-    """SIGKILL in the middle of appending."""
-    program = (
-        "import sys; from pathlib import Path; from bridge.records.spool import *\n"
-        "spool = Spool(Path(sys.argv[1]))\n"
-        "for number in range(100000):\n"
-        "    spool.append([SpoolLine(b'%d \\n' % number, True)])\n"
-        "    print(number, flush=True)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", program, folder], stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        safe = [int(child.stdout.readline()) for _ in range(50)]
-        child.send_signal(signal.SIGKILL)
-        safe += [int(rest) for rest in child.stdout.read().split()]
-    spool = Spool(folder)
-    assert spool.adopt() == 1
-    found = drain(spool, 1000)
-    assert found[: len(safe)] == safe
-    assert found == list(range(len(found)))
-    spool.close()
 
 
 def test_a_torn_line_is_no_line_and_spoils_no_other(folder):

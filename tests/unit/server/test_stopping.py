@@ -18,20 +18,20 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock as Clock
 from trio.testing import wait_all_tasks_blocked
 
-from bridge.call.leaving import FAREWELL_SECONDS
-from bridge.call.live_calls import Registry
+from bridge.call.goodbye import FAREWELL_SECONDS
+from bridge.call.live_calls import LiveCalls
 from bridge.config.settings import Settings
 from bridge.server import stopping
 from bridge.server.hypercorn.worker import adopt
 from bridge.server.stopping import (
-    SAME_WISH_SECONDS,
+    SAME_REQUEST_SECONDS,
     SETTLE_SECONDS,
     SLACK_SECONDS,
     Stop,
     StopSignals,
     drain_at_most,
     graceful_timeout,
-    hurry_at_most,
+    stop_now_at_most,
 )
 from tests.world import settings
 
@@ -50,7 +50,7 @@ class FakeBridge:
         self._settings = settings(
             server={"drain_seconds": drain_seconds}, call={"teardown_seconds": TEARDOWN_SECONDS}
         )
-        self.calls = Registry()
+        self.calls = LiveCalls()
         self.asked: list[tuple[float, str]] = []
 
     async def call(
@@ -174,7 +174,7 @@ async def test_a_call_whose_webhook_was_answered_before_is_waited_for(
     assert what(bridge) == ["drain"]
 
 
-async def test_a_second_wish_to_drain_changes_nothing(
+async def test_a_second_request_to_drain_changes_nothing(
     autojump_clock: Clock, bridge: FakeBridge
 ) -> None:
     await bridge.call(lasts=10)
@@ -201,7 +201,7 @@ async def test_calls_that_go_on_are_told_goodbye(autojump_clock: Clock, bridge: 
 async def test_a_goodbye_without_an_end_is_bounded(
     autojump_clock: Clock, bridge: FakeBridge
 ) -> None:
-    """A call that outlives its own deadlines is ended like one in a hurry."""
+    """A call that outlives its own deadlines is ended as at an immediate stop."""
     await bridge.call(goodbye=FOR_EVER)
     stop = Stop(bridge)
     stop.drain("SIGTERM")
@@ -220,7 +220,7 @@ async def test_a_call_that_never_ends_does_not_hold_the_server(
         took = await seconds(stop)
     assert took + graceful_timeout(bridge.settings_now()) <= drain_at_most(bridge.settings_now())
     assert len(bridge.calls) == 1
-    assert "calls do not end; they are cut off" in [line["event"] for line in logs]
+    assert "calls have not ended; cutting them off" in [line["event"] for line in logs]
 
 
 async def test_the_last_hang_up_may_be_a_moment_before_the_end_of_the_drain(
@@ -245,24 +245,24 @@ async def test_no_time_to_drain_leaves_time_for_goodbyes(
     assert what(bridge) == ["drain", "wind down"]
 
 
-# ---- in a hurry ---------------------------------------------------------------------------------
+# ---- immediate stop-------------------------------------------------------------------------------
 
 
-async def test_in_a_hurry_with_nothing_live_it_ends_at_once(
+async def test_an_immediate_stop_with_nothing_live_ends_at_once(
     autojump_clock: Clock, bridge: FakeBridge
 ) -> None:
     stop = Stop(bridge)
-    stop.hurry("SIGINT")
+    stop.stop_now("SIGINT")
     assert await seconds(stop) == 0
     assert what(bridge) == ["drain"]
 
 
-async def test_in_a_hurry_calls_are_ended_at_once_and_cleanly(
+async def test_an_immediate_stop_ends_calls_at_once_and_cleanly(
     autojump_clock: Clock, bridge: FakeBridge
 ) -> None:
     await bridge.call(teardown=0.5)
     stop = Stop(bridge)
-    stop.hurry("SIGINT")
+    stop.stop_now("SIGINT")
     assert await seconds(stop) == pytest.approx(0.5 + SETTLE_SECONDS)
     assert what(bridge) == ["drain", "end"]
 
@@ -275,7 +275,7 @@ async def test_in_a_hurry_calls_are_ended_at_once_and_cleanly(
         pytest.param(0.5, 0, ["drain"], id="with nothing live"),
     ],
 )
-async def test_a_hurry_cuts_every_wait_short(
+async def test_an_immediate_stop_cuts_every_wait_short(
     autojump_clock: Clock,
     bridge: FakeBridge,
     nursery: trio.Nursery,
@@ -285,8 +285,8 @@ async def test_a_hurry_cuts_every_wait_short(
 ) -> None:
     async def lose_patience() -> None:
         await trio.sleep(at)
-        stop.hurry("a second SIGTERM")
-        stop.hurry("SIGINT")
+        stop.stop_now("a second SIGTERM")
+        stop.stop_now("SIGINT")
 
     for _ in range(calls):
         await bridge.call(goodbye=5, teardown=0.5)
@@ -297,12 +297,12 @@ async def test_a_hurry_cuts_every_wait_short(
     assert what(bridge) == steps
 
 
-async def test_a_hurry_is_bounded(autojump_clock: Clock, bridge: FakeBridge) -> None:
+async def test_an_immediate_stop_is_bounded(autojump_clock: Clock, bridge: FakeBridge) -> None:
     await bridge.call(teardown=FOR_EVER)
     stop = Stop(bridge)
-    stop.hurry("SIGINT")
+    stop.stop_now("SIGINT")
     took = await seconds(stop)
-    assert took + graceful_timeout(bridge.settings_now()) <= hurry_at_most(bridge.settings_now())
+    assert took + graceful_timeout(bridge.settings_now()) <= stop_now_at_most(bridge.settings_now())
 
 
 async def test_cancelling_it_leaves_the_calls_alone(
@@ -323,7 +323,7 @@ async def test_each_step_is_logged_with_its_reason_and_the_calls(
 ) -> None:
     async def lose_patience() -> None:
         await trio.sleep(DRAIN_SECONDS + 1)
-        stop.hurry("a second SIGTERM")
+        stop.stop_now("a second SIGTERM")
 
     await bridge.call(lasts=10)
     await bridge.call(goodbye=5)
@@ -353,8 +353,8 @@ class Told:
     def drain(self, why: str) -> None:
         self.words.append(f"drain: {why}")
 
-    def hurry(self, why: str) -> None:
-        self.words.append(f"hurry: {why}")
+    def stop_now(self, why: str) -> None:
+        self.words.append(f"stop now: {why}")
 
 
 @pytest.fixture
@@ -369,36 +369,36 @@ def now(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
-DRAIN, AGAIN, HURRY = "drain: SIGTERM", "hurry: a second SIGTERM", "hurry: SIGINT"
+DRAIN, AGAIN, STOP_NOW = "drain: SIGTERM", "stop now: a second SIGTERM", "stop now: SIGINT"
 
 
 @pytest.mark.parametrize(
-    ("second_hurries", "received", "told"),
+    ("second_stops_now", "received", "told"),
     [
         (True, [(TERM, 0)], [DRAIN]),
-        (True, [(INT, 0)], [HURRY]),
+        (True, [(INT, 0)], [STOP_NOW]),
         (True, [(TERM, 0), (TERM, 5)], [DRAIN, AGAIN]),
-        (True, [(TERM, 0), (INT, 0)], [DRAIN, HURRY]),
+        (True, [(TERM, 0), (INT, 0)], [DRAIN, STOP_NOW]),
         # What `timeout` sends: one to the process, one to its group.
         (True, [(TERM, 0), (TERM, 0.01)], [DRAIN, DRAIN]),
         (True, [(TERM, 0), (TERM, 0.01), (TERM, 3)], [DRAIN, DRAIN, AGAIN]),
-        (True, [(INT, 0), (TERM, 1)], [HURRY, DRAIN]),
+        (True, [(INT, 0), (TERM, 1)], [STOP_NOW, DRAIN]),
         # A worker, which may get it from several sides.
         (False, [(TERM, 0), (TERM, 5), (TERM, 10)], [DRAIN, DRAIN, DRAIN]),
-        (False, [(TERM, 0), (INT, 5)], [DRAIN, HURRY]),
+        (False, [(TERM, 0), (INT, 5)], [DRAIN, STOP_NOW]),
     ],
 )
 @pytest.mark.parametrize("early", [False, True])
 async def test_what_signals_ask_for(
     now: list[float],
-    second_hurries: bool,
+    second_stops_now: bool,
     received: Sequence[tuple[signal.Signals, float]],
     told: list[str],
     early: bool,
 ) -> None:
     """Also of those that came before there was anybody to tell."""
     listener = Told()
-    with StopSignals(second_sigterm_hurries=second_hurries) as signals:
+    with StopSignals(second_sigterm_stops_now=second_stops_now) as signals:
         if not early:
             signals.tell(listener)
         for number, at in received:
@@ -459,8 +459,8 @@ def test_a_signal_after_trio_has_ended_is_no_error(now: list[float]) -> None:
     assert listener.words == []
 
 
-def test_two_sigterms_are_one_wish_for_less_time_than_somebody_needs_to_press_a_key() -> None:
-    assert SAME_WISH_SECONDS <= 0.5
+def test_two_sigterms_are_one_request_for_less_time_than_a_person_needs_to_press_a_key() -> None:
+    assert SAME_REQUEST_SECONDS <= 0.5
 
 
 # ---- hypercorn's own limits ---------------------------------------------------------------------

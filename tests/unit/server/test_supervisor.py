@@ -29,7 +29,7 @@ from bridge.server.supervisor import (
     Supervisor,
 )
 
-HURRY_SECONDS = 5.0
+STOP_NOW_SECONDS = 5.0
 DRAIN_SECONDS = 70.0
 TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
 
@@ -93,7 +93,7 @@ class Shop:
 
     def __init__(self, workers: int) -> None:
         self.workers: list[FakeWorker] = []
-        self.supervisor = Supervisor(self._start, workers, hurry_seconds=HURRY_SECONDS)
+        self.supervisor = Supervisor(self._start, workers, stop_now_seconds=STOP_NOW_SECONDS)
         self.status: int | None = None
         self.ended_at = 0.0
         self.immediately: Sequence[int | str | OSError] = ()
@@ -155,10 +155,10 @@ async def test_drain_is_passed_on_and_waited_for(
     assert all(worker.closed for worker in it.workers)
 
 
-async def test_a_hurry_is_passed_on(autojump_clock: Clock, nursery: trio.Nursery) -> None:
+async def test_an_immediate_stop_is_passed_on(autojump_clock: Clock, nursery: trio.Nursery) -> None:
     it = await shop(nursery)
-    it.supervisor.hurry("SIGINT")
-    it.supervisor.hurry("SIGINT")
+    it.supervisor.stop_now("SIGINT")
+    it.supervisor.stop_now("SIGINT")
     it.supervisor.drain("SIGTERM")
     assert [worker.asked for worker in it.workers] == [[INT], [INT]]
     for worker in it.workers:
@@ -167,11 +167,13 @@ async def test_a_hurry_is_passed_on(autojump_clock: Clock, nursery: trio.Nursery
     assert it.status == 0
 
 
-async def test_a_hurry_may_follow_a_drain(autojump_clock: Clock, nursery: trio.Nursery) -> None:
+async def test_an_immediate_stop_may_follow_a_drain(
+    autojump_clock: Clock, nursery: trio.Nursery
+) -> None:
     it = await shop(nursery, 1)
     it.supervisor.drain("SIGTERM")
     await trio.sleep(10)
-    it.supervisor.hurry("a second SIGTERM")
+    it.supervisor.stop_now("a second SIGTERM")
     (worker,) = it.workers
     assert worker.asked == [TERM, INT]
 
@@ -205,17 +207,17 @@ async def test_a_worker_that_hangs_while_draining_is_killed(
     assert it.status == 0
 
 
-async def test_a_worker_that_hangs_in_a_hurry_is_killed(
+async def test_a_worker_that_hangs_at_an_immediate_stop_is_killed(
     autojump_clock: Clock, nursery: trio.Nursery
 ) -> None:
     it = await shop(nursery, 1)
     it.supervisor.drain("SIGTERM")
     await trio.sleep(1)
     began = trio.current_time()
-    it.supervisor.hurry("a second SIGTERM")
-    await trio.sleep(HURRY_SECONDS + 10)
+    it.supervisor.stop_now("a second SIGTERM")
+    await trio.sleep(STOP_NOW_SECONDS + 10)
     assert it.workers[0].asked == [TERM, INT, KILL]
-    assert it.ended_at - began == pytest.approx(HURRY_SECONDS + SLACK_SECONDS)
+    assert it.ended_at - began == pytest.approx(STOP_NOW_SECONDS + SLACK_SECONDS)
 
 
 async def test_nobody_waits_for_what_cannot_be_killed(
@@ -224,19 +226,19 @@ async def test_nobody_waits_for_what_cannot_be_killed(
     it = await shop(nursery, 1)
     it.workers[0].survives_kill = True
     began = trio.current_time()
-    it.supervisor.hurry("SIGINT")
+    it.supervisor.stop_now("SIGINT")
     await trio.sleep(100)
-    assert it.ended_at - began == pytest.approx(HURRY_SECONDS + SLACK_SECONDS + KILL_SECONDS)
+    assert it.ended_at - began == pytest.approx(STOP_NOW_SECONDS + SLACK_SECONDS + KILL_SECONDS)
     assert it.workers[0].closed
 
 
-@pytest.mark.parametrize("hurry", [False, True])
+@pytest.mark.parametrize("at_once", [False, True])
 async def test_a_worker_that_does_not_serve_yet_is_ended(
-    autojump_clock: Clock, nursery: trio.Nursery, hurry: bool
+    autojump_clock: Clock, nursery: trio.Nursery, at_once: bool
 ) -> None:
     """By SIGTERM, which needs no handler; whoever dies of it dies as expected."""
     it = await shop(nursery, serve=False)
-    (it.supervisor.hurry if hurry else it.supervisor.drain)("a signal")
+    (it.supervisor.stop_now if at_once else it.supervisor.drain)("a signal")
     assert [worker.asked for worker in it.workers] == [[TERM], [TERM]]
     with capture_logs() as logs:
         for worker in it.workers:
@@ -251,7 +253,7 @@ async def test_a_worker_that_begins_to_serve_too_late_is_told_again(
 ) -> None:
     it = await shop(nursery, 1, serve=False)
     (worker,) = it.workers
-    it.supervisor.hurry("SIGINT")
+    it.supervisor.stop_now("SIGINT")
     worker.say()
     await wait_all_tasks_blocked()
     assert worker.asked == [TERM, INT]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import struct
-import subprocess
-import sys
 import time
 import wave
 from array import array
@@ -168,10 +166,3 @@ def test_the_callers_clip_is_short_utterances_with_pauses():
 def test_an_unknown_clip_is_refused_with_the_names_of_those_there_are():
     with pytest.raises(SpeechFileError, match="caller"):
         load_clip("nobody")
-
-
-def test_importing_warns_of_nothing_but_audioop():
-    ignore = "ignore:'audioop' is deprecated:DeprecationWarning"
-    code = "import bridge.testing.speech"
-    done = subprocess.run([sys.executable, "-W", "error", "-W", ignore, "-c", code], check=False)
-    assert done.returncode == 0

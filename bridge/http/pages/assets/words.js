@@ -103,7 +103,7 @@ export function outcomeWords(outcome) {
 // From the end of the caller's turn to the first audio of the reply, in seconds; null for a turn
 // that has none.
 export function latency(turn) {
-  const [from, to] = [turn.caller_stopped_at, turn.first_audio_sent_at];
+  const [from, to] = [turn.caller_said_at, turn.first_audio_sent_at];
   return typeof from === "number" && typeof to === "number" ? to - from : null;
 }
 

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from bridge.admission import account_limit as module
 from bridge.admission.account_limit import AccountLimit, check_account_limit
 from bridge.config.settings import ConfigError
-from tests.unit.records.postgres import Cluster, cluster
+from tests.integration.records.postgres import Cluster, cluster
 from tests.world import settings
 
 RACER = Path(__file__).with_name("racer.py")
@@ -254,8 +254,8 @@ async def test_while_the_database_is_away_calls_come_and_are_counted_later(
                 await trio.sleep(0.02)
         events = [line["event"] for line in logs]
         # Once for each of the two, if it noticed.
-        assert 1 <= events.count("the account's calls are not counted; calls go on") <= 2
-        assert 1 <= events.count("the account's calls are counted again") <= 2
+        assert 1 <= events.count("account limit: cannot count calls; admitting them") <= 2
+        assert 1 <= events.count("account limit: counting calls again") <= 2
         # 2, 3 and 4 are on: one more than there may be.
         assert not await other.reserve("CA5", 3)
         limit.release("CA3")
@@ -281,6 +281,53 @@ async def test_a_database_that_hangs_makes_one_caller_wait_and_not_for_long(
                 assert await limit.reserve(f"CAmore{number}", 200)
             assert trio.current_time() - began < module.RETRY_SECONDS
         assert limit.uncounted == 101
+
+
+async def test_a_bug_in_the_thread_costs_one_count_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
+
+    def broken(*_: object) -> bool:
+        raise RuntimeError("planted")
+
+    async with counting(f"sqlite:///{tmp_path}/calls.db", 0.1) as limit:
+        with capture_logs() as lines, monkeypatch.context() as patch:
+            patch.setattr(limit, "_take", broken)
+            assert await limit.reserve("CAone", 1), "no caller is refused for a bug"
+            assert limit.trouble == "planted"
+        assert [line["event"] for line in lines if line.get("exc_info")] == [
+            "account limit: unexpected error"
+        ]
+        while limit.trouble:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+        limit.hold("CAone", 1)
+        while await limit.reserve("CAtwo", 1):
+            limit.release("CAtwo")
+            await trio.sleep(0.01)
+
+
+async def test_a_bug_in_its_task_is_logged_and_the_task_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = AccountLimit(f"sqlite:///{tmp_path}/calls.db")
+    really, failed = limit._keep, []
+
+    async def keep() -> None:
+        if not failed:
+            failed.append(True)
+            raise MemoryError("planted")
+        await really()
+
+    monkeypatch.setattr(limit, "_keep", keep)
+    with capture_logs() as lines, trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(limit.run)
+            limit.hold("CAone", 1)
+            while limit._new:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel(reason="the test is over")
+    assert [line["task"] for line in lines if line.get("exc_info")] == ["account limit"]
 
 
 def test_a_limit_needs_a_place_to_count() -> None:

@@ -14,11 +14,12 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bridge.call.story import Line
 from bridge.config.settings import ConfigError
 from bridge.records import store as stores
-from bridge.records.record import CallRecord, Ending, Line, merge, snapshot, tidy
+from bridge.records.record import CallRecord, Ending, merge, snapshot, tidy
 from bridge.records.store import SCHEMA_VERSION, Store, StoreError, StoreUnavailable
-from tests.unit.records.postgres import Cluster, cluster
+from tests.integration.records.postgres import Cluster, cluster
 from tests.unit.records.samples import NASTY, NOON, SID, any_record, record, sid, whole_record
 
 
@@ -288,7 +289,7 @@ def test_reading_makes_no_database(tmp_path):
     store = Store(f"sqlite:///{tmp_path}/calls.db")
     with pytest.raises(StoreUnavailable):
         store.get(SID)
-    with pytest.raises(StoreError, match="no call was recorded yet"):
+    with pytest.raises(StoreError, match="no call has been recorded yet"):
         store.check()
     (tmp_path / "calls.db").touch()
     with pytest.raises(StoreError, match="holds no calls"):

@@ -20,17 +20,19 @@ import sqlalchemy as sa
 import structlog
 import trio
 
+from bridge.call.story import Line
 from bridge.config.settings import RecordSettings
-from bridge.records import recorder as recorders
 from bridge.records import spool as spools
 from bridge.records import store as stores
-from bridge.records.record import CallRecord, Ending, Line, decode, encode
-from bridge.records.recorder import NullRecorder, Recorder, open_recorder, recorder_for
+from bridge.records import waiting, writer
+from bridge.records.record import CallRecord, Ending, decode, encode
+from bridge.records.recorder import Recorder, recorder_for
 from bridge.records.spool import Spool
 from bridge.records.store import Store, StoreError, StoreUnavailable
-from tests.unit.records.postgres import cluster
+from bridge.records.writer import Writer
+from tests.integration.records.postgres import cluster
+from tests.integration.records.waiting import until
 from tests.unit.records.samples import NASTY, SID, record, sid, whole_record
-from tests.unit.records.waiting import until
 
 # A call's own step; what these machines may add to it when they stall is not what is tested.
 NEVER_BLOCKS = 0.25
@@ -38,8 +40,8 @@ NEVER_BLOCKS = 0.25
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorders, "FIRST_RETRY", 0.02)
-    monkeypatch.setattr(recorders, "LAST_RETRY", 0.1)
+    monkeypatch.setattr(writer, "FIRST_RETRY", 0.02)
+    monkeypatch.setattr(writer, "LAST_RETRY", 0.1)
     monkeypatch.setattr(stores, "LOCK_SECONDS", 0.05)
 
 
@@ -83,12 +85,21 @@ def folder(tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def running(database: Store, folder: Path, **options: object) -> AsyncIterator[Recorder]:
-    recorder = Recorder(database, Spool(folder), **options)
+    recorder = recorder_of(database, folder, **options)
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
-            await nursery.start(recorder.run)
+            await nursery.start(writer_of(recorder).run)
             yield recorder
-            await recorder.aclose()
+            await writer_of(recorder).aclose()
+
+
+def recorder_of(database: Store, folder: Path, **options: object) -> Recorder:
+    return Recorder(Writer(database, Spool(folder), **options))
+
+
+def writer_of(recorder: Recorder) -> Writer:
+    assert recorder.writer is not None
+    return recorder.writer
 
 
 @contextmanager
@@ -118,14 +129,14 @@ async def test_a_call_is_stored_from_its_beginning_to_its_end(database, folder):
     async with running(database, folder) as recorder:
         with at_once():
             recorder.begin(one)
-        await recorder.settle()
+        await writer_of(recorder).settle()
         assert database.read().outcome == ""
         one.transcript.append(Line(at=1.0, words="hello"))
         recorder.update(one)
-        await recorder.settle()
+        await writer_of(recorder).settle()
         one.outcome = "idle"
         recorder.finish(one)
-        await recorder.settle()
+        await writer_of(recorder).settle()
         assert database.read() == one
         assert await recorder.get(SID) == one
         assert [each.call_sid for each in await recorder.list_calls()] == [SID]
@@ -138,7 +149,7 @@ async def test_many_calls_are_stored_in_order(database, folder):
     async with running(database, folder) as recorder:
         for number in range(300):
             recorder.begin(record(sid(number)))
-        await recorder.settle()
+        await writer_of(recorder).settle()
     assert database.written == [sid(number) for number in range(300)]
     assert database.attempts < 50
 
@@ -154,7 +165,7 @@ async def test_a_record_without_sid_is_not_kept(database, folder):
 async def test_nasty_calls_are_stored(database, folder, text):
     async with running(database, folder) as recorder:
         recorder.finish(record(text, outcome="idle", transcript=[Line(words=text)]))
-        await recorder.settle()
+        await writer_of(recorder).settle()
         assert recorder.statistics().written == 1
         assert recorder.statistics().lost == 0
 
@@ -167,7 +178,7 @@ async def test_words_that_are_not_wanted_reach_no_file(database, folder, tmp_pat
         )
         await until(lambda: recorder.statistics().spooled_bytes > 0)
         database.failing = ""
-        await recorder.settle()
+        await writer_of(recorder).settle()
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert files
     assert not [file for file in files if b"unmistakable" in file.read_bytes()]
@@ -180,12 +191,12 @@ async def test_a_status_that_comes_late_or_elsewhere_is_folded_in(database, fold
         running(Database(tmp_path), folder) as another,
     ):
         another.note_status(SID, "completed", 3)
-        await another.settle()
+        await writer_of(another).settle()
         assert database.read().status == "completed"
         carries.finish(whole_record(status="", status_sequence=-1, answered_by=""))
-        await carries.settle()
+        await writer_of(carries).settle()
         another.note_status(SID, "ringing", 1)
-        await another.settle()
+        await writer_of(another).settle()
         stored = database.read()
         assert (stored.status, stored.outcome) == ("completed", "transferred")
         assert stored.transcript == whole_record().transcript
@@ -208,7 +219,7 @@ async def test_down_the_call_goes_on_and_records_wait_on_disk_in_order(database,
         for number in range(200, 250):
             recorder.finish(record(sid(number), outcome="idle"))
             await trio.sleep(0.001)
-        await recorder.settle()
+        await writer_of(recorder).settle()
         assert recorder.statistics().trouble == ""
     assert database.written == [sid(number) for number in range(250)]
     assert not folder.exists()
@@ -222,7 +233,7 @@ async def test_trouble_is_logged_when_it_begins_and_when_it_ends(database, folde
                 recorder.begin(record(sid(number)))
                 await trio.sleep(0.01)
             database.failing = ""
-            await recorder.settle()
+            await writer_of(recorder).settle()
     assert [(line["log_level"], line["event"]) for line in lines] == [
         ("error", "records wait in the spool; calls go on"),
         ("info", "records are written again"),
@@ -250,7 +261,7 @@ async def test_locked_by_another_connection(database, folder, tmp_path):
             await until(lambda: recorder.statistics().waiting == 0)
         finally:
             other.close()
-        await recorder.settle()
+        await writer_of(recorder).settle()
     assert database.written == [sid(number) for number in range(10)]
 
 
@@ -274,7 +285,7 @@ async def test_a_database_that_takes_nothing(database, folder, pragma, mended, w
         await until(lambda: words in recorder.statistics().trouble)
         await until(lambda: recorder.statistics().waiting == 0)
         state[0] = mended
-        await recorder.settle()
+        await writer_of(recorder).settle()
     assert database.written == [sid(number) for number in range(10)]
 
 
@@ -284,7 +295,7 @@ async def test_the_folder_of_database_and_spool_is_taken_away_and_comes_back(tmp
     database = Database(home)
     async with running(database, home / "spool") as recorder:
         recorder.finish(record(sid(0), outcome="idle"))
-        await recorder.settle()
+        await writer_of(recorder).settle()
         home.rename(tmp_path / "away")
         for number in range(1, 5):
             with at_once():
@@ -293,25 +304,25 @@ async def test_the_folder_of_database_and_spool_is_taken_away_and_comes_back(tmp
         await trio.sleep(0.1)
         assert recorder.statistics().waiting == 4
         (tmp_path / "away").rename(home)
-        await recorder.settle()
+        await writer_of(recorder).settle()
     assert database.written == [sid(number) for number in range(5)]
 
 
 async def test_a_database_that_was_deleted_is_made_again(database, folder, tmp_path):
     async with running(database, folder) as recorder:
         recorder.finish(record(sid(0), outcome="idle"))
-        await recorder.settle()
+        await writer_of(recorder).settle()
         for file in tmp_path.glob("calls.db*"):
             file.unlink()
         recorder.finish(record(sid(1), outcome="idle"))
-        await recorder.settle()
+        await writer_of(recorder).settle()
         assert database.read(sid(1)).outcome == "idle"
 
 
 async def test_a_database_that_hangs_is_given_up_and_its_late_write_harms_nothing(
     database, folder, monkeypatch
 ):
-    monkeypatch.setattr(recorders, "WRITE_SECONDS", 0.05)
+    monkeypatch.setattr(writer, "WRITE_SECONDS", 0.05)
     one = record()
     async with running(database, folder) as recorder:
         database.gate.clear()
@@ -325,14 +336,14 @@ async def test_a_database_that_hangs_is_given_up_and_its_late_write_harms_nothin
         await trio.sleep(0.2)
         assert database.attempts == attempts, "a second thread went in after the first"
         database.gate.set()
-        await recorder.settle()
+        await writer_of(recorder).settle()
         assert database.read().outcome == "idle"
 
 
 async def test_too_many_waiting_go_to_the_spool_while_the_database_is_slow(
     database, folder, monkeypatch
 ):
-    monkeypatch.setattr(recorders, "SPOOL_FROM", 20)
+    monkeypatch.setattr(writer, "SPOOL_FROM", 20)
     async with running(database, folder) as recorder:
         database.gate.clear()
         for number in range(30):
@@ -340,14 +351,14 @@ async def test_too_many_waiting_go_to_the_spool_while_the_database_is_slow(
             await trio.lowlevel.checkpoint()
         await until(lambda: recorder.statistics().waiting == 0)
         database.gate.set()
-        await recorder.settle()
+        await writer_of(recorder).settle()
         assert recorder.statistics().lost == 0
         assert len(await recorder.list_calls(100)) == 30
 
 
 async def test_database_and_disk_both_gone_memory_is_bounded(database, folder, monkeypatch):
     """What can come again goes first; what cannot is said to be lost."""
-    monkeypatch.setattr(recorders, "WAITING_CALLS", 10)
+    monkeypatch.setattr(waiting, "WAITING_CALLS", 10)
     database.failing = "down"
     folder.write_text("a file where the folder should be")
     with structlog.testing.capture_logs() as lines:
@@ -360,7 +371,7 @@ async def test_database_and_disk_both_gone_memory_is_bounded(database, folder, m
             assert recorder.statistics().waiting == 10
             assert recorder.statistics().lost == 5
             database.failing = ""
-            await recorder.settle()
+            await writer_of(recorder).settle()
     assert database.written == [sid(number) for number in range(10, 20)]
     lost = [sid_ for line in lines if line["event"] == "records lost" for sid_ in line["calls"]]
     assert lost == [sid(number) for number in range(20, 25)]
@@ -368,16 +379,16 @@ async def test_database_and_disk_both_gone_memory_is_bounded(database, folder, m
 
 async def test_a_full_spool_keeps_what_it_has(database, folder):
     database.failing = "down"
-    recorder = Recorder(database, Spool(folder, limit=2000))
+    recorder = Recorder(Writer(database, Spool(folder, limit=2000)))
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            await nursery.start(recorder.run)
+            await nursery.start(writer_of(recorder).run)
             for number in range(100):
                 recorder.finish(record(sid(number), outcome="idle"))
             await until(lambda: recorder.statistics().waiting == 0)
             database.failing = ""
-            await recorder.settle()
-            await recorder.aclose()
+            await writer_of(recorder).settle()
+            await writer_of(recorder).aclose()
     kept = len(database.written)
     assert 0 < kept < 100
     assert database.written == [sid(number) for number in range(kept)]
@@ -397,7 +408,7 @@ async def test_a_disk_that_is_full_for_the_spool_too_loses_nothing(database, fol
             await trio.sleep(0.1)
             assert recorder.statistics().waiting == 20
         database.failing = ""
-        await recorder.settle()
+        await writer_of(recorder).settle()
     assert database.written == [sid(number) for number in range(20)]
 
 
@@ -407,7 +418,7 @@ async def test_a_line_that_cannot_be_read_does_not_stop_the_others(database, fol
     spool.append([(b"garbage\n", True), (b'{"call_sid":7}\n', True), (good, True)])
     spool.close()
     async with running(database, folder) as recorder:
-        await recorder.settle()
+        await writer_of(recorder).settle()
         assert recorder.statistics().lost == 2
     assert database.written == [SID]
 
@@ -423,9 +434,68 @@ async def test_a_record_the_database_will_never_take_does_not_stop_the_others(da
     async with running(database, folder) as recorder:
         recorder.finish(record(sid(0), agent="bad", outcome="idle"))
         recorder.finish(record(sid(1), outcome="idle"))
-        await recorder.settle()
+        await writer_of(recorder).settle()
         assert recorder.statistics().lost == 1
         assert database.read(sid(1)).outcome == "idle"
+
+
+# ---- bugs, and a system without threads --------------------------------------------------------
+
+
+async def test_a_bug_in_the_databases_thread_sends_records_to_the_spool(
+    database, folder, monkeypatch
+):
+    def broken(records: object) -> None:
+        raise MemoryError("planted")
+
+    async with running(database, folder) as recorder:
+        with structlog.testing.capture_logs() as lines, monkeypatch.context() as patch:
+            patch.setattr(database, "write", broken)
+            recorder.finish(record(outcome="idle"))
+            await until(lambda: recorder.statistics().spooled_bytes > 0)
+        assert [line["event"] for line in lines if line.get("exc_info")][:1] == [
+            "writing records failed unexpectedly"
+        ]
+        await writer_of(recorder).settle()
+        assert database.read().outcome == "idle"
+
+
+async def test_a_bug_in_the_writers_task_is_logged_and_the_task_goes_on(
+    database, folder, monkeypatch
+):
+    async with running(database, folder) as recorder:
+        really, failed = writer_of(recorder)._work, []
+
+        async def work() -> None:
+            if not failed:
+                failed.append(True)
+                raise RuntimeError("planted")
+            await really()
+
+        monkeypatch.setattr(writer_of(recorder), "_work", work)
+        with structlog.testing.capture_logs() as lines:
+            recorder.finish(record(outcome="idle"))
+            await writer_of(recorder).settle()
+    assert [line["task"] for line in lines if line.get("exc_info")] == ["recorder"]
+    assert database.written == [SID]
+
+
+async def test_without_threads_records_wait_and_a_stop_spools_them(database, folder, monkeypatch):
+    """As where a container's pids.max is reached: a thread is needed for both places."""
+
+    def start(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with running(database, folder) as recorder:
+        with monkeypatch.context() as patch:
+            patch.setattr(trio._threads, "start_thread_soon", start)
+            for number in range(3):
+                recorder.finish(record(sid(number), outcome="idle"))
+                await trio.sleep(0.02)
+            assert recorder.statistics().waiting == 3
+            await writer_of(recorder).aclose()
+    assert spooled(folder) == [sid(number) for number in range(3)]
+    assert recorder.statistics().lost == 0
 
 
 # ---- stopping and starting ---------------------------------------------------------------------
@@ -443,7 +513,7 @@ async def test_a_stop_writes_what_waits(database, folder):
 async def test_a_stop_leaves_in_the_spool_what_cannot_be_written(
     database, folder, monkeypatch, state
 ):
-    monkeypatch.setattr(recorders, "STOP_SECONDS", 1.0)
+    monkeypatch.setattr(writer, "STOP_SECONDS", 1.0)
     async with running(database, folder) as recorder:
         if state == "down":
             database.failing = "down"
@@ -453,18 +523,18 @@ async def test_a_stop_leaves_in_the_spool_what_cannot_be_written(
             recorder.finish(record(sid(number), outcome="idle"))
         await trio.sleep(0.02)
         began = trio.current_time()
-        await recorder.aclose()
+        await writer_of(recorder).aclose()
         assert trio.current_time() - began < 1.5
     database.failing = ""
     database.gate.set()
     async with running(database, folder) as recorder:
-        await recorder.settle()
+        await writer_of(recorder).settle()
     assert sorted(set(database.written)) == [sid(number) for number in range(120)]
     assert not folder.exists()
 
 
 async def test_a_hanging_disk_cannot_hold_up_a_stop(database, folder, monkeypatch):
-    monkeypatch.setattr(recorders, "STOP_SECONDS", 0.5)
+    monkeypatch.setattr(writer, "STOP_SECONDS", 0.5)
     hold = threading.Event()
     database.failing = "down"
     try:
@@ -474,7 +544,7 @@ async def test_a_hanging_disk_cannot_hold_up_a_stop(database, folder, monkeypatc
                 recorder.finish(record(outcome="idle"))
                 await trio.sleep(0.05)
                 began = trio.current_time()
-                await recorder.aclose()
+                await writer_of(recorder).aclose()
                 assert trio.current_time() - began < 1.0
                 with at_once():
                     recorder.finish(record(sid(1), outcome="idle"))
@@ -488,9 +558,9 @@ async def test_a_hanging_disk_cannot_hold_up_a_stop(database, folder, monkeypatc
 
 async def test_cancelled_it_still_puts_everything_somewhere(database, folder):
     database.failing = "down"
-    recorder = Recorder(database, Spool(folder))
+    recorder = recorder_of(database, folder)
     async with trio.open_nursery() as nursery:
-        await nursery.start(recorder.run)
+        await nursery.start(writer_of(recorder).run)
         recorder.finish(record(sid(0), outcome="idle"))
         await trio.sleep(0.1)
         recorder.finish(record(sid(1), outcome="idle"))
@@ -500,9 +570,9 @@ async def test_cancelled_it_still_puts_everything_somewhere(database, folder):
 
 async def test_cancelled_in_mid_write_it_waits_for_that_write(database, folder):
     """As when the demo's call is over: the database is well, and nothing belongs in the spool."""
-    recorder = Recorder(database, Spool(folder))
+    recorder = recorder_of(database, folder)
     async with trio.open_nursery() as nursery:
-        await nursery.start(recorder.run)
+        await nursery.start(writer_of(recorder).run)
         database.gate.clear()
         attempts = database.attempts
         recorder.finish(record(outcome="idle"))
@@ -522,20 +592,20 @@ async def test_what_comes_after_the_end_is_in_the_spool(database, folder):
 
 
 async def test_what_came_before_the_start_is_written(database, folder):
-    recorder = Recorder(database, Spool(folder))
+    recorder = recorder_of(database, folder)
     recorder.begin(record())
     async with trio.open_nursery() as nursery:
-        await nursery.start(recorder.run)
-        await recorder.settle()
-        await recorder.aclose()
+        await nursery.start(writer_of(recorder).run)
+        await writer_of(recorder).settle()
+        await writer_of(recorder).aclose()
     assert database.written == [SID]
 
 
 async def test_never_run_it_closes_all_the_same(database, folder):
-    recorder = Recorder(database, Spool(folder))
+    recorder = recorder_of(database, folder)
     recorder.finish(record(outcome="idle"))
-    await recorder.aclose()
-    await recorder.aclose()
+    await writer_of(recorder).aclose()
+    await writer_of(recorder).aclose()
     assert database.written == [SID]
 
 
@@ -543,7 +613,8 @@ async def test_it_outlives_the_block_it_serves(tmp_path):
     """Cancelled from outside, the calls' own endings are still stored."""
     settings = RecordSettings(url=f"sqlite:///{tmp_path}/calls.db")
     with trio.CancelScope() as scope:
-        async with open_recorder(settings) as recorder:
+        recorder = recorder_for(settings)
+        async with recorder.running():
             scope.deadline = trio.current_time() + 0.02
             try:
                 await trio.sleep_forever()
@@ -561,7 +632,8 @@ async def test_it_outlives_the_block_it_serves(tmp_path):
 async def test_it_starts_without_its_database(tmp_path):
     """Nobody listens there. Calls come in all the same, and their records wait."""
     settings = RecordSettings(url=f"postgresql://me@/calls?host={tmp_path}")
-    async with open_recorder(settings, tmp_path / "spool") as recorder:
+    recorder = recorder_for(settings, tmp_path / "spool")
+    async with recorder.running():
         recorder.finish(record(outcome="idle"))
         assert recorder.statistics().trouble
     assert spooled(tmp_path / "spool") == [SID]
@@ -572,18 +644,18 @@ async def test_it_does_not_start_with_a_newer_database(database, folder):
     with database._connect().begin() as connection:
         connection.execute(sa.update(stores._schema).values(version=99))
     with pytest.raises(StoreError, match="newer bridge"):
-        await Recorder(database, Spool(folder)).open()
+        await writer_of(recorder_of(database, folder)).open()
 
 
 @pytest.mark.parametrize("where", range(60))
 async def test_stopped_at_any_moment_nothing_is_lost(tmp_path, where):
     """Cancelled after so many steps of the scheduler: each call is in the database or the spool."""
     database = Database(tmp_path)
-    recorder = Recorder(database, Spool(tmp_path / "spool"))
+    recorder = recorder_of(database, tmp_path / "spool")
     given = []
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(recorder.run)
+            nursery.start_soon(writer_of(recorder).run)
             for step in range(where):
                 if step % 3 == 0:
                     given.append(sid(step))
@@ -609,7 +681,7 @@ async def test_several_recorders_share_a_database_and_a_spool(tmp_path, folder):
                 recorder.finish(record(sid(100 * number + call), outcome="idle"))
                 await trio.sleep(0.002)
             databases[number].failing = ""
-            await recorder.settle()
+            await writer_of(recorder).settle()
 
     async with trio.open_nursery() as nursery:
         for number in range(4):
@@ -635,7 +707,7 @@ async def test_an_ending_is_found_by_another_worker_that_asks_too_early(database
         trio.open_nursery() as nursery,
     ):
         carries.begin(record())
-        await carries.settle()
+        await writer_of(carries).settle()
 
         async def end_later() -> None:
             await trio.sleep(0.15)
@@ -654,7 +726,7 @@ async def test_an_ending_nobody_knows_is_not_waited_for_for_ever(database, folde
 
 async def test_without_a_database_an_ending_is_unknown_at_once(tmp_path, folder):
     store = Store(f"sqlite:///{tmp_path}/calls.db")
-    recorder = Recorder(store, Spool(folder))
+    recorder = recorder_of(store, folder)
     assert await recorder.ending_of(SID, within=60) is None
     with pytest.raises(StoreUnavailable):
         await recorder.list_calls()
@@ -663,7 +735,7 @@ async def test_without_a_database_an_ending_is_unknown_at_once(tmp_path, folder)
 async def test_what_waits_is_shown_with_what_is_stored(database, folder):
     async with running(database, folder) as recorder:
         recorder.begin(record())
-        await recorder.settle()
+        await writer_of(recorder).settle()
         database.gate.clear()
         recorder.finish(whole_record(revision=1))
         shown = await recorder.get(SID)
@@ -700,11 +772,11 @@ async def test_old_calls_and_recordings_are_deleted_at_the_start(database, folde
 
 
 async def test_retention_is_kept_every_day(database, folder, monkeypatch):
-    monkeypatch.setattr(recorders, "DAY", 0.1)
+    monkeypatch.setattr(writer, "DAY", 0.1)
     old = datetime.now(UTC) - timedelta(days=31)
     async with running(database, folder) as recorder:
         recorder.finish(record(outcome="idle", started_at=old))
-        await recorder.settle()
+        await writer_of(recorder).settle()
         await until(lambda: database.get(SID) is None)
 
 
@@ -713,15 +785,15 @@ async def test_retention_is_kept_every_day(database, folder, monkeypatch):
 
 async def test_no_address_keeps_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    async with open_recorder(RecordSettings(url="")) as recorder:
-        assert isinstance(recorder, NullRecorder)
+    recorder = recorder_for(RecordSettings(url=""))
+    async with recorder.running():
+        assert not recorder.keeps_records
         one = whole_record(outcome="")
         recorder.begin(one)
         one.outcome = "idle"
         recorder.update(one)
         recorder.note_status(SID, "completed", 1)
         recorder.finish(one)
-        await recorder.settle()
         assert await recorder.get(SID) is None
         assert await recorder.list_calls() == []
         assert await recorder.ending_of(SID) == Ending("idle", "+15551112222")
@@ -734,12 +806,9 @@ def test_the_spool_is_next_to_the_database(tmp_path, monkeypatch):
     near = recorder_for(RecordSettings())
     far = recorder_for(RecordSettings(url="postgresql://me@host/calls"))
     named = recorder_for(RecordSettings(), tmp_path / "else")
-    assert isinstance(near, Recorder)
-    assert isinstance(far, Recorder)
-    assert isinstance(named, Recorder)
-    assert near._spool.folder == tmp_path / "calls.db-spool"
-    assert far._spool.folder == tmp_path / "calls-spool"
-    assert named._spool.folder == tmp_path / "else"
+    assert writer_of(near)._spool.folder == tmp_path / "calls.db-spool"
+    assert writer_of(far)._spool.folder == tmp_path / "calls-spool"
+    assert writer_of(named)._spool.folder == tmp_path / "else"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -762,7 +831,7 @@ async def test_postgres_goes_away_and_comes_back_under_load(tmp_path):
                 one.outcome = "idle"
                 with at_once():
                     recorder.finish(one)
-            await recorder.settle()
+            await writer_of(recorder).settle()
             assert recorder.statistics().lost == 0
         stored = store.list_calls(1000)
         assert sorted(one.call_sid for one in stored) == [sid(number) for number in range(150)]

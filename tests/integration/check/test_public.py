@@ -15,7 +15,7 @@ from twilio.request_validator import RequestValidator
 from bridge.check.public import Address, check_server, likely_addresses, local_address
 from bridge.config.settings import Secrets
 from bridge.server.instance import HEADER, instance
-from tests.unit.check.site import Request, Response, site
+from tests.integration.check.site import Request, Response, site
 from tests.world import SECRETS, on_loopback, settings
 
 TOKEN = "tw-token-5EC237"

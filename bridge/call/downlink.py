@@ -1,0 +1,169 @@
+"""The agent's voice on its way to the phone: what is sent, cut off, played and heard.
+
+The sister of `uplink`. There is no queue between tasks in this direction: the agent reader writes
+to the phone itself, so that audio, `clear` and marks reach it in the order in which the agent meant
+them, and audio of a reply never overtakes the `clear` that interrupts the one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import trio
+
+from bridge.audio import PHONE_FRAME_BYTES, SAMPLE_RATE, Framer
+from bridge.call.barge_in import StaleAudioGate
+from bridge.call.playback import Playback
+from bridge.call.silence import Silence
+from bridge.call.story import Story
+from bridge.twilio.media_stream import MediaStream
+
+# One media message carries at most this much, a second: the agent sends faster than real time, and
+# a message that is being written cannot be overtaken by `clear`.
+MAX_MEDIA_BYTES: Final = SAMPLE_RATE
+
+# One message in so many has its delay measured.
+DELAYS_SAMPLED: Final = 16
+
+
+class Recording(Protocol):
+    """Both sides of a call on disk; see `bridge.records.wav.CallRecording`. Never raises.
+
+    `audio` is µ-law at 8 kHz, `at` seconds since the call began.
+    """
+
+    def caller(self, audio: bytes, at: float) -> None: ...
+
+    def agent(self, audio: bytes, at: float) -> None: ...
+
+    def cleared(self, at: float) -> None: ...
+
+    def finish(self, at: float) -> None: ...
+
+    async def run(self) -> None: ...
+
+
+class Downlink:
+    """The agent's audio of one call, from its sessions to the caller's ear.
+
+    Outlives the agent's sessions. `delay` is told now and then how many seconds audio was on its
+    way. Every method that sends is a checkpoint; cancelled there, a message is sent whole or not at
+    all. A phone that is gone is not noticed here: the receiver does.
+    """
+
+    def __init__(
+        self,
+        phone: MediaStream,
+        story: Story,
+        silence: Silence,
+        recording: Recording | None,
+        delay: Callable[[float], object],
+    ) -> None:
+        self._phone = phone
+        self._story = story
+        self._silence = silence
+        self._recording = recording
+        self._delay = delay
+        self._frames = Framer(PHONE_FRAME_BYTES)
+        self._audio = bytearray()
+        self._oldest_at = 0.0
+        self._cuts = 0
+        self.gate = StaleAudioGate()
+        self.playback = Playback()
+        self.bytes_dropped = 0
+        """Bytes of agent audio discarded because the caller interrupted."""
+
+    def session_opened(self) -> None:
+        """A new session has nothing stale on the wire, and nothing half sent."""
+        self.gate = StaleAudioGate()
+        self._frames.flush()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that came and are not sent yet."""
+        return len(self._audio)
+
+    def put(self, audio: bytes, received_at: float) -> None:
+        """Take audio from the agent, µ-law at 8 kHz of any length, for `play`. Audio of a reply
+        that the caller has interrupted is dropped."""
+        now = trio.current_time()
+        if not self.gate.passes(now):
+            self.bytes_dropped += len(audio)
+            return
+        if not self._audio:
+            self._oldest_at = received_at
+        self._story.audio_received(now)
+        self._audio += self._frames.whole(audio)
+
+    async def play(self) -> bool:
+        """Send what has come, all of it in one message where it is not too long. Returns whether
+        the agent began to be heard with it."""
+        if not self._audio:
+            return False
+        audio, self._audio = bytes(self._audio), bytearray()
+        cuts, began = self._cuts, False
+        for start in range(0, len(audio), MAX_MEDIA_BYTES):
+            piece = audio[start : start + MAX_MEDIA_BYTES]
+            await self._phone.play(piece)
+            if cuts != self._cuts:
+                break  # another task has sent `clear` meanwhile, right behind this piece
+            now = trio.current_time()
+            if self._phone.frames_sent % DELAYS_SAMPLED == 1:
+                self._delay(now - self._oldest_at)
+            began |= not self.playback.queued(now)
+            self.playback.sent(len(piece), now)
+            began |= self._story.audio_sent(len(piece), now)
+            self._silence.agent_audio(now)
+            if self._recording is not None:
+                self._recording.agent(piece, self._story.seconds(now))
+        return began
+
+    async def finish_utterance(self) -> str | None:
+        """Play the last bytes of an utterance and send a mark behind it. Returns the mark's name;
+        None when there was nothing to be heard."""
+        self.gate.audio_done()
+        self._audio += self._frames.flush()
+        await self.play()
+        if not self.playback.may_be_playing:
+            return None
+        mark = self.playback.next_mark()
+        self._story.mark_sent(mark)
+        await self._phone.mark(mark)
+        return mark
+
+    async def clear(self, signalled_at: float) -> None:
+        """The caller interrupted: what was said so far shall not be heard any more.
+
+        What has not been written yet never will be, and what the phone has not played it forgets.
+        `clear` is sent even if the phone should be silent: that costs nothing, and it may not be.
+        """
+        self.gate.user_started_speaking(signalled_at)
+        self._cuts += 1
+        unsent = len(self._audio) + len(self._frames.flush())
+        self.bytes_dropped += unsent
+        self._audio.clear()
+        await self._phone.clear()
+        now = trio.current_time()
+        unheard = self.playback.cleared(now)
+        self._story.barge_in_seconds.append(now - signalled_at)
+        self._story.barge_ins += unsent > 0 or unheard > 0
+        self._story.cleared(unheard)
+        if self._recording is not None:
+            self._recording.cleared(self._story.seconds(now))
+        self._silence.agent_done_playing(now)
+
+    def mark_returned(self, name: str, now: float) -> bool:
+        """A mark came back from the phone. Returns whether what was sent before it was heard, and
+        not cleared."""
+        played = self.playback.mark_returned(name)
+        if played:
+            self._story.mark_heard(name, now)
+            if not self.playback.may_be_playing:
+                self._silence.agent_done_playing(now)
+        return played
+
+    async def wait_played(self) -> None:
+        """Wait until the phone has played what it was sent, as far as the clock can tell."""
+        while (queued := self.playback.queued(trio.current_time())) > 0:  # noqa: ASYNC110
+            await trio.sleep(queued)

@@ -1,0 +1,66 @@
+"""The phone introduces itself: from an accepted media socket to the facts of the call.
+
+A call begins with `start`. Until then there is only a socket, whose end is one line in the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from bridge.caller import CallInfo
+from bridge.outcome import Outcome
+from bridge.twilio.media_stream import MediaStream, NotAPhone, PhoneGone
+from bridge.twilio.messages import MediaFormat, StartDetails
+
+# The stream's parameter by which a call proves that it was announced: `bridge.admission.ticket`.
+TICKET: Final = "ticket"
+
+
+class NotIntroduced(Exception):
+    """A media socket did not become a call. Says why; `outcome` is what it counts as."""
+
+    def __init__(self, outcome: Outcome, why: str) -> None:
+        super().__init__(why)
+        self.outcome = outcome
+
+
+async def introduction(
+    phone: MediaStream, timeout: float, admit: Callable[[StartDetails], object]
+) -> CallInfo:
+    """Wait at most `timeout` seconds for `start` and return the facts of the call.
+
+    `admit` raises NotIntroduced for a phone that is not let in, and so does this for all else that
+    goes wrong. The socket is left open, for the caller to close.
+    """
+    try:
+        with trio.fail_after(timeout):
+            start = await phone.start()
+    except trio.TooSlowError:
+        waited = f"no start message within {timeout:g} seconds"
+        raise NotIntroduced(Outcome.PROTOCOL_ERROR, waited) from None
+    except PhoneGone:
+        lost = "the phone's socket closed before start"
+        raise NotIntroduced(Outcome.PHONE_LOST, lost) from None
+    except NotAPhone as error:
+        raise NotIntroduced(Outcome.PROTOCOL_ERROR, str(error)) from None
+    if start.media_format != MediaFormat():
+        other = f"not µ-law at 8 kHz: {start.media_format}"
+        raise NotIntroduced(Outcome.PROTOCOL_ERROR, other)
+    admit(start)
+    return info_of(start)
+
+
+def info_of(start: StartDetails) -> CallInfo:
+    """The facts of a call, without its ticket: that has served its purpose, and is nothing for
+    prompts, functions and hooks."""
+    parameters = {name: value for name, value in start.custom_parameters.items() if name != TICKET}
+    return CallInfo(
+        call_sid=start.call_sid,
+        stream_sid=start.stream_sid,
+        caller=parameters.get("From", ""),
+        called=parameters.get("To", ""),
+        parameters=parameters,
+    )

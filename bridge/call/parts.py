@@ -1,0 +1,185 @@
+"""The parts of one call and how they are connected. `call.py` tells what happens between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import Any, Final, NamedTuple, Protocol
+
+import trio
+
+from bridge.call.conversation import Conversation
+from bridge.call.downlink import Downlink, Recording
+from bridge.call.goodbye import PoliteEnd, Transfer
+from bridge.call.report import CallReport
+from bridge.call.silence import Silence
+from bridge.call.story import Story
+from bridge.call.timekeeper import Timekeeper
+from bridge.call.typed import NotTaken, TypedInput
+from bridge.call.uplink import Uplink
+from bridge.caller import CallInfo
+from bridge.config.settings import Settings
+from bridge.deepgram.session import AgentSession
+from bridge.ending import Ending, Sign
+from bridge.functions import Functions
+from bridge.functions.builtin import built_in
+from bridge.outcome import Outcome
+from bridge.twilio.media_stream import MediaStream
+
+# Shares of `call.teardown_seconds`, counted from the first sign of the end. The caller's last words
+# first; then the two goodbyes, side by side; the rest is for cutting off a peer without an answer.
+LAST_WORDS_SHARE: Final = 0.25
+GOODBYE_SHARE: Final = 0.85
+
+# What our Close frame to the phone says (RFC 6455, section 7.4.1); 1000 after all other outcomes.
+_CLOSE_CODES: Final = {
+    Outcome.INTERNAL_ERROR: 1011,
+    Outcome.PROTOCOL_ERROR: 1002,
+    Outcome.SERVER_SHUTDOWN: 1001,  # going away
+    None: 1001,
+}
+
+
+class OpenedAgent(NamedTuple):
+    """A session with the agent, the agent's name, and whether it listens with Flux."""
+
+    session: AgentSession
+    name: str
+    is_flux: bool
+
+
+class OpenAgent(Protocol):
+    """Opens a session with the agent of one call, for as long as the context lasts.
+
+    `history` resumes a conversation; None begins one. Closing ends by `ending.by()`. Raises
+    AgentUnavailable or AgentFailed on entering.
+    """
+
+    def __call__(
+        self,
+        ending: Ending[Outcome],
+        schemas: Sequence[Mapping[str, Any]],
+        history: Sequence[Mapping[str, Any]] | None,
+    ) -> AbstractAsyncContextManager[OpenedAgent]: ...
+
+
+class Observer(Protocol):
+    """Is told what happens in calls. Never waits, never raises."""
+
+    def began(self, call: CallParts) -> None: ...
+
+    def changed(self, call: CallParts) -> None: ...
+
+    def is_ending(self, call: CallParts) -> None: ...
+
+    def ended(self, call: CallParts) -> None: ...
+
+
+class Delays(Protocol):
+    """Is told now and then how many seconds audio was on its way through the bridge."""
+
+    def uplink_delay(self, seconds: float) -> None: ...
+
+    def downlink_delay(self, seconds: float) -> None: ...
+
+
+class CallParts:
+    """The parts of one call, complete when constructed; it begins now, with Twilio's `start`.
+
+    `recording` and `transfer`, which has Twilio connect a call SID to a number, are None where
+    there is no such thing.
+    """
+
+    def __init__(
+        self,
+        phone: MediaStream,
+        info: CallInfo,
+        settings: Settings,
+        open_agent: OpenAgent,
+        functions: Functions,
+        observer: Observer,
+        delays: Delays,
+        recording: Recording | None = None,
+        transfer: Transfer | None = None,
+    ) -> None:
+        call = settings.call
+        self.began_at = trio.current_time()
+        self.report = CallReport(info)
+        self.ending = Ending(
+            GOODBYE_SHARE * call.teardown_seconds,
+            crashed=Outcome.INTERNAL_ERROR,
+            cancelled=Outcome.SERVER_SHUTDOWN,
+            told=self._is_ending,
+        )
+        self.last_words_seconds = LAST_WORDS_SHARE * call.teardown_seconds
+        self.max_reconnects = settings.deepgram.max_reconnects
+        self.phone = phone
+        self.open_agent = open_agent
+        self.observer = observer
+        self.recording = recording
+        self.story = Story(self.began_at)
+        self.silence = Silence(call.idle_seconds, call.stall_seconds)
+        self.uplink = Uplink(call.frame_ms, delays.uplink_delay)
+        self.downlink = Downlink(phone, self.story, self.silence, recording, delays.downlink_delay)
+        self.conversation = Conversation(
+            self.downlink,
+            self.story,
+            self.silence,
+            changed=partial(observer.changed, self),
+            greeting_protected=not call.interruptible_greeting,
+        )
+        self.polite_end = PoliteEnd(
+            self.conversation, self.downlink.wait_played, self.ending, self.report, transfer
+        )
+        self.functions = functions + built_in(self.polite_end, settings.functions)
+        self.typed = TypedInput(self.conversation)
+        self.timekeeper = Timekeeper(
+            self.conversation,
+            self.silence,
+            self.typed,
+            self.polite_end,
+            call,
+            began_at=self.began_at,
+        )
+
+    @property
+    def seconds_so_far(self) -> float:
+        """How long the call has been on."""
+        return trio.current_time() - self.began_at
+
+    def say(self, words: str) -> None:
+        """Take `words` for the caller's, as if they had been spoken. Returns at once.
+
+        Raises NotTaken when the call is ending, or when too much is waiting.
+        """
+        if self.report.outcome is not None:
+            raise NotTaken("the call is ending")
+        self.typed.say(words)
+
+    @property
+    def close_code(self) -> int:
+        """The code of the Close frame to the phone."""
+        return _CLOSE_CODES.get(self.report.outcome, 1000)
+
+    def finish_report(self) -> None:
+        """Fill in what is known when everything is over, and write the line that says so."""
+        report, phone = self.report, self.phone
+        report.seconds = self.seconds_so_far
+        if self.ending.first is not None:
+            report.teardown_seconds = trio.current_time() - self.ending.first.at
+        report.dropped_bytes = self.uplink.bytes_dropped
+        report.bad_messages += phone.bad_messages
+        report.write_line(
+            from_phone_bytes=phone.bytes_received,
+            from_phone_frames=phone.frames_received,
+            to_phone_bytes=phone.bytes_sent,
+            to_phone_frames=phone.frames_sent,
+        )
+        self.observer.ended(self)
+
+    def _is_ending(self, sign: Sign) -> None:
+        self.report.outcome, self.report.reason, self.report.cause, _ = sign
+        if self.recording is not None:
+            self.recording.finish(self.seconds_so_far)
+        self.observer.is_ending(self)

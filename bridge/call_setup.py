@@ -1,0 +1,250 @@
+"""From an accepted media socket to a call and its end: makes each `Call`.
+
+Chooses the agent, and opens its sessions or claims a prewarmed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+from structlog.contextvars import bound_contextvars
+
+from bridge.call.call import Call
+from bridge.call.introduction import TICKET, NotIntroduced, introduction
+from bridge.call.live_calls import LiveCalls
+from bridge.call.observers import Observer
+from bridge.call.parts import GOODBYE_SHARE, OpenedAgent
+from bridge.caller import CallInfo
+from bridge.config.settings import Settings
+from bridge.deepgram.agents import choose_agent, fill_in, variables_of
+from bridge.deepgram.context_hook import fetch_context
+from bridge.deepgram.prewarm import Prepared, Prewarming
+from bridge.deepgram.retry import open_within
+from bridge.deepgram.session import AgentSession, open_session
+from bridge.deepgram.settings import settings_message
+from bridge.ending import Ending
+from bridge.functions import Functions
+from bridge.functions.builtin import described
+from bridge.log import get_logger
+from bridge.outcome import Outcome
+from bridge.records.wav import CallRecording
+from bridge.telemetry.metrics import Metrics
+from bridge.transport.websocket_client import OpenStream
+from bridge.twilio import twiml
+from bridge.twilio.media_stream import MediaStream
+from bridge.twilio.messages import StartDetails
+from bridge.twilio.rest import TwilioError, TwilioRest
+
+log = get_logger(__name__)
+
+# The longest that a caller waits in silence for an answer of the context hook.
+CONTEXT_SECONDS: Final = 2.0
+
+# What the phone's Close frame says when its socket does not become a call.
+_CLOSE_CODES: Final = {Outcome.PROTOCOL_ERROR: 1002, Outcome.SERVER_SHUTDOWN: 1001}
+
+
+class CallSetup:
+    """Makes the calls of one application.
+
+    `open_stream` replaces the TCP connection to the agent, for tests without sockets. `twilio` is
+    asked for when a caller is transferred: None without credentials.
+    """
+
+    def __init__(
+        self,
+        calls: LiveCalls,
+        metrics: Metrics,
+        prewarming: Prewarming,
+        twilio: Callable[[], TwilioRest | None],
+        key: Callable[[], str],
+        open_stream: OpenStream | None = None,
+    ) -> None:
+        self._calls = calls
+        self._metrics = metrics
+        self._prewarming = prewarming
+        self._twilio = twilio
+        self._key = key
+        self.open_stream = open_stream
+
+    async def carry(
+        self,
+        phone: MediaStream,
+        settings: Settings,
+        functions: Functions,
+        admit: Callable[[StartDetails], object],
+        observer: Observer,
+    ) -> None:
+        """Carry one call from its socket's first message to its last.
+
+        `admit` raises NotIntroduced for a phone that is not let in. On return, also when it is
+        cancelled, the phone's socket is closed.
+        """
+        info = None
+        refusal = NotIntroduced(Outcome.SERVER_SHUTDOWN, "the server is stopping")
+        try:
+            with self._calls.expecting():
+                info = await introduction(phone, settings.call.start_timeout, admit)
+        except NotIntroduced as error:
+            refusal = error
+        finally:
+            if info is None:
+                await self._turn_away(phone, refusal, settings.call.teardown_seconds)
+        if info is None:
+            return
+        with bound_contextvars(call_sid=info.call_sid):
+            log.info("call started", caller=info.caller, called=info.called)
+            folder = settings.records.recordings
+            call = Call(
+                phone,
+                info,
+                settings,
+                _AgentOfCall(self, settings, info).open,
+                functions,
+                observer,
+                self._metrics,
+                CallRecording(Path(folder), info.call_sid) if folder else None,
+                self._transfer if self._twilio() is not None else None,
+            )
+            with self._calls.carrying(call):
+                await call.run()
+
+    def prewarm(
+        self,
+        settings: Settings,
+        functions: Functions,
+        call_sid: str,
+        parameters: Mapping[str, str],
+    ) -> None:
+        """Open the agent's session for a call that has just got its slot. `parameters` are its
+        stream's. Does not wait."""
+        known = {name: value for name, value in parameters.items() if value and name != TICKET}
+        info = CallInfo(
+            call_sid=call_sid,
+            stream_sid="",
+            caller=known.get("From", ""),
+            called=known.get("To", ""),
+            parameters=known,
+        )
+        schemas = (functions + described(settings.functions)).schemas()
+
+        async def prepare() -> Prepared:
+            name, table = await self.choose_agent(settings, info)
+            return Prepared(name, table, settings_message(table, schemas))
+
+        self._prewarming.begin(call_sid, prepare, partial(self.open_session, settings))
+
+    def open_session(
+        self,
+        settings: Settings,
+        message: str,
+        close_by: Callable[[], float],
+    ) -> AbstractAsyncContextManager[AgentSession]:
+        """One try at a session, with `message` for its Settings; see `open_session`."""
+        return open_session(
+            settings.deepgram.url,
+            key=self._key(),
+            settings=message,
+            timeout=settings.deepgram.connect_timeout,
+            close_by=close_by,
+            open_stream=self.open_stream,
+        )
+
+    async def choose_agent(self, settings: Settings, info: CallInfo) -> tuple[str, dict[str, Any]]:
+        """The agent's name and table for this call, with what is known of the caller filled in."""
+        context: dict[str, str] = {}
+        if settings.call.context_url:
+            context = await fetch_context(settings.call.context_url, info, CONTEXT_SECONDS)
+        chosen_by_name = info.parameters.get("direction") in ("outbound-api", "softphone")
+        wanted = info.parameters.get("agent", "") if chosen_by_name else None
+        name, table = choose_agent(settings, info.called, wanted)
+        return name, fill_in(table, variables_of(info, context))
+
+    async def claim(self, call_sid: str, close_by: Callable[[], float]) -> Any:
+        """The prewarmed session of this call, if there is one of use."""
+        return await self._prewarming.claim(call_sid, close_by)
+
+    async def _turn_away(
+        self, phone: MediaStream, refusal: NotIntroduced, teardown_seconds: float
+    ) -> None:
+        """Close a socket that does not become a call, within its teardown's time."""
+        self._metrics.call_not_begun(refusal.outcome)
+        by = trio.current_time() + GOODBYE_SHARE * teardown_seconds
+        with trio.CancelScope(shield=True, deadline=by):
+            await phone.close(_CLOSE_CODES.get(refusal.outcome, 1000), by=by)
+        log.warning(
+            "call ended",
+            call_sid="",
+            outcome=str(refusal.outcome),
+            reason=str(refusal),
+            bad_messages=phone.bad_messages,
+        )
+
+    async def _transfer(self, call_sid: str, number: str) -> None:
+        """Have Twilio dial `number` for the caller, instead of asking us what comes next."""
+        twilio = self._twilio()
+        assert twilio is not None
+        try:
+            await twilio.update_call(call_sid, twiml=twiml.dial(number).decode())
+        except (TwilioError, ValueError) as error:
+            log.warning("transfer by REST failed, going by /call-ended", reason=str(error))
+
+
+class _AgentOfCall:
+    """Opens the sessions of one call. Its agent is chosen with the first and stays."""
+
+    def __init__(self, setup: CallSetup, settings: Settings, info: CallInfo) -> None:
+        self._setup = setup
+        self._settings = settings
+        self._info = info
+        self._chosen: tuple[str, dict[str, Any]] | None = None
+
+    @asynccontextmanager
+    async def open(
+        self,
+        ending: Ending[Outcome],
+        schemas: Sequence[Mapping[str, Any]],
+        history: Sequence[Mapping[str, Any]] | None,
+    ) -> AsyncIterator[OpenedAgent]:
+        """A `bridge.call.parts.OpenAgent`."""
+        deepgram, setup = self._settings.deepgram, self._setup
+        began = trio.current_time()
+        async with AsyncExitStack() as stack:
+            if self._chosen is None and (warm := await setup.claim(self._info.call_sid, ending.by)):
+                stack.push_async_callback(warm.aclose)
+                prepared = warm.prepared
+                # Unless the configuration has been edited in between.
+                if prepared.message == settings_message(prepared.table, schemas):
+                    self._chosen = prepared.agent, prepared.table
+                    yield self._opened(warm.session)
+                    return
+                await warm.aclose()
+            if self._chosen is None:
+                self._chosen = await setup.choose_agent(self._settings, self._info)
+            message = settings_message(self._chosen[1], schemas, history)
+            # What was spent on a session ahead of the call counts, but one try is left.
+            budget, spent = deepgram.connect_budget, trio.current_time() - began
+            session = await stack.enter_async_context(
+                open_within(
+                    max(budget - spent, min(budget, deepgram.connect_timeout)),
+                    lambda: setup.open_session(self._settings, message, ending.by),
+                )
+            )
+            yield self._opened(session)
+
+    def _opened(self, session: AgentSession) -> OpenedAgent:
+        assert self._chosen is not None
+        name, table = self._chosen
+        return OpenedAgent(session, name, _is_flux(table))
+
+
+def _is_flux(agent: Mapping[str, Any]) -> bool:
+    """Whether the agent listens with Flux, which alone can be told that a turn is over."""
+    listen = agent.get("listen")
+    provider = listen.get("provider") if isinstance(listen, Mapping) else None
+    return isinstance(provider, Mapping) and provider.get("version") == "v2"
