@@ -156,8 +156,7 @@ async def in_memory(
             with capture_logs() as world.logs:
                 yield world
                 # A peer hears our Close before the call is over and its line is logged.
-                with trio.move_on_after(0.1):
-                    await app.extensions["bridge"].calls.wait_until_empty()
+                await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel(reason="the test is over")
 
 

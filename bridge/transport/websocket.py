@@ -25,6 +25,7 @@ from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import trio
+from trio.lowlevel import ParkingLot
 from wsproto.connection import ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Message, Ping, TextMessage
 from wsproto.utilities import LocalProtocolError
@@ -98,14 +99,15 @@ class WebSocket:
         self._write_timeout = write_timeout
         self._unparsed = received
         self._pace = pace
-        self._resume_at = float("-inf")
+        # Until when nothing is read, because the peer has sent more than the pace allows.
+        self._pause_until: float | None = None
         # The parts of a message whose last frame has not come yet, and their length.
         self._parts: list[str | bytes] = []
         self._size = 0
         self._messages: list[str | bytes] = []
         self._replies: list[Event] = []
-        self._reading = trio.Lock()
-        self._sending = trio.Lock()
+        self._reading = _Turn()
+        self._sending = _Turn()
         self._writing = trio.CancelScope()
         self._sends = 0
         self._over = trio.Event()
@@ -122,7 +124,7 @@ class WebSocket:
         Raises WebSocketClosed at the end, after the last message and again at each further call.
         Cancelling it loses nothing.
         """
-        await _acquire(self._reading)
+        await self._reading.take()
         try:
             while not self._messages:
                 if self.closing is not None:
@@ -135,7 +137,7 @@ class WebSocket:
             messages, self._messages = self._messages, []
             return messages
         finally:
-            self._reading.release()
+            self._reading.give()
 
     async def send(self, message: str | bytes) -> None:
         """Send a message, whole or not at all.
@@ -145,7 +147,7 @@ class WebSocket:
         first byte is written, and not any more after that.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        await _acquire(self._sending)
+        await self._sending.take()
         try:
             if self.closing is not None or self._frames.state is not ConnectionState.OPEN:
                 await trio.lowlevel.checkpoint()
@@ -155,7 +157,7 @@ class WebSocket:
             else:
                 await self._write(self._frames.send(BytesMessage(data=message)))
         finally:
-            self._sending.release()
+            self._sending.give()
 
     async def close(self, code: int = NORMAL_CLOSURE, *, by: float) -> None:
         """Say Close with this code, wait for the peer's, and close the connection.
@@ -171,10 +173,13 @@ class WebSocket:
                 if self.closing is None:
                     self._replies.append(CloseConnection(code=code))
                 await self._reply()
-                async with self._reading:
+                await self._reading.take()
+                try:
                     while self.closing is None:
                         await self._read()
                         self._messages.clear()
+                finally:
+                    self._reading.give()
         except WebSocketClosed:
             pass
         finally:
@@ -190,11 +195,13 @@ class WebSocket:
 
     async def _read(self) -> None:
         """Parse the next piece of what the peer sent, waiting for it, and answer it."""
-        # Left by a task that was cancelled before it could write them.
-        await self._reply()
-        if self._resume_at > trio.current_time():
-            with trio.move_on_at(self._resume_at):
+        if self._replies:
+            # Left by a task that was cancelled before it could write them.
+            await self._reply()
+        if self._pause_until is not None:
+            with trio.move_on_at(self._pause_until):
                 await self._over.wait()
+            self._pause_until = None
             return None
         if self._unparsed:
             # A piece was parsed without waiting, and the next comes without waiting, too.
@@ -214,8 +221,10 @@ class WebSocket:
             if self._pace is not None:
                 # A frame that comes byte by byte costs a read for each.
                 now = trio.current_time()
-                self._resume_at = now + self._pace(frames or 1, now)
-        await self._reply()
+                if wait := self._pace(frames or 1, now):
+                    self._pause_until = now + wait
+        if self._replies:
+            await self._reply()
         if self.closing is not None:
             await self.drop()
         return None
@@ -269,7 +278,7 @@ class WebSocket:
         """Write pongs and Close frames. Cancelled before it begins, it leaves them for later."""
         if not self._replies:
             return
-        await _acquire(self._sending)
+        await self._sending.take()
         try:
             data = bytearray()
             for event in self._replies:
@@ -282,7 +291,7 @@ class WebSocket:
         except WebSocketClosed:
             pass  # which the reading finds out, too
         finally:
-            self._sending.release()
+            self._sending.give()
 
     async def _write(self, data: bytes) -> None:
         """Write whole frames, or drop the connection; the caller holds the lock.
@@ -323,9 +332,26 @@ class WebSocket:
         return WebSocketClosed(closing.code, closing.reason, broke_protocol=closing.broke_protocol)
 
 
-async def _acquire(lock: trio.Lock) -> None:
-    """Take a lock, without a turn of the scheduler while it is free, which it nearly always is."""
-    try:
-        lock.acquire_nowait()
-    except trio.WouldBlock:
-        await lock.acquire()
+class _Turn:
+    """A fair lock that costs nothing while it is free, which it nearly always is.
+
+    `trio.Lock` records its owner at each acquisition, which costs as much as parsing a frame.
+    """
+
+    def __init__(self) -> None:
+        self._taken = False
+        self._waiting = ParkingLot()
+
+    async def take(self) -> None:
+        """Wait for the turn; no checkpoint when it is free. Cancelled, it is not taken."""
+        if self._taken:
+            await self._waiting.park()
+        else:
+            self._taken = True
+
+    def give(self) -> None:
+        """Pass the turn to the task that has waited longest, if any."""
+        if self._waiting:
+            self._waiting.unpark()
+        else:
+            self._taken = False

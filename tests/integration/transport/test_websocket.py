@@ -500,7 +500,7 @@ async def test_a_loop_of_sends_lets_other_tasks_run() -> None:
         assert isinstance(websocket._stream, SocketBytes)
         # So many bytes that the socket takes them all.
         websocket._stream._stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1_000_000)
-        times = 2 * SENDS_BETWEEN_CHECKPOINTS
+        times = 3 * SENDS_BETWEEN_CHECKPOINTS
         turns = await _turns_of_another_task(lambda: websocket.send(""), times)
         assert turns >= 2
 
