@@ -1,4 +1,4 @@
-"""The addresses by which Twilio reaches this server. Pure."""
+"""Addresses: of this server as Twilio reaches it, and whether a host is this machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import re
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-# What would end the host and begin something else, in an address that Twilio is told to open.
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+# Characters that would end the host and begin another part of an address.
 _NOT_A_HOST = re.compile(r"[\s/?#\\@]")
 
 
@@ -17,17 +19,23 @@ class PublicAddress(NamedTuple):
     web: str
     socket: str
 
+    @property
+    def host(self) -> str:
+        """The host, with its port if it has one."""
+        return host_of(self.web)
+
 
 class BadHost(ValueError):
     """The request's Host header cannot be part of an address."""
 
 
 def public_address(public_url: str, host: str) -> PublicAddress:
-    """Return where Twilio finds us: `public_url` if set, else what it asked for, its Host header.
+    """Return the address at which Twilio reaches this server: `public_url` if set, else the
+    request's host.
 
-    Both are encrypted, because Twilio opens no other media sockets and a server on the internet
-    has a TLS proxy or tunnel in front of it. Only on this machine itself, where no Twilio comes
-    from and a simulated phone does, they are plain.
+    Both prefixes are encrypted, because Twilio opens only wss:// media sockets, and a server on the
+    internet has a TLS proxy or tunnel in front of it. They are plain for a loopback host, which
+    only a simulated phone can use.
 
     Raises BadHost for a host that would change the address's meaning.
     """
@@ -40,15 +48,31 @@ def public_address(public_url: str, host: str) -> PublicAddress:
     return PublicAddress(f"http{secure}://{host}", f"ws{secure}://{host}")
 
 
+def host_of(url: str) -> str:
+    """Return the host of `server.public_url`, with its port if it has one; "" for ""."""
+    return url.partition("://")[2].partition("/")[0]
+
+
 def is_loopback(host: str) -> bool:
-    """Tell whether a host, with or without port, is this machine."""
+    """Return whether a host, with or without port, is this machine."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return False
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
+    return name == "localhost" or name.endswith(".localhost") or is_loopback_ip(name)
+
+
+def is_loopback_ip(text: str) -> bool:
+    """Return whether a bare IP address is this machine's; False for what is not an address."""
+    address = ip_address(text)
+    return address is not None and address.is_loopback
+
+
+def ip_address(text: str) -> IPAddress | None:
+    """Return an IP address, as IPv4 if it is mapped into IPv6; None for what is not an address."""
     try:
-        return ipaddress.ip_address(name).is_loopback
+        address = ipaddress.ip_address(text)
     except ValueError:
-        return False
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address

@@ -1,7 +1,7 @@
 """The ASGI application that hypercorn loads: `hypercorn --worker-class trio bridge.asgi:app`.
 
-Importing this module, and no other, prepares the process to be a server: it puts this project's
-repairs into hypercorn and makes what worker processes inherit from the process that starts them.
+Importing this module, and no other, prepares the process to be a server: it installs the repairs of
+hypercorn, and sets the environment variables that worker processes inherit.
 """
 
 from bridge.http.app import create_app
@@ -12,7 +12,7 @@ __all__ = ["app"]
 
 worker.install()
 
-# Before there are worker processes, which inherit both.
+# Before worker processes are started, which inherit both.
 instance()
 share_ticket_key()
 

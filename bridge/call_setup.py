@@ -19,7 +19,7 @@ from bridge.call.introduction import TICKET, NotIntroduced, introduction
 from bridge.call.live_calls import LiveCalls
 from bridge.call.observers import Observer
 from bridge.call.parts import GOODBYE_SHARE, OpenedAgent
-from bridge.caller import CallInfo
+from bridge.caller import OUTBOUND, CallInfo
 from bridge.config.settings import Settings
 from bridge.deepgram.agents import choose_agent, fill_in, variables_of
 from bridge.deepgram.context_hook import fetch_context
@@ -160,7 +160,7 @@ class CallSetup:
         context: dict[str, str] = {}
         if settings.call.context_url:
             context = await fetch_context(settings.call.context_url, info, CONTEXT_SECONDS)
-        chosen_by_name = info.parameters.get("direction") in ("outbound-api", "softphone")
+        chosen_by_name = info.parameters.get("direction") in (OUTBOUND, "softphone")
         wanted = info.parameters.get("agent", "") if chosen_by_name else None
         name, table = choose_agent(settings, info.called, wanted)
         return name, fill_in(table, variables_of(info, context))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
+
+# Twilio's Direction of a call that was placed through its REST API.
+OUTBOUND: Final = "outbound-api"
 
 
 class CallInfo(msgspec.Struct, frozen=True):

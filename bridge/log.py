@@ -35,7 +35,6 @@ from typing import Any, TextIO, cast
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
-from bridge.config.settings import LoggingSettings, Secrets
 from bridge.text import printable
 
 TEXT_LIMIT = 8_192  # characters of one value: a peer's whole message does not belong in a log
@@ -52,21 +51,24 @@ NUMBER_KEYS = frozenset({"caller", "called", "number", "from_", "from", "to", "F
 
 
 def configure(
-    settings: LoggingSettings,
     *,
+    level: str = "info",
+    format: str = "console",
+    mask_numbers: bool = True,
+    secrets: Sequence[str] = (),
     stream: TextIO | None = None,
-    secrets: Secrets | None = None,
 ) -> None:
-    """Send structlog's and `logging`'s events to `stream` (standard error by default) according
-    to `settings`. Values of `secrets` never appear in it.
+    """Send structlog's and `logging`'s events to `stream` (standard error by default).
+
+    The other arguments are the keys of `[logging]`, and the values that are written as `[secret]`.
 
     A second call replaces the first. A library's logger with handlers of its own (hypercorn's,
     when the `hypercorn` command runs the app) is left alone: its lines would be written twice.
     """
     stream = sys.stderr if stream is None else stream
-    level = logging.getLevelNamesMapping()[settings.level.upper()]
-    redact = _redactor(secrets.values() if secrets else ())
-    render = _json if settings.format == "json" else _Console(colours=_wants_colours(stream))
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    redact = _redactor(secrets)
+    render = _json if format == "json" else _Console(colours=_wants_colours(stream))
 
     def finish(_logger: Any, _method: str, event: EventDict) -> str:
         return redact(render(event))
@@ -77,18 +79,18 @@ def configure(
         structlog.processors.add_log_level,
         _add_time,
         _add_traceback,
-        _Cleaner(redact, mask_numbers=settings.mask_numbers),
+        _Cleaner(redact, mask_numbers=mask_numbers),
     ]
     sink = _Sink(stream)
     structlog.configure(
         processors=[*chain, finish],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
         context_class=dict,
         logger_factory=lambda name="": _Named(sink, name),
         # Module-level loggers must follow a later configure(), and structlog's test helpers.
         cache_logger_on_first_use=False,
     )
-    _route_libraries(sink, chain, finish, level)
+    _route_libraries(sink, chain, finish, threshold)
 
 
 def get_logger(name: str) -> FilteringBoundLogger:

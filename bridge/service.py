@@ -1,23 +1,24 @@
-"""What all calls of one application share: settings, secrets, functions, metrics, who is live.
+"""The parts that all calls of one application share: settings, functions, records, metrics.
 
-The web application asks it; each `Call` is built here and knows nothing of the others.
+The routes find it in their application; each `Call` is built here and knows nothing of the others.
 """
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import trio
 
 from bridge import log as logs
 from bridge.admission.account_limit import AccountCap, AccountLimit, check_account_limit
-from bridge.admission.slots import RESERVED_SECONDS, Admission, Entry, Limits
-from bridge.admission.ticket import EpochClock, Purpose, Ticket, Tickets, ticket_keys
+from bridge.admission.entrance import Entrance, tickets_from
+from bridge.admission.slots import Entry, NotAdmitted
+from bridge.admission.ticket import Purpose
 from bridge.call.introduction import TICKET, NotIntroduced
 from bridge.call.live_calls import LiveCalls
 from bridge.call.observers import Observer, Observers
@@ -34,22 +35,18 @@ from bridge.telemetry.call_metrics import CallMetrics
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.tracing import Tracing, tracing_for
 from bridge.transport.websocket_client import OpenStream
+from bridge.twilio.call_status import Progress, StatusUpdate
 from bridge.twilio.media_stream import MediaStream
 from bridge.twilio.messages import StartDetails
 from bridge.twilio.rest import TwilioRest
 
 log = logs.get_logger(__name__)
 
-# How long a slot is kept where the call may go elsewhere: what Twilio takes on a good day.
-SHORTLY: Final = 5.0
-
-# From the webhook's answer to the socket's `start`: longer than a slot is kept, since who comes
-# late may still find one.
-TICKET_SECONDS: Final = 60.0
+NO_CREDENTIALS: Final = "no Twilio credentials; set TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN"
 
 
 class Stalls(NamedTuple):
-    """How often and how long the event loop did not run, and when it last did not."""
+    """How often the event loop was blocked, for how many seconds in all, and when last."""
 
     times: int = 0
     seconds: float = 0.0
@@ -57,11 +54,12 @@ class Stalls(NamedTuple):
 
 
 class Bridge:
-    """What all calls of one application share: where settings come from, and what is remembered.
+    """The composition root: makes the parts that all calls of one application share.
 
-    `config` None means the file that BRIDGE_CONFIG names, `secrets` None the environment; both are
-    looked at by `prepare`, not before, so that importing the application never fails.
-    `open_stream` replaces the TCP connection to the agent, for tests without sockets.
+    Without `config`, the settings are those of the file that BRIDGE_CONFIG names; without
+    `secrets`, the secrets are the environment's. Both are read by `prepare`, so that importing the
+    application never fails. `open_stream` replaces the TCP connection to the agent, for tests
+    without sockets.
     """
 
     def __init__(
@@ -78,9 +76,10 @@ class Bridge:
         self._functions_module = ""
         self.metrics = Metrics()
         self.calls = LiveCalls()
-        self.live = Live(self.calls)
+        self.live = Live(self.calls, self.facts)
+        self.progress = Progress()
         self.stalls = Stalls()
-        self.admission = Admission()
+        self.entrance = Entrance()
         self.prewarming = Prewarming()
         self.setup = CallSetup(
             self.calls,
@@ -90,15 +89,10 @@ class Bridge:
             key=lambda: self._secrets.deepgram_api_key if self._secrets is not None else "",
             open_stream=open_stream,
         )
-        # Whether this is the server's only process; who starts several says so.
-        self.alone = True
         self._told_of_prewarming = False
         self.account = AccountLimit("")
-        self.tickets = Tickets(ticket_keys())
-        self.epoch = EpochClock(time.time, trio.current_time, patience=TICKET_SECONDS)
-        # What the agent is known to understand, for the softphone's page; None if nobody has said.
+        # Phrases that the agent is known to understand, for the softphone's page.
         self.phrases: tuple[str, ...] | None = None
-        self.draining = False
         self.started_at = datetime.now(UTC)
         self.recorder = Recorder()
         self.tracing: Tracing | None = None
@@ -106,7 +100,7 @@ class Bridge:
         self.tunnel = ""
 
     def prepare(self) -> Settings:
-        """Read settings and secrets, set up logging; the first time, that is.
+        """Read the settings; at the first call also read the secrets and make the parts.
 
         Raises ConfigError with one line that says what to do.
         """
@@ -118,8 +112,13 @@ class Bridge:
         if not self._prepared:
             check_startup(settings, self._secrets)
             check_account_limit(settings)
-            self.tickets = Tickets(self._secrets.ticket_keys())
-            logs.configure(settings.logging, secrets=self._secrets)
+            self.entrance.tickets = tickets_from(self._secrets)
+            logs.configure(
+                level=settings.logging.level,
+                format=settings.logging.format,
+                mask_numbers=settings.logging.mask_numbers,
+                secrets=self._secrets.values(),
+            )
             for warning in warnings_for(settings):
                 log.warning(warning)
             try:
@@ -128,7 +127,7 @@ class Bridge:
                 raise ConfigError(str(error)) from error
             self.recorder = recorder_for(settings.records)
             self.account = AccountLimit(settings.records.url)
-            self.admission.shared = AccountCap(self.account, self._account_calls)
+            self.entrance.slots.shared = AccountCap(self.account, self._account_calls)
             sid, tokens = self._secrets.twilio_account_sid, self._secrets.twilio_auth_tokens
             if sid and tokens:
                 try:
@@ -142,8 +141,12 @@ class Bridge:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Everything that lives as long as the server: records are written while this is open, and
-        what is left of them when it closes. Raises ConfigError for a database that cannot be used.
+        """Run what lives as long as the server, such as writing records.
+
+        *Resource handling.* On exit, also by cancellation, the records that wait are written, and
+        connections are closed, each within a deadline.
+
+        *Error handling.* Raises ConfigError for a database that cannot be used.
         """
         async with self.recorder.running(), trio.open_nursery() as nursery:
             nursery.start_soon(self.account.run)
@@ -163,25 +166,25 @@ class Bridge:
 
     @property
     def api_token(self) -> str:
-        """BRIDGE_API_TOKEN, "" without one."""
+        """BRIDGE_API_TOKEN, or ""."""
         return self._secrets.api_token if self._secrets is not None else ""
 
     @property
     def auth_tokens(self) -> tuple[str, ...]:
-        """TWILIO_AUTH_TOKEN: any of them may have signed what Twilio sends."""
+        """TWILIO_AUTH_TOKEN: any of them may have signed a request of Twilio's."""
         return self._secrets.twilio_auth_tokens if self._secrets is not None else ()
 
     async def settings(self) -> Settings:
-        """The settings for a call that begins now."""
+        """Return the settings for a call that begins now, from the file if it has changed."""
         assert self._config is not None
         settings = await self._config.current()
         if settings.functions.module != self._functions_module:
-            # A thread, because importing may do anything.
+            # In a thread, because importing users' code may take long.
             try:
                 await trio.to_thread.run_sync(self._load_functions, settings.functions.module)
             except FunctionError as error:
                 self._functions_module = settings.functions.module
-                log.error("functions not loaded, the last ones stay", reason=str(error))
+                log.error("functions not reloaded; keeping the previous ones", reason=str(error))
         if self.tunnel and not settings.server.public_url:
             server = msgspec.structs.replace(settings.server, public_url=self.tunnel)
             settings = msgspec.structs.replace(settings, server=server)
@@ -193,71 +196,69 @@ class Bridge:
         self._functions_module = module
 
     def settings_now(self) -> Settings:
-        """The settings last read: for those who cannot wait for a file."""
+        """Return the settings last read, without waiting for the file."""
         return self._settings
-
-    def _several(self, settings: Settings) -> bool:
-        """Whether a call's webhook and its socket may reach different processes of this server."""
-        return not self.alone or settings.server.workers > 1
 
     def _account_calls(self) -> int:
         return self._settings.limits.account_calls
 
-    @property
-    def full(self) -> bool:
-        """Whether there are as many calls as there may be, announced ones included."""
-        return self.admission.is_full(Limits.of(self._settings))
+    def note_status(self, update: StatusUpdate) -> StatusUpdate:
+        """Add a report of Twilio's to the call's record, and return what is known of the call.
 
-    async def reserve(
-        self, settings: Settings, call_sid: str, caller: str, *, seconds: float | None = None
-    ) -> str:
-        """Take a slot for a call that is about to begin; "", or why there is none."""
-        if self.draining:
-            return "the server is stopping"
-        limits = Limits.of(settings)
-        if seconds is None:
-            # With several processes its ticket lets the call in, whichever of them it reaches, and
-            # the slot here would stand empty when that is another.
-            seconds = SHORTLY if self._several(settings) else RESERVED_SECONDS
-        return await self.admission.reserve(call_sid, caller, limits, seconds=seconds)
+        Frees the slot of a call that was not answered.
+        """
+        if update.is_terminal:
+            self.entrance.slots.release(update.call_sid)
+        self.recorder.note_status(
+            update.call_sid,
+            update.status,
+            -1 if update.sequence is None else update.sequence,
+            answered_by=update.answered_by,
+            caller=update.caller,
+            called=update.called,
+        )
+        return self.progress.fold(update)
 
-    def ticket(self, call_sid: str, purpose: Purpose = "phone") -> str:
-        """A ticket for a call that has a slot."""
-        return self.tickets.issue(call_sid, self.epoch(), lifetime=TICKET_SECONDS, purpose=purpose)
-
-    def read_ticket(self, ticket: str, purpose: Purpose = "softphone") -> Ticket:
-        """What a ticket says, without using it. Raises BadTicket."""
-        return self.tickets.read(ticket, self.epoch(), purpose=purpose)
-
-    def _admit(
-        self, settings: Settings, entry: Entry, purpose: Purpose, start: StartDetails
-    ) -> str:
-        """Bind the slot of a socket that says `start`; "", or why it is not let in."""
-        parameters, call_sid = start.custom_parameters, start.call_sid
-        announced = settings.twilio.require_ticket or purpose == "softphone"
-        if announced:
-            ticket = parameters.get(TICKET, "")
-            if why := self.tickets.check(ticket, call_sid, self.epoch(), purpose=purpose):
-                return why
-        # Who has a ticket was let in, perhaps by a worker process that is not this one.
-        promised = announced and self._several(settings)
-        return entry.bind(call_sid, parameters.get("From", ""), promised=promised)
+    def facts(self) -> dict[str, Any]:
+        """Return the state of this server process for viewers, as JSON. Does not wait."""
+        settings, stalls = self._settings, self.stalls
+        records = self.recorder.statistics()
+        return {
+            "live": len(self.calls),
+            "max_calls": settings.server.max_calls,
+            "draining": self.entrance.draining,
+            "workers": settings.server.workers,
+            "pid": os.getpid(),
+            "started_at": self.started_at.isoformat(),
+            "stalls": stalls.times,
+            "stall_seconds": round(stalls.seconds, 3),
+            "last_stall_at": stalls.last.isoformat() if stalls.last else None,
+            "records": self.recorder.keeps_records,
+            "database_trouble": records.trouble,
+            "records_waiting": records.waiting,
+            "records_lost": records.lost,
+            "viewers": len(self.live),
+            "agents": {
+                name: list(table.get("numbers", ())) for name, table in settings.agents.items()
+            },
+            "cannot_dial": "" if self.twilio is not None else NO_CREDENTIALS,
+        }
 
     async def exposed_metrics(self, accept: str | None) -> tuple[bytes, str]:
-        """`Metrics.expose`, in a thread where other processes' files are read for it."""
+        """Return `Metrics.expose`, from a thread if it reads other processes' files."""
         if self.metrics.reads_files:
             return await trio.to_thread.run_sync(self.metrics.expose, accept)
         return self.metrics.expose(accept)
 
     def loop_stalled(self, seconds: float) -> None:
-        """The event loop runs again, after it did not for `seconds`."""
+        """Note that the event loop runs again, after it was blocked for `seconds`."""
         self.metrics.loop_stalled(seconds)
         times, so_far, _ = self.stalls
         self.stalls = Stalls(times + 1, so_far + seconds, datetime.now(UTC))
 
     def begin_drain(self) -> None:
-        """Take no new calls from now on; live ones go on."""
-        self.draining = True
+        """Admit no new calls from now on; live calls go on."""
+        self.entrance.draining = True
 
     def wind_down(self) -> None:
         """Let the agent of every live call say goodbye, then end it; each has its own deadline."""
@@ -277,12 +278,18 @@ class Bridge:
         entry: Entry,
         purpose: Purpose = "phone",
     ) -> None:
-        """Carry one call from its socket's first message to its last. `entry` is the socket's;
-        `purpose` is what its ticket has to be for."""
+        """Carry one call from its socket's first message to its last.
+
+        `entry` is the socket's, and `purpose` is what its ticket has to be for.
+        """
 
         def admit(start: StartDetails) -> None:
-            if why := self._admit(settings, entry, purpose, start):
-                raise NotIntroduced(Outcome.PROTOCOL_ERROR, why)
+            parameters = start.custom_parameters
+            facts = {"caller": parameters.get("From", ""), "ticket": parameters.get(TICKET, "")}
+            try:
+                self.entrance.admit(settings, entry, purpose, call_sid=start.call_sid, **facts)
+            except NotAdmitted as error:
+                raise NotIntroduced(Outcome.PROTOCOL_ERROR, str(error)) from None
 
         observers: list[Observer] = [
             CallMetrics(self.metrics),
@@ -294,11 +301,13 @@ class Bridge:
         await self.setup.carry(phone, settings, self._functions, admit, Observers(*observers))
 
     def prewarm(self, settings: Settings, call_sid: str, parameters: Mapping[str, str]) -> None:
-        """Open the agent's session for a call that has just got its slot, where that is wanted and
-        of use. `parameters` are its stream's. Does not wait."""
+        """Open the agent's session for a call that has a slot, if `deepgram.prewarm` is set.
+
+        `parameters` are its stream's. Does not wait.
+        """
         if not settings.deepgram.prewarm:
             return
-        if not self._several(settings):
+        if not self.entrance.spans_processes(settings):
             self.setup.prewarm(settings, self._functions, call_sid, parameters)
         elif not self._told_of_prewarming:
             self._told_of_prewarming = True

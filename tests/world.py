@@ -83,7 +83,7 @@ async def open_media_socket(
 
 def start_message(app: QuartTrio, call_sid: str = "CA1", **parameters: str) -> str:
     """The `start` of a call that the webhook was told of: with a ticket, used up by one socket."""
-    ticket = app.extensions["bridge"].ticket(call_sid)
+    ticket = app.extensions["bridge"].entrance.ticket(call_sid)
     facts = {
         "accountSid": "AC1",
         "streamSid": "MZ1",

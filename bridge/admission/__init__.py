@@ -1,1 +1,1 @@
-"""Who is let in: signatures, tickets, slots."""
+"""Decides which calls are admitted: limits, slots and tickets."""

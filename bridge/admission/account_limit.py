@@ -38,6 +38,7 @@ import trio
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
+from bridge.admission.slots import NotAdmitted
 from bridge.config.settings import ConfigError, Settings
 from bridge.log import get_logger
 from bridge.one_thread import OneThread
@@ -202,7 +203,7 @@ class AccountLimit:
         finally:
             if self._in_use:
                 self._held.clear()
-                with trio.CancelScope(shield=True):  # bounded by CLOSE_SECONDS
+                with trio.CancelScope(shield=True):  # deadline: CLOSE_SECONDS, below
                     await self._ask(partial(self._tell_all, (), ()), within=CLOSE_SECONDS)
             if not self._thread.is_stuck:
                 self._store.close()
@@ -333,11 +334,10 @@ class AccountCap:
         self._account = account
         self._limit = limit
 
-    async def reserve(self, call_sid: str) -> str:
-        """ "", or the reason why the call cannot come."""
-        if await self._account.reserve(call_sid, self._limit()):
-            return ""
-        return "limits.account_calls are on"
+    async def reserve(self, call_sid: str) -> None:
+        """Take a slot for the call. Raises NotAdmitted."""
+        if not await self._account.reserve(call_sid, self._limit()):
+            raise NotAdmitted("limits.account_calls are on")
 
     def bound(self, call_sid: str) -> None:
         """The call is on, in this process."""

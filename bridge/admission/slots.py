@@ -1,13 +1,12 @@
-"""Who gets a line: how many calls there may be, and which of those that ask are let in.
+"""The slots of calls: how many calls one process carries, and when a slot is free again.
 
-A call takes a *slot* under its SID when its webhook is answered, long before there is a socket.
-The slot is reserved for a while; the socket's `start` binds it, for as long as the call lasts. It
-is given back on every way out: by the end of the call, by the end of a socket that never became
-one, and by time when no socket came at all. Twilio asks again when an answer was slow, and comes
-back to the webhook in mid-call when its TwiML says so: one SID is one slot, however often.
+A call takes a *slot* under its SID when its webhook is answered, before there is a socket. The slot
+is reserved for some seconds; the socket's `start` binds it for as long as the call lasts. It is
+freed when the call ends, when a socket closes before it became a call, and, if no socket arrives,
+when the reservation expires. Twilio repeats a webhook that was slow, and asks it again in mid-call
+if its TwiML says so: one SID has one slot, however often its webhook is asked.
 
-Whoever is refused hears that at the webhook, where words can still be said, and costs no more than
-that answer.
+A refused call ends at the webhook, where Twilio can still speak to the caller; it costs one answer.
 """
 
 from __future__ import annotations
@@ -23,20 +22,24 @@ import trio
 
 from bridge.config.settings import Settings
 
-# From the webhook's answer to the socket's `start`. Twilio opens the socket at once, within a
-# second or two over a continent; its own patience with a webhook is 15 s.
+# From the webhook's answer to the socket's `start`. Twilio opens the socket within a second or two,
+# and waits for a webhook for 15 s at most.
 RESERVED_SECONDS: Final = 15.0
 
-# Sockets that have not said `start`, when `server.max_calls` is small: they come in bursts.
+# Sockets without a `start`, where `server.max_calls` is smaller: they arrive in bursts.
 LEAST_WAITING: Final = 16
 
 _MINUTE: Final = 60.0
 
 
+class NotAdmitted(Exception):
+    """The call is not carried. The message is one line that says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many calls there may be: at once, at once from one caller, and new ones in a minute.
-    0 stands for no limit in the latter two."""
+    """The most calls: at once, at once from one caller, and new ones in a minute. In the latter two
+    0 means no limit."""
 
     max_calls: int
     per_number: int = 0
@@ -44,35 +47,36 @@ class Limits:
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
-        """The limits that `config.toml` sets."""
+        """Return the limits that `config.toml` sets."""
         limits = settings.limits
         return cls(settings.server.max_calls, limits.calls_per_number, limits.calls_per_minute)
 
 
 class SharedCap(Protocol):
-    """A cap on calls that holds for more than this process. Asked after our own limits.
+    """A limit on calls that several processes share. Asked after this process's own limits.
 
-    A SID may be reserved again, by this process or another; that is one slot. What is never bound
-    expires by the cap's own rule, because the socket may have reached another process.
+    A SID that is reserved again, by any process, keeps its one slot. A slot that is never bound
+    expires by the shared limit's own rule, because the socket may have reached another process.
     """
 
-    async def reserve(self, call_sid: str) -> str:
-        """Take a slot; "", or the reason why there is none. Bounds its own waiting."""
+    async def reserve(self, call_sid: str) -> None:
+        """Take a slot. Raises NotAdmitted. Has a deadline of its own."""
         ...
 
     def bound(self, call_sid: str) -> None:
-        """The call is on, in this process. Does not wait."""
+        """Note that this process carries the call. Does not wait."""
         ...
 
     def release(self, call_sid: str) -> None:
-        """The call is over. Does not wait."""
+        """Note that the call has ended. Does not wait."""
         ...
 
 
 @dataclass(slots=True, eq=False)
 class _Slot:
-    """`expires` is until when, on the admission's clock, it is reserved; `holders` are the sockets
-    that it is bound to. `asked`: the shared cap has said yes; `asking` is set while it is asked."""
+    """`expires` is the end of its reservation on the admission's clock; `holders` is the number of
+    sockets it is bound to. `asked`: the shared limit has a slot for it; `asking` is set while the
+    shared limit is being asked."""
 
     caller: str
     expires: float = math.inf
@@ -83,9 +87,9 @@ class _Slot:
 
 
 class Admission:
-    """The slots of one process. `clock` gives seconds, always forward.
+    """The slots of one process. `clock` is monotonic, in seconds.
 
-    Nothing here waits, except for a `shared` cap where there is one.
+    Nothing waits but `reserve`, and that only for a `shared` limit.
     """
 
     def __init__(
@@ -98,65 +102,63 @@ class Admission:
         self._waiting = 0
 
     def __len__(self) -> int:
-        """How many slots are taken, reserved ones included."""
+        """Return the number of slots taken, reserved ones included."""
         self._forget_expired()
         return len(self._slots)
 
     @property
     def waiting(self) -> int:
-        """How many sockets are open that have not said `start`."""
+        """The number of open sockets without a `start`."""
         return self._waiting
 
     def is_full(self, limits: Limits) -> bool:
-        """Whether one more call would be refused, whoever calls."""
+        """Return whether the next call would be refused, from any caller."""
         return len(self) >= limits.max_calls
 
     async def reserve(
         self, call_sid: str, caller: str, limits: Limits, *, seconds: float = RESERVED_SECONDS
-    ) -> str:
-        """Take a slot for this call for so many seconds; "", or the reason why not.
+    ) -> None:
+        """Reserve a slot for this call, for `seconds`. Raises NotAdmitted.
 
-        A call that has one keeps it, and its time begins anew. `caller` counts towards the limit
-        per number; "" towards none. Cancelled, it leaves nothing taken.
+        A call that has a slot keeps it, and its reservation starts again. `caller` counts towards
+        the limit per number; "" towards none. Cancelled, it leaves nothing reserved.
         """
         while (slot := self._slots.get(call_sid)) and slot.asking is not None:
             await slot.asking.wait()
         self._forget_expired()
         slot = self._slots.get(call_sid)
         if slot is None:
-            if why := self._refusal(caller, limits):
-                return why
+            self._check(caller, limits)
             slot = self._take(call_sid, caller, limits)
-        shared = None if slot.asked else self.shared
-        if shared is not None and (why := await self._ask(shared, call_sid, slot)):
-            return why
+        if not slot.asked and self.shared is not None:
+            await self._ask(self.shared, call_sid, slot)
         slot.expires = self._clock() + seconds
-        return ""
 
     def release(self, call_sid: str) -> None:
-        """Give back a reserved slot. A bound one stays until its call is over."""
+        """Free a reserved slot. A bound slot stays until its call has ended."""
         slot = self._slots.get(call_sid)
         if slot is not None and not slot.holders and slot.asking is None:
-            slot.was_bound = True  # it never will be, and the shared cap need not wait for that
+            slot.was_bound = True  # it never will be: the shared limit need not wait for that
             self._drop(call_sid)
 
     def rename(self, call_sid: str, to: str, *, seconds: float) -> None:
-        """A reserved slot's call now has a SID, which may have come from elsewhere already."""
+        """Give a reserved slot its call's SID; its webhook may have reserved one already."""
         slot = self._slots.pop(call_sid, None)
         if slot is not None:
             slot.expires = self._clock() + seconds
             self._slots.setdefault(to, slot)
             if self.shared is not None:
                 self.shared.release(call_sid)
-                slot.asked = False  # its webhook asks under the call's own name
+                slot.asked = False  # its webhook asks under the call's SID
 
     @contextmanager
-    def socket(self, limits: Limits) -> Iterator[Entry | None]:
-        """A socket that was opened and may become a call; None if too many are waiting already.
-        What it binds is given back when this is left."""
+    def socket(self, limits: Limits) -> Iterator[Entry]:
+        """Count an open socket that has not sent `start` yet, and free what it binds on exit.
+
+        Raises NotAdmitted, on entering, if too many sockets are waiting already.
+        """
         if self._waiting >= max(limits.max_calls, LEAST_WAITING):
-            yield None
-            return
+            raise NotAdmitted("too many sockets are waiting to start")
         entry = Entry(self, limits)
         self._waiting += 1
         try:
@@ -166,57 +168,53 @@ class Admission:
 
     # ---- the slots -------------------------------------------------------------------------
 
-    def _refusal(self, caller: str, limits: Limits) -> str:
+    def _check(self, caller: str, limits: Limits) -> None:
         if len(self._slots) >= limits.max_calls:
-            return "server.max_calls are on"
+            raise NotAdmitted("server.max_calls are on")
         if limits.per_number and caller:
             same = sum(slot.caller == caller for slot in self._slots.values())
             if same >= limits.per_number:
-                return "limits.calls_per_number from this caller are on"
+                raise NotAdmitted("limits.calls_per_number from this caller are on")
         if limits.per_minute:
             a_minute_ago = self._clock() - _MINUTE
             while self._began and self._began[0] <= a_minute_ago:
                 self._began.popleft()
             if len(self._began) >= limits.per_minute:
-                return "limits.calls_per_minute have begun"
-        return ""
+                raise NotAdmitted("limits.calls_per_minute have begun")
 
     def _take(self, call_sid: str, caller: str, limits: Limits) -> _Slot:
-        # Not more are remembered than are asked about.
+        # No more are remembered than the limit counts.
         while len(self._began) >= max(limits.per_minute, 1):
             self._began.popleft()
         self._began.append(self._clock())
         slot = self._slots[call_sid] = _Slot(caller)
         return slot
 
-    async def _ask(self, shared: SharedCap, call_sid: str, slot: _Slot) -> str:
+    async def _ask(self, shared: SharedCap, call_sid: str, slot: _Slot) -> None:
         slot.asking = trio.Event()
-        why = "not asked"
         try:
-            why = await shared.reserve(call_sid)
+            await shared.reserve(call_sid)
+            slot.asked = True
         finally:
             slot.asking.set()
             slot.asking = None
-            # The socket may have been quicker than the answer.
-            slot.asked = not why
-            if why and not slot.holders:
+            # The socket may have bound the slot before the answer.
+            if not slot.asked and not slot.holders:
                 self._drop(call_sid)
-        return why
 
-    def _bind(self, call_sid: str, caller: str, limits: Limits, *, promised: bool) -> str:
+    def _bind(self, call_sid: str, caller: str, limits: Limits, *, promised: bool) -> None:
         self._forget_expired()
         slot = self._slots.get(call_sid)
         if slot is None:
-            if not promised and (why := self._refusal(caller, limits)):
-                return why
+            if not promised:
+                self._check(caller, limits)
             slot = self._take(call_sid, caller, limits)
         slot.holders += 1
-        # The reservation is used up; the webhook may make another in mid-call.
+        # The reservation is used; the webhook may make another one in mid-call.
         slot.expires = -math.inf
         slot.was_bound = True
         if self.shared is not None:
             self.shared.bound(call_sid)
-        return ""
 
     def _unbind(self, call_sid: str) -> None:
         slot = self._slots[call_sid]
@@ -241,23 +239,22 @@ class Admission:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One socket's way in."""
+    """One media socket on its way to become a call."""
 
     _admission: Admission
     _limits: Limits
     _call_sid: str | None = field(default=None, init=False)
     _waits: bool = field(default=True, init=False)
 
-    def bind(self, call_sid: str, caller: str, *, promised: bool = False) -> str:
-        """The socket said `start`: bind the call's slot to it, or take one; "", or why not.
+    def bind(self, call_sid: str, caller: str, *, promised: bool = False) -> None:
+        """Bind the call's slot to the socket that sent its `start`, or take a slot.
 
-        `promised`: another process has let the call in; it is carried even beyond the limits.
+        `promised`: another process has admitted the call, so the limits do not apply. Raises
+        NotAdmitted.
         """
         self._stop_waiting()
-        why = self._admission._bind(call_sid, caller, self._limits, promised=promised)
-        if not why:
-            self._call_sid = call_sid
-        return why
+        self._admission._bind(call_sid, caller, self._limits, promised=promised)
+        self._call_sid = call_sid
 
     def _stop_waiting(self) -> None:
         if self._waits:

@@ -1,14 +1,13 @@
-"""The ticket of a call: proof that whoever opens a media socket was sent by us. Pure.
+"""Tickets: proof that the peer of a media socket was given the socket's address by this server.
 
 The webhook, which only Twilio can reach, puts a ticket among the stream's parameters; the socket's
-`start` brings it back. It names the call, what it is for and how long it holds, and a MAC over all
-of that, so that any process or machine with the same secret can check it and none has to remember
-having given it out:
+`start` brings it back. A ticket names the call, its purpose and its expiry, with a MAC over all
+three. Any process or machine with the same secret can verify it, and none stores issued tickets:
 
     phone.CA0123…cdef.6a1b2c3d.Xk3s9QmZ0aE.<43 characters of HMAC-SHA256>
 
-What has to be remembered is only that a ticket has been used, and by the process that saw it: a
-replay elsewhere would still have to be for the same call, within seconds, past Twilio's signature.
+Only used tickets are remembered, by the process that saw them. A replay to another process would
+still have to be for the same call, within seconds, and pass the check of Twilio's signature.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from typing import Final, Literal, NamedTuple, get_args
 
 Purpose = Literal["phone", "softphone"]
 
-# Sets the tickets' key apart from whatever else the same secret signs.
+# Separates the tickets' key from other uses of the same secret.
 _LABEL: Final = b"bridge: tickets of calls, 1"
 
 _FORM: Final = re.compile(
@@ -34,11 +33,11 @@ _FORM: Final = re.compile(
 )
 _CALL_SID: Final = re.compile(r"[A-Za-z0-9]{1,64}")
 
-# Used tickets that are still remembered, until they expire: a hundred a second for ten minutes.
-# Nobody gets so many but Twilio, for so many calls; beyond, tickets are refused.
+# Used tickets that are remembered until they expire: a hundred a second for ten minutes. Beyond,
+# tickets are refused; only Twilio's webhook is given so many, for as many calls.
 MAX_USED: Final = 60_000
 
-# Less is how clocks that are kept right are kept right.
+# In seconds. A smaller step is an ordinary correction of the clock, as NTP makes it.
 STEP_SECONDS: Final = 2.0
 
 
@@ -52,12 +51,12 @@ class Ticket(NamedTuple):
 
 
 class BadTicket(ValueError):
-    """Not a ticket that holds: says why, without a word of the ticket itself."""
+    """The ticket is not valid. The message says why, and quotes nothing of the ticket."""
 
 
 def ticket_keys(*sources: Iterable[str]) -> tuple[bytes, ...]:
     """Return the keys for `Tickets` from the first source that has a secret: all of its secrets,
-    so that tickets signed before a rotation still hold after it. A random key if none has any.
+    so that tickets signed before a rotation stay valid after it. A random key if none has any.
     """
     for source in sources:
         if chosen := [secret for secret in source if secret]:
@@ -68,10 +67,11 @@ def ticket_keys(*sources: Iterable[str]) -> tuple[bytes, ...]:
 
 
 class EpochClock:
-    """Seconds of the Unix epoch, for tickets. A clock that is set back is followed at once; one
-    that is set forward only after `patience` seconds, so that no ticket expires before its time.
+    """Seconds of the Unix epoch, for tickets.
 
-    `wall` and `steady` are the machine's two clocks: the one that people set, and the other.
+    When the wall clock is set back, this clock follows at once; when it is set forward, only after
+    `patience` seconds, so that no ticket expires early. `wall` is the clock that can be set,
+    `steady` the monotonic one.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class EpochClock:
         self._set_forward_at: float | None = None
 
     def __call__(self) -> float:
-        """Now."""
+        """Return the time now."""
         steady = self._steady()
         ahead = self._wall() - steady
         if ahead <= self._ahead + STEP_SECONDS:
@@ -97,9 +97,9 @@ class EpochClock:
 
 
 class Tickets:
-    """Issues and checks tickets. The first of `keys` signs, any of them verifies.
+    """Issues and verifies tickets. The first of `keys` signs, any of them verifies.
 
-    `now` is always in seconds of the Unix epoch. One per process, for what it remembers of use.
+    `now` is always in seconds of the Unix epoch. One per process, which remembers used tickets.
     """
 
     def __init__(self, keys: Sequence[bytes]) -> None:
@@ -112,8 +112,8 @@ class Tickets:
     def issue(
         self, call_sid: str, now: float, *, lifetime: float, purpose: Purpose = "phone"
     ) -> str:
-        """Return a ticket for this call: URL-safe text of less than 200 characters that holds for
-        `lifetime` seconds, for one use.
+        """Return a ticket for this call: URL-safe text of less than 200 characters, valid once
+        within `lifetime` seconds.
 
         Raises ValueError for a SID that is not of letters and digits.
         """
@@ -129,7 +129,7 @@ class Tickets:
         if form is None:
             raise BadTicket("not a ticket" if ticket else "no ticket")
         body = ticket.rpartition(".")[0]
-        # Every key is tried, so that the time taken does not tell which one it was.
+        # Every key is tried, so that the time taken does not reveal which one signed.
         held = [hmac.compare_digest(self._mac(key, body), form["mac"]) for key in self._keys]
         if not any(held) or form["purpose"] not in get_args(Purpose):
             raise BadTicket("a ticket that was not signed here")
@@ -140,23 +140,19 @@ class Tickets:
             raise BadTicket(f"a ticket that expired {now - expires:.0f} seconds ago")
         return Ticket(purpose, form["call_sid"], expires, form["nonce"])
 
-    def check(self, ticket: str, call_sid: str, now: float, *, purpose: Purpose = "phone") -> str:
-        """Use a ticket for this call; "" if it holds, else the reason why not."""
-        try:
-            read = self.read(ticket, now, purpose=purpose)
-        except BadTicket as error:
-            return str(error)
+    def use(self, ticket: str, call_sid: str, now: float, *, purpose: Purpose = "phone") -> None:
+        """Use up a ticket for this call. Raises BadTicket."""
+        read = self.read(ticket, now, purpose=purpose)
         if not hmac.compare_digest(read.call_sid.encode(), call_sid.encode(errors="replace")):
-            return "the ticket of another call"
+            raise BadTicket("the ticket of another call")
         while self._expiring and self._expiring[0][0] <= now:
             self._used.discard(heappop(self._expiring)[1])
         if read.nonce in self._used:
-            return "a ticket that was used before"
+            raise BadTicket("a ticket that was used before")
         if len(self._used) >= MAX_USED:
-            return "too many tickets at once"
+            raise BadTicket("too many tickets at once")
         self._used.add(read.nonce)
         heappush(self._expiring, (read.expires, read.nonce))
-        return ""
 
     @staticmethod
     def _mac(key: bytes, body: str) -> str:

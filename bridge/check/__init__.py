@@ -1,4 +1,4 @@
-"""What `bridge check` looks at: each check alone and bounded, answering in findings of a line."""
+"""The checks of `bridge check`: independent, each with a deadline, each returning findings."""
 
 from bridge.check.finding import Finding, ok, skipped, warning, wrong
 from bridge.check.run import Checks, run_checks

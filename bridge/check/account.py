@@ -1,4 +1,4 @@
-"""The Twilio account: whether its credentials hold, and whether a number is answered by us."""
+"""Checks the Twilio account: the credentials, and where a number's calls go."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from bridge.check.finding import Finding, ok, skipped, warning, wrong
 from bridge.config.settings import Secrets, Settings
 from bridge.twilio.rest import PhoneNumber, TwilioError, TwilioRest, TwilioUnreachable
 
-# Twilio's own number for tests, which no account has: asking for it shows whether we may ask.
+# Twilio's test number, which no account owns: looking it up shows whether the credentials work.
 # https://www.twilio.com/docs/iam/test-credentials#test-calls
-NOBODYS_NUMBER = "+15005550006"
+UNOWNED_NUMBER = "+15005550006"
 
 OpenRest = Callable[[str, str], TwilioRest]
 
@@ -18,26 +18,26 @@ OpenRest = Callable[[str, str], TwilioRest]
 async def check_account(
     secrets: Secrets, settings: Settings, number: str, open_rest: OpenRest = TwilioRest
 ) -> Iterable[Finding]:
-    """Ask Twilio's REST API for `number`, or for one that nobody has."""
+    """Look up `number` through Twilio's REST API, or a number that no account owns."""
     sid, tokens = secrets.twilio_account_sid, secrets.twilio_auth_tokens
     if not sid or not tokens:
         return _without(secrets, settings, number)
     try:
         async with open_rest(sid, tokens[0]) as rest:
-            found = await rest.find_number(number or NOBODYS_NUMBER)
+            found = await rest.find_number(number or UNOWNED_NUMBER)
     except ValueError as error:
-        return [wrong("twilio", "the credentials are none", str(error))]
+        return [wrong("twilio", "the credentials are malformed", str(error))]
     except TwilioUnreachable as error:
         return [
             wrong(
                 "twilio",
                 "Twilio's REST API cannot be reached",
                 error.message,
-                "see that this machine may open https://api.twilio.com",
+                "allow this machine to connect to https://api.twilio.com",
             )
         ]
     except TwilioError as error:
-        return [wrong("twilio", "Twilio refuses the credentials", str(error))]
+        return [wrong("twilio", "Twilio rejects the credentials", str(error))]
     good = ok("twilio", "Twilio accepts TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN")
     if not number:
         return [good]
@@ -45,7 +45,7 @@ async def check_account(
 
 
 def judge_number(number: str, found: PhoneNumber | None, public_url: str) -> Finding:
-    """Whether calls to a number of the account's come to the server at `public_url`."""
+    """Judge whether calls to the account's `number` reach the server at `public_url`."""
     if found is None:
         return wrong(
             "number",
@@ -60,7 +60,7 @@ def judge_number(number: str, found: PhoneNumber | None, public_url: str) -> Fin
         return wrong(
             "number",
             f"{number} is on SIP trunk {found.trunk_sid}",
-            "Twilio then asks no webhook",
+            "Twilio then calls no webhook",
             "take it off the trunk in Twilio's console",
         )
     if found.application_sid:
@@ -68,12 +68,12 @@ def judge_number(number: str, found: PhoneNumber | None, public_url: str) -> Fin
             "number", f"{number} is answered by application {found.application_sid}", remedy=remedy
         )
     if not found.voice_url:
-        return wrong("number", f"{number} is answered by nothing", remedy=remedy)
+        return wrong("number", f"{number} has no voice webhook", remedy=remedy)
     if not address:
         return warning(
             "number",
             f"{number} is answered by {found.voice_url}",
-            "whether that is this server is not known",
+            "it is unknown whether that is this server",
             "set server.public_url",
         )
     if found.voice_url != address:
@@ -86,8 +86,8 @@ def judge_number(number: str, found: PhoneNumber | None, public_url: str) -> Fin
     if found.voice_method.upper() != "POST":
         return wrong(
             "number",
-            f"{number} asks {address} by {found.voice_method}",
-            "the webhook takes POST",
+            f"{number} calls {address} with {found.voice_method}",
+            "the webhook accepts POST only",
             remedy,
         )
     return ok("number", f"{number} is answered by {address}")
@@ -109,7 +109,7 @@ def _without(secrets: Secrets, settings: Settings, number: str) -> list[Finding]
             wrong(
                 "twilio",
                 "the server does not start: TWILIO_AUTH_TOKEN is not set",
-                "without it nobody can tell Twilio's requests from a stranger's",
+                "without it Twilio's requests cannot be told from forged ones",
                 "copy it from console.twilio.com; to try without Twilio, set"
                 " twilio.validate_signatures = false",
             )

@@ -1,7 +1,7 @@
-"""The agent: whether a session can be had with the key and each configured Settings.
+"""Checks the agent: opens a session with the key and each configured Settings.
 
-A session is opened as for a call, functions and all. Deepgram answers Settings it cannot carry out
-with an Error, at once or when it first tries the voice; so the greeting is waited for.
+A session is opened as for a call, functions included. Deepgram answers invalid Settings with an
+Error, at once or when it first uses the voice; so the check waits for the greeting.
 https://developers.deepgram.com/docs/voice-agent-errors-warnings
 """
 
@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import msgspec
 import trio
 
+from bridge.check.connect_error import connect_error
 from bridge.check.finding import Finding, ok, warning, wrong
-from bridge.check.trouble import trouble
 from bridge.config.settings import ConfigError, Secrets, Settings, check_startup
 from bridge.deepgram import messages
 from bridge.deepgram.agents import choose_agent, fill, fill_in
@@ -30,15 +30,15 @@ from bridge.functions import FunctionError, Functions
 from bridge.functions.builtin import described
 from bridge.transport.websocket_client import OpenStream
 
-# What the first words may take after the Settings: the voice is made, and perhaps refused.
+# From Settings to the first audio: the voice is synthesised then, and perhaps rejected.
 GREETING_SECONDS = 6.0
-# Without a greeting there is nothing to hear; an Error comes soon or not at all.
+# Without a greeting there is no audio; an Error arrives soon or not at all.
 QUIET_SECONDS = 1.5
 GOODBYE_SECONDS = 2.0
 
-# What a refused handshake means, and what to do: developers.deepgram.com/docs/errors
+# Meaning and remedy of a rejected handshake: developers.deepgram.com/docs/errors
 _STATUSES = {
-    401: ("the key was refused", "set DEEPGRAM_API_KEY to a key from console.deepgram.com"),
+    401: ("the key was rejected", "set DEEPGRAM_API_KEY to a key from console.deepgram.com"),
     402: ("the project is out of credit", "add credit in the Deepgram console"),
     403: (
         "the key may not use the Voice Agent",
@@ -49,14 +49,14 @@ _STATUSES = {
         "correct deepgram.url; Deepgram's is wss://agent.deepgram.com/v1/agent/converse",
     ),
     429: (
-        "the project has as many sessions open as it may",
-        "end others of the project's sessions, or ask Deepgram for more",
+        "the limit of concurrent sessions is reached",
+        "end other sessions of the project, or ask Deepgram for a higher limit",
     ),
 }
 
 
 def check_functions(settings: Settings) -> tuple[Functions, list[Finding]]:
-    """Import the functions' module as the server does: may do anything, so do it in a thread."""
+    """Import the functions' module as the server does. Blocks; it runs the user's code."""
     module = settings.functions.module
     # Only their descriptions are wanted: no call of theirs will ever be made.
     own = described(settings.functions)
@@ -72,10 +72,10 @@ def check_functions(settings: Settings) -> tuple[Functions, list[Finding]]:
 async def check_agents(
     settings: Settings, secrets: Secrets, open_stream: OpenStream | None = None
 ) -> Iterable[Finding]:
-    """Open a session for `[agent]` and each `[agents.NAME]`, one after the other: a project may
-    have only so many at once.
+    """Open a session for `[agent]` and each `[agents.NAME]`, one at a time, because a project has a
+    limit of concurrent sessions.
 
-    When the first cannot be opened at all, the others are not tried: it would be the same.
+    When a session cannot be opened at all, the rest are skipped: they would fail likewise.
     """
     functions, findings = await trio.to_thread.run_sync(
         check_functions, settings, abandon_on_cancel=True
@@ -93,9 +93,9 @@ async def check_agents(
 
 
 def check_names(name: str, settings: Settings) -> list[Finding]:
-    """Whether an agent's greeting and prompts name facts that a caller's call does not have."""
+    """Find variables in an agent's greeting and prompts that an inbound call does not have."""
     if settings.call.context_url:
-        return []  # which may know anything
+        return []  # its answer may define any variable
     _, table = choose_agent(settings, "", name or None)
     think = table.get("think")
     several = think if isinstance(think, list) else [think]
@@ -110,16 +110,16 @@ def check_names(name: str, settings: Settings) -> list[Finding]:
         warning(
             _named(name),
             "greeting or prompt names " + ", ".join(f"{{{one}}}" for one in unknown),
-            "a call has {caller} and {called}; others only if it is dialled with them",
+            "an inbound call has {caller} and {called}; others must be passed when dialling",
             "correct the name, write {{ and }} for braces, or set call.context_url",
         )
     ]
 
 
-# What is filled in for every call that comes in.
+# The variables of every inbound call.
 _KNOWN = dict.fromkeys(("caller", "called", "From", "To", "CallSid"), "")
 
-_REFUSES = "the agent refuses the Settings"
+_REFUSES = "the agent rejects the Settings"
 
 
 async def _check_one(
@@ -156,14 +156,14 @@ async def _check_one(
         return explain(check, failure, where, name)
     if warnings:
         codes = ", ".join(f"{one.code} ({one.description})" for one in warnings)
-        return warning(check, "the agent takes the Settings, and warns", codes, _mend(name))
-    return ok(check, f"{where} takes the Settings in {took:.1f} s; heard: {heard}")
+        return warning(check, "the agent accepts the Settings with a warning", codes, _remedy(name))
+    return ok(check, f"{where} accepts the Settings in {took:.1f} s; heard: {heard}")
 
 
 async def _first_words(
     session: AgentSession, greets: bool, warnings: list[messages.Warning]
 ) -> str:
-    """Listen until the agent's voice is heard, or nothing more is to be expected.
+    """Wait for the agent's first audio, for GREETING_SECONDS at most.
 
     Raises AgentFailed for an Error, AgentClosed when the session ends.
     """
@@ -181,18 +181,18 @@ async def _first_words(
 
 
 def explain(check: str, failure: Exception, where: str, name: str = "") -> Finding:
-    """What a session that could not be had means, and what to do."""
+    """Explain why no session could be opened, and what to do."""
     if isinstance(failure, AgentFailed):
-        return wrong(check, _REFUSES, str(failure), _mend(name))
+        return wrong(check, _REFUSES, str(failure), _remedy(name))
     if isinstance(failure, AgentClosed):
-        return wrong(check, "the agent ended the session at once", str(failure), _mend(name))
+        return wrong(check, "the agent ended the session at once", str(failure), _remedy(name))
     status = failure.status if isinstance(failure, AgentUnavailable) else None
     if status is not None:
         meaning, remedy = _STATUSES.get(
-            status, ("it cannot serve now", "try again later; see status.deepgram.com")
+            status, ("it is not available", "try again later; see status.deepgram.com")
         )
-        return wrong(check, f"{where} refuses the session", f"{status}, {meaning}", remedy)
-    found = trouble(failure)
+        return wrong(check, f"{where} rejects the session", f"{status}, {meaning}", remedy)
+    found = connect_error(failure)
     match found.kind:
         case "certificate":
             what = f"the certificate of {where} is not trusted"
@@ -204,14 +204,14 @@ def explain(check: str, failure: Exception, where: str, name: str = "") -> Findi
             what = f"{where} does not speak TLS"
             remedy = "write ws:// in deepgram.url for a local agent, or correct the port"
         case "name":
-            what = f"the name {where} is not known"
+            what = f"the name {where} cannot be resolved"
             remedy = "correct deepgram.url, or this machine's DNS"
         case "refused":
             what = f"nothing listens at {where}"
             remedy = "start the agent (`bridge agent`), or correct deepgram.url"
         case "other":
-            what = f"{where} gives no session"
-            remedy = "see that deepgram.url is right and that a firewall lets this machine out"
+            what = f"no session at {where}"
+            remedy = "check deepgram.url, and that a firewall allows outbound connections"
     return wrong(check, what, found.why, remedy)
 
 
@@ -219,18 +219,18 @@ def _named(name: str) -> str:
     return f"agents.{name}" if name else "agent"
 
 
-def _mend(name: str) -> str:
+def _remedy(name: str) -> str:
     table = f"[agents.{name}] or [agent]" if name else "[agent]"
     return f"correct {table} in the configuration"
 
 
 def _unsigned(settings: Settings) -> Settings:
-    """Without signatures, which are another check's."""
+    """Turn signatures off; another check looks at them."""
     twilio = msgspec.structs.replace(settings.twilio, validate_signatures=False)
     return msgspec.structs.replace(settings, twilio=twilio)
 
 
 def hosts(settings: Settings) -> list[str]:
-    """Where the agent's clock can be read: nowhere for one on this machine."""
+    """Return the URLs at which the agent's clock can be read; none for a local agent."""
     parts = urlsplit(settings.deepgram.url)
     return [f"https://{parts.netloc}/"] if parts.scheme == "wss" else []

@@ -1,7 +1,6 @@
-"""Whether this machine's clock is right, told by the Date header of servers whose clocks are.
+"""Checks this machine's clock against the Date header of other servers.
 
-Signatures and certificates are judged by the clock, tickets expire by it, and records are dated
-with it. https://www.rfc-editor.org/rfc/rfc9110#field.date
+Certificates, tickets and records depend on the clock. https://www.rfc-editor.org/rfc/rfc9110#field.date
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ import httpx
 
 from bridge.check.finding import Finding, ok, skipped, wrong
 
-# A Date header counts whole seconds, and a proxy may hand on one that it kept for a moment.
+# A Date header has whole seconds, and a proxy may return a slightly older one.
 TOLERANCE_SECONDS = 30.0
 ANSWER_SECONDS = 8.0
 
 
 def skew(date: str, asked_at: float, answered_at: float) -> float | None:
-    """How many seconds our clock is ahead of the one that wrote `date`; None for no date.
+    """Return how many seconds our clock is ahead of the one that wrote `date`; None without one.
 
     `asked_at` and `answered_at` are our clock's seconds since 1970. The header was written between
-    them; what they leave open counts in favour of our clock.
+    them; the uncertainty counts in favour of our clock.
     """
     try:
         theirs = parsedate_to_datetime(date).timestamp()
@@ -35,28 +34,28 @@ def skew(date: str, asked_at: float, answered_at: float) -> float | None:
 
 
 async def check_clock(urls: Sequence[str]) -> Iterable[Finding]:
-    """Ask the first of `urls` that answers."""
+    """Compare with the first of `urls` that answers."""
     for url in urls:
         asked_at = time.time()
         try:
             async with httpx.AsyncClient(timeout=ANSWER_SECONDS) as client:
                 answer = await client.get(url)
         except httpx.HTTPError:
-            continue  # that it cannot be reached is another check's to say
+            continue  # another check reports that it is unreachable
         ahead = skew(answer.headers.get("Date", ""), asked_at, time.time())
         if ahead is not None:
             return [judge(ahead, httpx.URL(url).host)]
-    return [skipped("clock", "no server elsewhere to compare this machine's clock with")]
+    return [skipped("clock", "no remote server to compare this machine's clock with")]
 
 
 def judge(ahead: float, host: str) -> Finding:
-    """What it means to be so many seconds ahead of a host's clock."""
+    """Judge being `ahead` seconds ahead of a host's clock."""
     if abs(ahead) <= TOLERANCE_SECONDS:
-        return ok("clock", f"agrees with that of {host}")
+        return ok("clock", f"agrees with the clock of {host}")
     side = "ahead of" if ahead > 0 else "behind"
     return wrong(
         "clock",
         f"this machine's clock is {abs(ahead):.0f} s {side} that of {host}",
-        "certificates, tickets and records go by it",
-        "set it, and keep it right with NTP (`timedatectl set-ntp true`)",
+        "certificates, tickets and records depend on it",
+        "synchronise it with NTP (`timedatectl set-ntp true`)",
     )

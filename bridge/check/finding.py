@@ -1,4 +1,4 @@
-"""What a check found: one line that says what, why, and what to do about it. Pure."""
+"""A finding of a check: one line with the fact, the cause and the remedy."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from bridge.text import printable
 
 Status = Literal["ok", "warning", "wrong", "skipped"]
 
-# No line grows without bound because a server elsewhere is talkative.
+# Characters; a server's error texts must not make a line grow without bound.
 MAX_WORDS = 400
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`check` is the name of the check; `what` is the fact, `why` what is behind it, `remedy` what
-    to do. Only `what` is always there.
+    """`check` is the name of the check; `what` is the fact, `why` its cause, `remedy` what to do.
+    Only `what` is never empty.
     """
 
     check: str
@@ -27,28 +27,28 @@ class Finding:
 
     @property
     def line(self) -> str:
-        """All of it in one line: what, why, and behind the arrow what to do."""
+        """The finding in one line: "what: why -> remedy"."""
         text = self.what + (f": {self.why}" if self.why else "")
         return text + (f" -> {self.remedy}" if self.remedy else "")
 
 
 def ok(check: str, what: str) -> Finding:
-    """Nothing to mend."""
+    """Make a finding: everything is right."""
     return _finding(check, "ok", what)
 
 
 def skipped(check: str, what: str, remedy: str = "") -> Finding:
-    """Not looked at, and that is no fault."""
+    """Make a finding: not checked, and that is not a fault."""
     return _finding(check, "skipped", what, "", remedy)
 
 
 def warning(check: str, what: str, why: str = "", remedy: str = "") -> Finding:
-    """Calls work, but not as one would wish."""
+    """Make a finding: calls work, but with a limitation."""
     return _finding(check, "warning", what, why, remedy)
 
 
 def wrong(check: str, what: str, why: str = "", remedy: str = "") -> Finding:
-    """Calls fail, or will."""
+    """Make a finding: calls fail."""
     return _finding(check, "wrong", what, why, remedy)
 
 

@@ -1,7 +1,7 @@
-"""The server as Twilio meets it: the public address, the webhook, the signature, the media socket.
+"""Checks the server as Twilio uses it: public address, webhook, signature, media socket.
 
-Asked in this order, as each needs the one before. Nothing is left behind but a call in the server's
-log that ended before it began.
+In this order, because each step needs the one before. The only trace is a call in the server's log
+that ended before it started.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from bridge.addresses import is_loopback
-from bridge.check.asking import ANSWER_SECONDS, NoAnswer, get, post
 from bridge.check.finding import Finding, ok, skipped, wrong
+from bridge.check.probe import ANSWER_SECONDS, NoAnswer, get, post
 from bridge.check.webhook import judge_twiml
 from bridge.config.settings import Secrets, Settings
 from bridge.testing.phone.media_socket import StreamRefusedError, open_media_socket
@@ -24,25 +24,25 @@ from bridge.testing.phone.webhook import open_network_stream, sign
 
 WEBHOOK: Final = "/incoming-call"
 
-# Each question on a connection of its own: one that is kept stays with the worker process that has
-# it, and some proxies look at its first request only.
+# One connection per request: a persistent one stays with one worker process, and some proxies
+# look at its first request only.
 _AFRESH: Final = httpx.Limits(max_keepalive_connections=0)
 
-# Under hypercorn's own command line each worker process has a name of its own; so many questions
-# meet the one that answered the public address, nearly always.
-QUESTIONS: Final = 8
+# Under hypercorn's own command line each worker process has its own instance name. This many
+# requests almost always reach the worker that answered at the public address.
+MAX_REQUESTS: Final = 8
 
 
 @dataclass(frozen=True)
-class Address:
-    """Where Twilio asks: `base` without a path where it is bridge's own, `webhook` in full."""
+class ServerAddress:
+    """The address that Twilio calls: `webhook` in full; `base` is "" for a foreign path."""
 
     base: str
     webhook: str
 
     @classmethod
-    def of(cls, url: str) -> Address:
-        """From what somebody wrote: the server's address, or a webhook's."""
+    def of(cls, url: str) -> ServerAddress:
+        """Parse the address of a server or of a webhook."""
         url = url.rstrip("/")
         if url.endswith(WEBHOOK):
             return cls(url.removesuffix(WEBHOOK), url)
@@ -51,29 +51,29 @@ class Address:
 
 
 async def check_server(settings: Settings, secrets: Secrets, url: str = "") -> list[Finding]:
-    """Everything about the server; `url` stands in for server.public_url."""
+    """Check the server at `url`, or at server.public_url if that is empty."""
     here = local_address(settings.server.bind)
     async with (
-        # What is on this machine is asked without the proxy that others may need.
+        # This machine is reached without the HTTP proxy that other hosts may need.
         httpx.AsyncClient(timeout=ANSWER_SECONDS, limits=_AFRESH, trust_env=False) as inside,
         httpx.AsyncClient(timeout=ANSWER_SECONDS, limits=_AFRESH) as client,
     ):
         findings, instance = await _check_here(inside, here)
         public = url or settings.server.public_url
         if public:
-            address = Address.of(public)
+            address = ServerAddress.of(public)
             if address.base:
                 there, reached = await _check_there(client, inside, address.base, here, instance)
                 findings += there
                 if not reached:
                     return findings
         elif instance:
-            address, client = Address.of(here), inside
+            address, client = ServerAddress.of(here), inside
             findings.append(
                 skipped(
                     "public",
-                    "server.public_url is not set: asked on this machine only",
-                    "give the public address with --url to ask there",
+                    "server.public_url is not set: checked on this machine only",
+                    "give the public address with --url to check it",
                 )
             )
         else:
@@ -83,17 +83,17 @@ async def check_server(settings: Settings, secrets: Secrets, url: str = "") -> l
 
 
 def local_address(bind: str) -> str:
-    """Where on this machine a server that binds there is asked."""
+    """Return the URL on this machine of a server bound to `bind`."""
     host, _, port = bind.rpartition(":")
     host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104
     return f"http://{host}:{port}"
 
 
 async def _check_here(client: httpx.AsyncClient, here: str) -> tuple[list[Finding], str]:
-    """Whether a bridge runs on this machine, and its name."""
+    """Look for a bridge on this machine; return its instance name, "" if there is none."""
     remedy = "start it with `bridge serve`"
     if here.endswith(":0"):
-        return [skipped("server", "server.bind leaves the port open: not asked")], ""
+        return [skipped("server", "server.bind has port 0: not checked")], ""
     try:
         answer = await get(client, f"{here}/healthz", "server")
     except NoAnswer:
@@ -104,8 +104,8 @@ async def _check_here(client: httpx.AsyncClient, here: str) -> tuple[list[Findin
             wrong(
                 "server",
                 f"{here} is answered by {who}, not by bridge",
-                "server.bind is taken",
-                "end that program, or choose another port in server.bind",
+                "the port of server.bind is in use",
+                "stop that program, or choose another port in server.bind",
             )
         ], ""
     return [ok("server", f"bridge runs at {here}")], answer.instance
@@ -142,7 +142,7 @@ async def _check_there(
 
 
 async def _is_one_of_ours(client: httpx.AsyncClient, here: str, instance: str) -> bool:
-    for _ in range(QUESTIONS):
+    for _ in range(MAX_REQUESTS):
         try:
             answer = await get(client, f"{here}/healthz", "server")
         except NoAnswer:
@@ -156,7 +156,7 @@ async def _is_one_of_ours(client: httpx.AsyncClient, here: str, instance: str) -
 
 
 async def _check_calls(
-    client: httpx.AsyncClient, address: Address, settings: Settings, secrets: Secrets
+    client: httpx.AsyncClient, address: ServerAddress, settings: Settings, secrets: Secrets
 ) -> list[Finding]:
     url = address.webhook
     token = secrets.twilio_auth_tokens[0] if secrets.twilio_auth_tokens else ""
@@ -169,8 +169,8 @@ async def _check_calls(
             return [
                 skipped(
                     "signature",
-                    f"{url} wants requests that Twilio has signed",
-                    "set TWILIO_AUTH_TOKEN here, too, to ask it as Twilio does",
+                    f"{url} requires Twilio's signature",
+                    "set TWILIO_AUTH_TOKEN here, too, to check it as Twilio does",
                 )
             ]
         if token and address.base:
@@ -197,20 +197,22 @@ async def _check_calls(
 
 
 async def _check_unsigned(client: httpx.AsyncClient, url: str) -> Finding:
-    """Whether somebody else than Twilio is turned away."""
+    """Check that unsigned requests are rejected."""
     answer = await post(client, url, "", "")
     if answer.status == 403:
-        return ok("signature", f"{url} takes what Twilio signs, and nothing else")
+        return ok("signature", f"{url} accepts only requests signed by Twilio")
     if is_loopback(urlsplit(url).netloc):
-        return ok("signature", f"{url} takes what Twilio signs (and, on this machine, all else)")
+        return ok(
+            "signature", f"{url} accepts requests signed by Twilio (and, on this machine, any)"
+        )
     return _open_to_all(url, "set twilio.validate_signatures = true, and restart the server")
 
 
 def _open_to_all(url: str, remedy: str) -> Finding:
     return wrong(
         "signature",
-        f"{url} takes requests that Twilio has not signed",
-        "whoever finds it can talk to the agent at your expense",
+        f"{url} accepts unsigned requests",
+        "anyone who finds it can talk to the agent at your expense",
         remedy,
     )
 
@@ -218,7 +220,7 @@ def _open_to_all(url: str, remedy: str) -> Finding:
 async def _explain_mismatch(
     client: httpx.AsyncClient, url: str, settings: Settings, token: str
 ) -> Finding:
-    """Find out which address the server takes itself to have, by signing for each likely one."""
+    """Find the address for which the server checks signatures, by signing for likely ones."""
     for computed in likely_addresses(url, settings.server.bind):
         answer = await post(client, url, computed, token)
         if answer.status != 403:
@@ -231,19 +233,19 @@ async def _explain_mismatch(
             )
     return wrong(
         "signature",
-        f"{url} refuses what is signed with TWILIO_AUTH_TOKEN",
-        "the server has another token, or takes itself to have another address",
+        f"{url} rejects requests signed with TWILIO_AUTH_TOKEN",
+        "the server has another token, or checks signatures for another address",
         "set the same TWILIO_AUTH_TOKEN for both; set server.public_url for the server",
     )
 
 
 def likely_addresses(url: str, bind: str) -> Iterator[str]:
-    """What a server behind a proxy might take `url` to be: its own scheme, host and port."""
+    """Yield what `url` may look like to a server behind a proxy: other schemes, hosts, ports."""
     parts = urlsplit(url)
     port = bind.rpartition(":")[2]
     inner = local_address(bind).partition("://")[2]
     hosts = [parts.netloc, inner, f"localhost:{port}", f"127.0.0.1:{port}"]
-    # Without a port last: a server may well take both for one, and the other says more.
+    # Without a port last: some servers treat both alike, and one with a port says more.
     hosts += [f"{parts.hostname}:{p}" for p in (port, 443, 80)]
     hosts += [parts.hostname or "", "localhost", "127.0.0.1"]
     seen = {url}
@@ -256,7 +258,7 @@ def likely_addresses(url: str, bind: str) -> Iterator[str]:
 
 
 def _with_host(url: str, scheme: str, host: str) -> str:
-    """`url` with another scheme and authority."""
+    """Return `url` with another scheme and authority."""
     return urlsplit(url)._replace(scheme=scheme, netloc=host).geturl()
 
 

@@ -1,4 +1,4 @@
-"""All checks at once, each with a deadline of its own: none waits for, or falls with, another."""
+"""Runs all checks at once, each with its own deadline; one that fails or hangs affects no other."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from bridge.check.account import OpenRest, check_account
 from bridge.check.agent import check_agents, hosts
 from bridge.check.clock import check_clock
 from bridge.check.finding import Finding, warning, wrong
-from bridge.check.keeping import check_recordings, check_records
 from bridge.check.public import check_server
+from bridge.check.records import check_recordings, check_records
 from bridge.config.settings import Secrets, Settings, warnings_for
 from bridge.transport.websocket_client import OpenStream
 from bridge.twilio.rest import API_URL, TwilioRest
 
-# For one check with all its questions; each question has a shorter bound.
+# For one check with all its requests; each request has a shorter deadline.
 CHECK_SECONDS = 30.0
 # For each configured agent: connecting, Settings, the greeting, the goodbye.
 AGENT_SECONDS = 20.0
@@ -28,7 +28,7 @@ Check = Callable[[], Awaitable[Iterable[Finding]]]
 
 @dataclass(frozen=True)
 class Checks:
-    """What to check. `url` stands in for server.public_url, `number` is one to look up at Twilio.
+    """What to check. `url` replaces server.public_url; `number` is looked up at Twilio.
 
     `open_rest` and `open_stream` replace the network in tests.
     """
@@ -41,7 +41,7 @@ class Checks:
     open_stream: OpenStream | None = None
 
     def all(self) -> dict[str, tuple[Check, float]]:
-        """Each check by its name, with its deadline in seconds, in the order of their findings."""
+        """Return each check by name with its deadline in seconds, in the order of the findings."""
         settings, secrets = self.settings, self.secrets
         clocks = hosts(settings)
         if secrets.twilio_account_sid:
@@ -68,13 +68,16 @@ class Checks:
 
 
 async def _check_config(settings: Settings) -> Iterable[Finding]:
-    """What the server would warn about when it starts."""
+    """Return the warnings that the server logs when it starts."""
     await trio.lowlevel.checkpoint()
     return [warning("config", *line.split(": ", 1)) for line in warnings_for(settings)]
 
 
 async def run_checks(checks: dict[str, tuple[Check, float]]) -> list[Finding]:
-    """Run all at once; return their findings in the order of the checks. Raises nothing itself."""
+    """Run all checks at once; return their findings in the order of `checks`.
+
+    An exception of a check becomes a finding, and so does a deadline that passes.
+    """
     found: dict[str, Iterable[Finding]] = dict.fromkeys(checks, ())
 
     async def run(name: str, check: Check, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""What a voice webhook's TwiML means for a call, read as Twilio reads it. Pure.
+"""Judges a voice webhook's TwiML as Twilio reads it. Sans-I/O.
 
 https://www.twilio.com/docs/voice/twiml/stream
 """
@@ -14,14 +14,14 @@ from bridge.testing.phone.twiml import ConnectStream, Say, TwimlError, read_twim
 
 
 def judge_twiml(body: bytes, content_type: str, url: str) -> tuple[Finding, ConnectStream | None]:
-    """What `url` answered, and the stream that a call is connected to, if it is one."""
+    """Judge what `url` answered; return also the stream that the call is connected to, if any."""
     if _starts_a_stream(body):
         return (
             wrong(
                 "webhook",
-                f"{url} says <Start><Stream>",
-                "that stream goes one way: the agent would hear and never be heard",
-                "say <Connect><Stream>, as bridge's /incoming-call does",
+                f"{url} answers <Start><Stream>",
+                "that stream is one-way: the caller would never hear the agent",
+                "answer <Connect><Stream>, as bridge's /incoming-call does",
             ),
             None,
         )
@@ -31,7 +31,7 @@ def judge_twiml(body: bytes, content_type: str, url: str) -> tuple[Finding, Conn
         return (
             wrong(
                 "webhook",
-                f"Twilio would refuse what {url} answers",
+                f"Twilio would reject the answer of {url}",
                 f"error {error.code}, {error.detail}",
                 "point the number at bridge's /incoming-call",
             ),
@@ -46,7 +46,7 @@ def judge_twiml(body: bytes, content_type: str, url: str) -> tuple[Finding, Conn
     return (
         wrong(
             "webhook",
-            f"{url} connects calls to no agent",
+            f"{url} does not connect calls to an agent",
             "its TwiML has no <Connect><Stream>",
             "point the number at bridge's /incoming-call",
         ),
@@ -62,14 +62,14 @@ def _judge_stream(stream: ConnectStream, url: str) -> Finding:
         return wrong(
             "webhook",
             f"{url} connects calls to {stream.url}",
-            "Twilio opens wss:// only",
+            "Twilio accepts wss:// only",
             f"set server.public_url to {asked.scheme}://{asked.netloc}",
         )
     if named.netloc.lower() != asked.netloc.lower():
         return wrong(
             "webhook",
             f"{url} connects calls to {stream.url}",
-            "which is another host: a proxy changes the Host header",
+            "that is another host: a proxy changes the Host header",
             f"set server.public_url to {asked.scheme}://{asked.netloc}, or have the proxy keep it",
         )
     return ok("webhook", f"{url} connects calls to {stream.url}")
@@ -77,7 +77,7 @@ def _judge_stream(stream: ConnectStream, url: str) -> Finding:
 
 def _starts_a_stream(body: bytes) -> bool:
     if b"<!DOCTYPE" in body:
-        return False  # refused as a whole, and not parsed: entities
+        return False  # Twilio rejects it; not parsed because of entities
     try:
         root = ElementTree.fromstring(body)  # noqa: S314 - without a DOCTYPE no entities are defined
     except ElementTree.ParseError:

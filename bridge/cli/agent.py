@@ -1,4 +1,4 @@
-"""`bridge agent`: an agent on this machine as a server of its own."""
+"""`bridge agent`: runs a local agent as a server."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 import click
 import trio
 
-from bridge.cli import Failure, Misconfigured, reason
+from bridge.cli.failure import Failure, Misconfigured, reason
 from bridge.local_agent import missing
 from bridge.local_agent.agent import local_agent
 from bridge.local_agent.dialogue import Dialogue, DialogueError, load_dialogue
 from bridge.local_agent.pool import Pool
-from bridge.local_agent.speech_worker import WorkerBroken
+from bridge.local_agent.worker_client import WorkerBroken
 from bridge.testing.agent.script import ECHO_BEHAVIOUR, ScriptError, echo, load_script
 from bridge.testing.agent.server import AgentSession, SimulatedAgent
 
-# What the restaurant's front desk can do is the bridge's to run, like any agent's functions.
+# The functions that the built-in dialogue calls; the bridge runs them, as for any agent.
 FUNCTIONS = "bridge.local_agent.restaurant"
-# Sessions are kept for people who look at them from Python; a long-running server needs few.
+# Past sessions are kept for inspection from Python; a long-running server needs few.
 KEEP_SESSIONS = 4
 
 FILES = click.Path(path_type=Path, dir_okay=False)
@@ -35,17 +35,19 @@ FILES = click.Path(path_type=Path, dir_okay=False)
     default=9000,
     show_default=True,
     type=click.IntRange(0, 65535),
-    help="Port to listen on; 0 takes a free one.",
+    help="Port to listen on; 0 picks a free one.",
 )
-@click.option("--dialogue", type=FILES, help="A TOML file: what the agent understands and says.")
-@click.option("--script", type=FILES, help="A TOML file for an agent that acts to a script.")
+@click.option(
+    "--dialogue", type=FILES, help="A dialogue (TOML): what the agent understands and says."
+)
+@click.option("--script", type=FILES, help="A script (TOML) for an agent that recognises no words.")
 @click.option("--echo", "echoes", is_flag=True, help="An agent that repeats what it hears.")
 def agent(host: str, port: int, dialogue: Path | None, script: Path | None, echoes: bool) -> int:
     """Run a local agent that speaks Deepgram's Voice Agent protocol. It needs no key.
 
-    It is the front desk of a restaurant, hears real speech and speaks; it knows a few phrases, and
-    --dialogue gives it others. With --script or --echo it recognises no words, and needs none of
-    the packages for it. Ctrl-C ends it.
+    It plays the front desk of a restaurant: it recognises speech, understands a few phrases and
+    answers aloud; --dialogue gives it others. With --script or --echo it recognises no words and
+    needs no extra packages. Ctrl-C stops it.
     """
     if sum(map(bool, (dialogue, script, echoes))) > 1:
         raise Misconfigured("--dialogue, --script, --echo: choose one of them")
@@ -64,7 +66,7 @@ def agent(host: str, port: int, dialogue: Path | None, script: Path | None, echo
 
 
 def read_dialogue(path: Path | None) -> Dialogue:
-    """The dialogue in a file, or the one that comes with bridge. Raises Misconfigured."""
+    """Read a dialogue, by default the built-in one. Raises Misconfigured."""
     try:
         return load_dialogue(path)
     except DialogueError as error:
@@ -82,7 +84,7 @@ async def _listen(host: str, port: int, serve: Serve) -> int:
             f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port"
         ) from None
     received = 0
-    # Signals are read as events, since KeyboardInterrupt could strike in the middle of a session.
+    # Signals arrive as events: KeyboardInterrupt could be raised in the middle of a session.
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         try:
             async with trio.open_nursery() as nursery:
@@ -102,7 +104,7 @@ async def _serve_local(
         await nursery.start(pool.run)
         server = local_agent(dialogue, pool, on_event=_print, keep_sessions=KEEP_SESSIONS)
         count = len(dialogue.readable())
-        knows = f"It knows {count} phrases and speaks with {pool.voice}; it recognises no others."
+        knows = f"It understands {count} phrases and no others; its voice is {pool.voice}."
         more = (settings, knows) if settings else (knows,)
         await _serve(server, "The local agent", host, listeners, more=more)
 
@@ -120,7 +122,7 @@ async def _serve(
         shown = f"[{host}]" if ":" in host else host
         address = f"ws://{shown}:{bound}/v1/agent/converse"
         _say(f"{name} listens on {address}")
-        _say("For a bridge that talks to it, put into config.toml:")
+        _say("To connect a bridge to it, put this into config.toml:")
         _say(f'[deepgram]\nurl = "{address}"')
         for words in more:
             _say(words)

@@ -1,4 +1,4 @@
-"""`bridge calls`: the calls that were recorded, from the database; no server is needed."""
+"""`bridge calls`: lists recorded calls from the database; needs no running server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bridge.cli import Failure, Misconfigured
+from bridge.cli.failure import Failure, Misconfigured
 from bridge.config.file import config_path, load
 from bridge.config.settings import ConfigError, Settings
 from bridge.log import _mask_whole as mask_number
@@ -23,16 +23,20 @@ if TYPE_CHECKING:
     from bridge.records.record import CallRecord
     from bridge.records.store import Store
 
-# Of a list that goes into a file or another program, where no terminal says how wide it is.
+# Columns of a list that goes to a file or another program instead of a terminal.
 PIPED_WIDTH = 200
 
 
 @click.command()
 @click.argument("sid", metavar="[SID]", required=False)
 @click.option(
-    "--limit", default=20, show_default=True, type=click.IntRange(1, 10_000), help="List so many."
+    "--limit",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="How many calls to list.",
 )
-@click.option("--outcome", metavar="OUTCOME", help="List those with this outcome only.")
+@click.option("--outcome", metavar="OUTCOME", help="List only calls with this outcome.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--config", metavar="FILE", help="The configuration file, instead of config.toml.")
 def calls(
@@ -40,8 +44,8 @@ def calls(
 ) -> None:
     """List recorded calls, newest first, or show one: outcome, transcript, timings.
 
-    The database is the one records.url of the configuration names. Phone numbers are masked while
-    logging.mask_numbers is on.
+    Reads the database that records.url names. Phone numbers are masked unless logging.mask_numbers
+    is off.
     """
     try:
         settings = load(Path(config) if config else config_path())
@@ -54,7 +58,7 @@ def calls(
     if as_json:
         objects = [_plain(record, whole=sid is not None) for record in found]
         result = msgspec.json.encode(objects[0] if sid is not None else objects)
-        # ASCII alone: nothing in it can move a terminal's cursor.
+        # ASCII only: no character in it can move a terminal's cursor.
         click.echo(_ascii(msgspec.json.format(result, indent=2).decode()))
         return
     console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
@@ -69,7 +73,7 @@ def calls(
 
 
 def _find(settings: Settings, sid: str | None, limit: int, outcome: str | None) -> list[CallRecord]:
-    # Not at the top: `bridge calls --help` need not load a database library.
+    # Imported here, so that `bridge calls --help` does not load the database library.
     from bridge.records.store import Store, StoreUnavailable
 
     if not settings.records.url:
@@ -105,14 +109,14 @@ def _mask(record: CallRecord) -> None:
 def _plain(record: CallRecord, *, whole: bool) -> dict[str, Any]:
     plain = {name: getattr(record, name) for name in record.__struct_fields__}
     if not whole:
-        # Not read for a list: empty here would look like silence there.
+        # A list query does not read these; empty values would look like silent calls.
         for name in ("turns", "transcript", "functions"):
             del plain[name]
     return plain
 
 
 def _ascii(text: str) -> str:
-    # Outside strings JSON is ASCII, so every other character may be written as JSON escapes it.
+    # JSON is ASCII outside strings, so every other character can be written as an escape.
     return "".join(one if one < "\x7f" else _escaped(one) for one in text)
 
 
@@ -179,15 +183,15 @@ def _facts(record: CallRecord) -> list[tuple[str, Text]]:
         ("reconnections", _text(str(record.reconnects or ""))),
         ("audio dropped", _text(f"{record.dropped_bytes} bytes" if record.dropped_bytes else "")),
         ("recording", _text(record.recording)),
-        ("words", _text("" if record.words_kept else "not kept (records.transcripts)")),
-        ("shortened", _text("some of it was too long to keep" if record.shortened else "")),
+        ("transcript", _text("" if record.words_kept else "not stored (records.transcripts)")),
+        ("shortened", _text("yes: parts were too long to store" if record.shortened else "")),
     ]
 
 
 def _line(line: Line, words_kept: bool) -> Text:
     text = Text(f"{_clock(line.at)} ", style="")
     text.append(f"{line.role:<7}", style={"caller": "cyan", "agent": "green"}.get(line.role, ""))
-    text.append(printable(line.words) if words_kept else "(not kept)")
+    text.append(printable(line.words) if words_kept else "(not stored)")
     if line.heard == "unheard":
         text.append("  [not heard]", style="red")
     elif line.heard == "cut":
@@ -197,7 +201,7 @@ def _line(line: Line, words_kept: bool) -> Text:
 
 
 def _timings(record: CallRecord) -> Table:
-    """When the caller stopped; then each step, in seconds from there."""
+    """Make the table of turns: the confirmation of each, then the steps in seconds from it."""
     table = _table("turn", "caller stopped", "reply received", "sent", "heard", "reported")
     for number, turn in enumerate(record.turns, 1):
         since = turn.caller_said_at
@@ -235,7 +239,7 @@ def _functions(record: CallRecord) -> Table:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
-        # A SID that is cut or broken cannot be copied.
+        # A SID that is truncated or wrapped cannot be copied.
         table.add_column(column, overflow="fold", no_wrap=column in ("call", "started"))
     return table
 

@@ -1,4 +1,4 @@
-"""`bridge check`: what is wrong with configuration and credentials, and how to mend it."""
+"""`bridge check`: finds what is wrong with configuration and credentials."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import trio
 
 from bridge import log as logs
 from bridge.check import Checks, Finding, run_checks
-from bridge.cli import Failure, Misconfigured
+from bridge.cli.failure import Failure, Misconfigured
 from bridge.config.file import config_path, load
-from bridge.config.settings import ConfigError, LoggingSettings, Secrets, Settings
+from bridge.config.settings import ConfigError, Secrets, Settings
 from bridge.text import printable
-from bridge.twilio.rest import is_number
+from bridge.twilio.numbers import is_number
 
 _LOOKS = {
     "ok": ("ok", "green"),
@@ -33,18 +33,20 @@ _LOOKS = {
 @click.option(
     "--url",
     default="",
-    help="The public address to ask, instead of server.public_url; or any voice webhook's.",
+    help="The public address to check, instead of server.public_url; or any voice webhook.",
 )
 @click.option(
-    "--number", metavar="+15551234567", help="A number of yours: do its calls come to this server?"
+    "--number",
+    metavar="+15551234567",
+    help="One of your Twilio numbers: do its calls reach this server?",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def check(config: str | None, url: str, number: str | None, as_json: bool) -> int:
     """Find out what is wrong with configuration and credentials.
 
-    Reads the configuration, opens a session with each configured agent as a call does, asks the
-    server as Twilio does (signed, at its public address), asks Twilio's REST API, and writes to the
-    database. One line for each finding: what, why, what to do.
+    Reads the configuration, opens a session with each configured agent as a call does, calls the
+    server as Twilio does (signed, at its public address), calls Twilio's REST API, and writes to
+    the database. Prints one line per finding: what, why, what to do.
 
     Run it with the server's environment, while the server runs, on the same machine. Exit code 1:
     something is wrong; 2: the configuration cannot be used at all.
@@ -70,22 +72,22 @@ def check(config: str | None, url: str, number: str | None, as_json: bool) -> in
     else:
         _show(findings)
     if wrong:
-        raise Failure(f"{len(wrong)} thing{'s' * (len(wrong) > 1)} wrong; {wrong[0].line}")
+        raise Failure(f"{len(wrong)} problem{'s' * (len(wrong) > 1)}: {wrong[0].line}")
     return 0
 
 
 def open_checks(settings: Settings, secrets: Secrets, url: str, number: str) -> Checks:
-    """What is checked. Tests replace it, to put stand-ins in the place of the network."""
+    """Return the checks to run. Tests replace this to keep off the network."""
     return Checks(settings, secrets, url, number)
 
 
 def _run(settings: Settings, secrets: Secrets, url: str, number: str) -> list[Finding]:
-    # The findings say it all; what the parts of the server would log is for its log.
-    logs.configure(LoggingSettings(level="critical"), secrets=secrets)
+    # The findings are the output; log lines of the code they call would only repeat them.
+    logs.configure(level="critical", secrets=secrets.values())
     try:
         return trio.run(run_checks, open_checks(settings, secrets, url, number).all())
     except BaseExceptionGroup as group:
-        # Trio's nurseries hand on Ctrl-C in a group; whatever else is in it fell with it.
+        # Trio raises KeyboardInterrupt inside a group, beside the errors that it caused.
         if group.subgroup(KeyboardInterrupt) is None:
             raise
         raise click.Abort from None
@@ -100,7 +102,8 @@ def _show(findings: list[Finding]) -> None:
     counts = Counter(finding.status for finding in findings)
     if not counts["wrong"]:
         warned = counts["warning"]
-        click.echo("nothing wrong" + (f", {warned} to look at" if warned else ""), err=True)
+        warnings = f", {warned} warning{'s' * (warned > 1)}" if warned else ""
+        click.echo(f"no problems{warnings}", err=True)
 
 
 def _check_url(url: str) -> None:

@@ -1,4 +1,4 @@
-"""`bridge demo`: the server, an agent and a softphone on this machine; and a call, if you like."""
+"""`bridge demo`: runs the server, an agent and a softphone on this machine."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ import click
 import trio
 from rich.console import Console
 
-from bridge.cli import Failure, Misconfigured, reason
 from bridge.cli.agent import FILES, FUNCTIONS, read_dialogue
-from bridge.cli.call_result import summary
-from bridge.cli.call_view import CallView
-from bridge.cli.phone import Plan, call, speech
+from bridge.cli.failure import Failure, Misconfigured, reason
+from bridge.cli.phone.caller import Plan, call
+from bridge.cli.phone.command import speech
+from bridge.cli.phone.result import summary
+from bridge.cli.phone.view import CallView
 from bridge.config.file import FixedConfig
 from bridge.config.settings import (
     DeepgramSettings,
@@ -44,8 +45,8 @@ from bridge.local_agent import missing
 from bridge.local_agent.agent import local_agent
 from bridge.local_agent.dialogue import Dialogue
 from bridge.local_agent.pool import Pool
-from bridge.local_agent.speech_worker import WorkerBroken
 from bridge.local_agent.synthesis import SynthesisError, synthesise_all
+from bridge.local_agent.worker_client import WorkerBroken
 from bridge.server.serve import hypercorn_config, serve
 from bridge.testing.agent.script import ECHO_BEHAVIOUR, echo
 from bridge.testing.agent.server import SimulatedAgent
@@ -53,7 +54,7 @@ from bridge.testing.phone.phone import SimulatedPhone
 from bridge.testing.speech import write_wav
 from bridge.text import printable
 
-# What the built-in caller says to the restaurant, each when the agent has finished.
+# What the built-in caller says to the restaurant; each line waits for the agent's reply.
 CALLER = (
     "When are you open?",
     "I would like to book a table for two at half past seven.",
@@ -61,28 +62,28 @@ CALLER = (
     "Goodbye.",
 )
 
-RECEPTION = "+15550100003"  # of the numbers that are nobody's
+RECEPTION = "+15550100003"  # a number reserved for fiction
 INSTALL_SECONDS = 600
 
 BANNER = """\
-bridge demo: all of it on this machine, no accounts and no keys
+bridge demo: everything runs on this machine, no accounts and no keys
 
-  softphone  {server}/softphone   open it, press the green button, and talk or type
+  softphone  {server}/softphone   open it, press Call, and talk or type
   console    {server}/            live calls, transcripts, timings
   agent      {agent}
   records    {records}
 {say}
-From another terminal, as Twilio would call:
+To call from another terminal, as Twilio would:
   TWILIO_AUTH_TOKEN={token} {bridge} phone {example} --url {server}
-A real number next: get a key from https://console.deepgram.com, then
+To answer a real number: get a key from https://console.deepgram.com, then
   export DEEPGRAM_API_KEY=… TWILIO_AUTH_TOKEN=…; {bridge} serve --tunnel
-and, with TWILIO_ACCOUNT_SID as well:
+and, with TWILIO_ACCOUNT_SID set as well:
   {bridge} number +15551234567 --url ADDRESS
 """
 
 SAY = """\
 
-Say, for instance (the softphone lists all {count} phrases, and it knows no others):
+Say, for instance (the softphone lists all {count} phrases it understands):
 {examples}
 """
 
@@ -92,7 +93,7 @@ EXAMPLES = ("hours", "book", "repeat", "person", "help", "goodbye")
 
 @dataclass(frozen=True)
 class House:
-    """What is up: `server` is its address, `token` signs as Twilio does."""
+    """The running demo: `server` is its URL, `token` is the auth token that signs requests."""
 
     server: str
     token: str
@@ -101,26 +102,28 @@ class House:
 @click.command()
 @click.option("--open", "opens", is_flag=True, help="Open the softphone in the browser.")
 @click.option(
-    "--phone", "audio", metavar="AUDIO.wav", help="Let a simulated phone call and say this."
+    "--phone", "audio", metavar="AUDIO.wav", help="Have a simulated phone call and say this."
 )
 @click.option(
     "--save",
     type=click.Path(path_type=Path),
-    help="Write what that caller heard (WAV); without --phone, a built-in caller calls.",
+    help="Write what that caller heard (WAV); without --phone, the built-in caller calls.",
 )
-@click.option("--stay", is_flag=True, help="Stay up after that call, until Ctrl-C.")
+@click.option("--stay", is_flag=True, help="Keep running after that call, until Ctrl-C.")
 @click.option(
     "--port",
     default=0,
     type=click.IntRange(0, 65535),
     help="The server's port.  [default: a free one]",
 )
-@click.option("--dialogue", type=FILES, help="What the agent understands and says (TOML).")
+@click.option(
+    "--dialogue", type=FILES, help="A dialogue (TOML): what the agent understands and says."
+)
 @click.option("--echo", "echoes", is_flag=True, help="An agent that only repeats what it hears.")
 @click.option(
     "--records",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Keep the records of the calls in this folder.  [default: gone afterwards]",
+    help="Keep the call records in this folder.  [default: deleted afterwards]",
 )
 def demo(
     opens: bool,
@@ -132,12 +135,11 @@ def demo(
     echoes: bool,
     records: Path | None,
 ) -> int:
-    """Everything on this machine, no accounts and no keys.
+    """Run everything on this machine; needs no accounts and no keys.
 
-    Starts the real server, an agent that hears and speaks, and a page that is a phone, and says
-    what to open and what to say; Ctrl-C ends it. With --phone or --save, a simulated phone calls
-    instead, and the transcript is printed. Configuration and environment of the machine are left
-    out of it.
+    Starts the real server, an agent that hears and speaks, and a softphone page, and prints what to
+    open and what to say; Ctrl-C stops it. With --phone or --save, a simulated phone calls instead,
+    and the transcript is printed. The machine's config.toml and environment are not used.
     """
     if save is not None and not save.parent.is_dir():
         raise Misconfigured(f"--save {save}: there is no folder {save.parent}")
@@ -149,7 +151,7 @@ def demo(
             records.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise Misconfigured(f"--records {records}: {error.strerror or error}") from None
-    # The caller's words are read first: what is wrong with them should not take long to hear of.
+    # Read the caller's audio first, so that a wrong file is reported before anything starts.
     words = [speech(Path(audio))] if audio else []
     known = None if echoes else read_dialogue(dialogue)
     if known is not None:
@@ -176,9 +178,9 @@ def demo(
 
 
 async def _until_signalled(work: Callable[[], Awaitable[None]]) -> int | None:
-    """Run `work` until it is done or SIGINT or SIGTERM comes, and return the signal.
+    """Run `work` until it is done or SIGINT or SIGTERM arrives; return the signal.
 
-    Read as events: hypercorn takes a KeyboardInterrupt that strikes its own tasks for its own.
+    Signals arrive as events: hypercorn would swallow a KeyboardInterrupt raised in its own tasks.
     """
     received: int | None = None
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -219,7 +221,7 @@ async def _demo(
                     words = await synthesise_all(list(CALLER))
                 await _call(house, words, save)
             if stay:
-                click.echo("Ctrl-C ends it.", err=True)
+                click.echo("Press Ctrl-C to stop.", err=True)
                 await trio.sleep_forever()
 
 
@@ -227,19 +229,19 @@ async def _demo(
 async def _house(
     dialogue: Dialogue | None, port: int, folder: Path, *, kept: bool
 ) -> AsyncIterator[House]:
-    """Agent and server, until this is left."""
+    """Run agent and server while the context is open."""
     async with trio.open_nursery() as nursery:
         phrases: list[str] = []
         agent_settings, functions = default_agent(), FunctionSettings()
         if dialogue is None:
             agent = SimulatedAgent(echo, ECHO_BEHAVIOUR, keep_sessions=1)
-            who = "it repeats what it hears, in the caller's own voice"
+            who = "repeats what it hears, in the caller's own voice"
         else:
             pool = Pool(dialogue.setup())
             await nursery.start(pool.run)
             agent = local_agent(dialogue, pool, keep_sessions=1)
             phrases = dialogue.readable()
-            who = f"it knows {len(phrases)} phrases, and speaks with {pool.voice}"
+            who = f"understands {len(phrases)} phrases; its voice is {pool.voice}"
             if dialogue.file.greeting:
                 agent_settings["greeting"] = dialogue.file.greeting
             functions = FunctionSettings(module=FUNCTIONS, transfer_to={"reception": RECEPTION})
@@ -252,13 +254,15 @@ async def _house(
             records=RecordSettings(url=f"sqlite:///{folder / 'calls.db'}"),
             agent=agent_settings,
         )
-        # Protected like any other: the phone signs as Twilio does, with a token of its own.
+        # Signatures are checked as in production: the phone signs with a token made here.
         token = secrets.token_hex(16)
         app = create_app(FixedConfig(settings), Secrets(twilio_auth_tokens=(token,)))
         app.extensions["bridge"].phrases = tuple(phrases)
         run_server = partial(serve, app, hypercorn_config(settings), shutdown=trio.Event())
         server = (await nursery.start(run_server))[0]
-        where = f"{folder / 'calls.db'}" + ("" if kept else " (gone afterwards; --records FOLDER)")
+        where = f"{folder / 'calls.db'}" + (
+            "" if kept else " (deleted afterwards; keep them with --records FOLDER)"
+        )
         banner = BANNER.format(
             server=server,
             agent=who,
@@ -272,11 +276,11 @@ async def _house(
         )
         click.echo(banner, err=True)
         yield House(server, token)
-        nursery.cancel_scope.cancel(reason="the demo is over")
+        nursery.cancel_scope.cancel(reason="the demo has ended")
 
 
 def _this_command() -> str:
-    """How to call bridge from this terminal. On the path may be none, or iproute2's."""
+    """Return the command that runs bridge from this shell: PATH may lack it, or have iproute2's."""
     started_as, found = sys.argv[0], shutil.which("bridge")
     if Path(started_as).name != "bridge":
         return "bridge"
@@ -287,11 +291,11 @@ def _this_command() -> str:
 
 async def _open(page: str) -> None:
     if not await trio.to_thread.run_sync(webbrowser.open, page, abandon_on_cancel=True):
-        click.echo(f"No browser can be opened here; open {page} in one.", err=True)
+        click.echo(f"Cannot open a browser here; open {page} yourself.", err=True)
 
 
 def _examples(dialogue: Dialogue) -> list[str]:
-    """The first phrase of a few turns; the first phrases where a dialogue has no such turns."""
+    """Return a phrase of each turn in EXAMPLES, or the first phrases of another dialogue."""
     named = {
         turn.name: phrases[0]
         for turn, phrases in zip(dialogue.file.turns, dialogue.phrases, strict=True)
@@ -306,13 +310,13 @@ def _what_to_say(dialogue: Dialogue) -> str:
 
 
 async def _call(house: House, words: list[bytes], save: Path | None) -> None:
-    """A simulated phone calls and says `words`, each when the agent has replied to the last."""
+    """Have a simulated phone call and say `words`, one after each reply."""
     view = CallView(Console(stderr=True))
     caller = SimulatedPhone(on_event=view.event, auth_token=house.token)
     try:
         await call(caller, house.server, Plan(words[0], then=tuple(words[1:])), view)
     finally:
-        # Also after an interruption: what was heard until then is there to be listened to.
+        # Also after an interruption: save what was heard until then.
         if save is not None and view.watching:
             write_wav(save, caller.heard)
     click.echo(transcript(view))
@@ -320,7 +324,7 @@ async def _call(house: House, words: list[bytes], save: Path | None) -> None:
 
 
 def transcript(view: CallView) -> str:
-    """Who said what and when, and how long each reply took from the end of the caller's speech."""
+    """Return the transcript as text, with the delay of each reply."""
     if view.live is None:
         return ""
     lines, replies = [], iter(view.reply_seconds)
@@ -338,12 +342,12 @@ def transcript(view: CallView) -> str:
 
 
 def _provide() -> None:
-    """See to it that the local agent's packages are there. Raises Failure with the remedy."""
+    """Install the local agent's packages if they are missing. Raises Failure with the remedy."""
     if not missing():
         return
     wanted = local_requirements(importlib.metadata.requires("bridge") or [])
     click.echo(
-        f"Installing what the local agent hears and speaks with: {', '.join(wanted)}", err=True
+        f"Installing the local agent's packages (half a minute): {', '.join(wanted)}", err=True
     )
     command = [sys.executable, "-m", "pip", "install", "--quiet", *wanted]
     try:
@@ -361,13 +365,15 @@ def _provide() -> None:
 
 
 def stderr_descriptor() -> int:
-    """Where pip writes: results alone go to standard output."""
+    """Return the descriptor for pip's output: standard output is for results only."""
     return sys.stderr.fileno()
 
 
 def local_requirements(requirements: list[str]) -> list[str]:
-    """Those of the extra `local`, without what says so. The name of the project is not given to
-    pip: where it is not installed as a package, an index would have another one of that name."""
+    """Return the requirements of the extra `local`, without its marker.
+
+    pip is not given `bridge[local]`: an index may have another project of that name.
+    """
     found = []
     for text in requirements:
         requirement, _, marker = text.partition(";")

@@ -1,4 +1,4 @@
-"""`bridge dial`: have a running bridge place a call."""
+"""`bridge dial`: has a running bridge place a call."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ import httpx
 import trio
 
 from bridge.addresses import is_loopback
-from bridge.cli import Failure, Misconfigured
+from bridge.cli.failure import Failure, Misconfigured
 from bridge.config.settings import ConfigError, Secrets
-from bridge.http.call_status import TERMINAL
 from bridge.text import printable
-from bridge.twilio.rest import is_number
+from bridge.twilio.call_status import TERMINAL
+from bridge.twilio.numbers import is_number
 
-# Longer than the bridge itself waits for Twilio, so that its answer is the one that is seen.
+# Longer than the bridge itself waits for Twilio, so that its own error arrives first.
 ANSWER_SECONDS = 15.0
 
 POLL_SECONDS = 1.0
 
-# A bridge that does not answer while it is watched may be busy or restarting; then it is gone.
+# A bridge that fails to answer may be busy or restarting; after this many polls it counts as gone.
 MISSED_ANSWERS = 5
 
 _STATUS_WORDS = {
     "busy": "the line is busy",
-    "no-answer": "nobody answered",
-    "failed": "the call could not be put through; is the number right?",
-    "canceled": "the call was cancelled before anybody answered",
+    "no-answer": "no one answered",
+    "failed": "the call failed; is the number right?",
+    "canceled": "the call was cancelled before it was answered",
 }
 
 
@@ -46,10 +46,10 @@ _STATUS_WORDS = {
     metavar="NAME=VALUE",
     help="A variable for prompt and greeting; may be repeated.",
 )
-@click.option("--agent", default="", help="The agent that speaks: a name of [agents.NAME].")
-@click.option("--message", default="", help="What to say to an answering machine.")
+@click.option("--agent", default="", help="The agent to use: NAME of [agents.NAME].")
+@click.option("--message", default="", help="A message for an answering machine.")
 @click.option("--url", default="http://127.0.0.1:5000", show_default=True, help="The bridge.")
-@click.option("--wait", is_flag=True, help="Wait until the call is over.")
+@click.option("--wait", is_flag=True, help="Wait until the call has ended.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def dial(
     number: str,
@@ -63,15 +63,15 @@ def dial(
 ) -> int:
     """Place an outbound call through a running bridge.
 
-    Prints the call's SID. BRIDGE_API_TOKEN in the environment lets it in; a bridge on this machine
-    that has no token needs none. With --wait it fails unless somebody answered; Ctrl-C then ends
-    the waiting, not the call.
+    Prints the call's SID. Set BRIDGE_API_TOKEN to the server's; a bridge on this machine without a
+    token needs none. With --wait the exit code is 1 unless the call was answered; Ctrl-C then stops
+    waiting, and the call goes on.
     """
     for given in (number, from_):
         if given and not is_number(given):
             raise Misconfigured(
                 f"{printable(given)}: expected a phone number such as +15551234567; write + and "
-                "the country code, then digits alone"
+                "the country code, then digits only"
             )
     _check_url(url)
     try:
@@ -85,7 +85,7 @@ def dial(
 
 def _check_url(url: str) -> None:
     try:
-        # Each knows kinds of nonsense that the other lets through.
+        # Each parser rejects malformed URLs that the other accepts.
         usable = urlsplit(url).scheme in ("http", "https") and bool(httpx.URL(url).host)
     except (ValueError, httpx.InvalidURL):
         usable = False
@@ -136,18 +136,18 @@ async def _dial(
 
 
 def connect(url: str, token: str) -> httpx.AsyncClient:
-    """A client for the control API at `url`. Tests replace it by one without sockets."""
+    """Return a client of the control API at `url`. Tests replace this by one without sockets."""
     return httpx.AsyncClient(
         base_url=url,
         headers={"Authorization": f"Bearer {token}"} if token else {},
         timeout=ANSWER_SECONDS,
-        # A proxy for the world outside has no business with this machine's own server.
+        # A server on this machine is reached without the HTTP proxy for other hosts.
         trust_env=not is_loopback(urlsplit(url).netloc),
     )
 
 
 async def _watch(client: httpx.AsyncClient, placed: dict[str, Any]) -> dict[str, Any]:
-    """Tell of each new status until the call is over, and return it as it was last."""
+    """Print each new status until the call has ended; return the last answer."""
     call, missed = placed, 0
     while call.get("status") not in TERMINAL or call.get("live"):
         await trio.sleep(POLL_SECONDS)
@@ -156,7 +156,7 @@ async def _watch(client: httpx.AsyncClient, placed: dict[str, Any]) -> dict[str,
         except _NoAnswer as error:
             missed += 1
             if missed >= MISSED_ANSWERS:
-                raise Failure(f"{error}; the call may still be on") from None
+                raise Failure(f"{error}; the call may still be live") from None
             continue
         missed = 0
         if seen.get("status") != call.get("status"):
@@ -186,7 +186,9 @@ async def _ask(
     except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
-        raise Failure(f"{url} is no bridge: it answered HTTP {response.status_code}, without JSON")
+        raise Failure(
+            f"{url} is not a bridge: it answered HTTP {response.status_code} without JSON"
+        )
     if response.is_success:
         return answer
     raise Failure(printable(str(answer.get("error", f"HTTP {response.status_code}"))))

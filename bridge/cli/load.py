@@ -1,4 +1,4 @@
-"""`bridge load`: many simulated calls at once against a running bridge, and the figures."""
+"""`bridge load`: places many simulated calls at once against a running bridge."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 import click
 
 from bridge.addresses import is_loopback
-from bridge.cli import Failure, Misconfigured
+from bridge.cli.failure import Failure, Misconfigured
 from bridge.testing.load.ends import Target
-from bridge.testing.load.generator import SET_UP_EACH, Load, Plan, exact_loop
+from bridge.testing.load.generator import SET_UP_EACH, Load, LoadPlan, exact_loop
 from bridge.testing.load.summary import lines, summary
 from bridge.testing.load.wire import WireError
 
@@ -28,23 +28,27 @@ AGENT_PORT = 9000
 
 @click.command(context_settings={"show_default": True})
 @click.option("--url", default="http://127.0.0.1:5000", help="The bridge to call.")
-@click.option("--calls", default=10, type=click.IntRange(1, 10_000), help="Calls at once.")
-@click.option("--seconds", default=10.0, help="How long all of them are on, and measured.")
+@click.option("--calls", default=10, type=click.IntRange(1, 10_000), help="Concurrent calls.")
+@click.option("--seconds", default=10.0, help="How long to measure with all calls live.")
 @click.option("--from", "from_number", default="+15550100001", help="The callers' number.")
 @click.option("--to", "to_number", default="+15550100002", help="The number called.")
 @click.option(
     "--agent-port",
     type=click.IntRange(1, 65_535),
-    help="Be the agent, too, on this port of this machine: the server's deepgram.url must be"
+    help="Also be the agent, on this local port: the server's deepgram.url must be"
     " ws://127.0.0.1:PORT. Then delays and damaged audio are measured both ways.",
 )
-@click.option("--frame-ms", default=60, help="The server's call.frame_ms, to spread calls evenly.")
-@click.option("--server-pid", type=int, help="The server's process: its CPU time and memory.")
+@click.option(
+    "--frame-ms", default=20, help="The server's call.frame_ms, to spread the calls evenly."
+)
+@click.option(
+    "--server-pid", type=int, help="The server's process, to measure its CPU time and memory."
+)
 @click.option(
     "--yes-this-is-my-server",
     "mine",
     is_flag=True,
-    help="Call a server that is not on this machine. Never somebody else's.",
+    help="Allow a server on another machine. Use it only for your own.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def load(
@@ -59,10 +63,10 @@ def load(
     mine: bool,
     as_json: bool,
 ) -> None:
-    """Many simulated calls at once against a running bridge.
+    """Place many simulated calls at once against a running bridge; print the figures.
 
-    Calls are set up one after the other, are all on for --seconds, and hang up together. Every
-    call carries 160 bytes 50 times a second; nobody says a word that makes sense. Without
+    Calls are set up one by one, are all live for --seconds, and hang up together. Every
+    call carries 160 bytes 50 times a second; the audio is not speech. Without
     --agent-port each call has a session with the server's own agent, which may cost money.
     TWILIO_AUTH_TOKEN in the environment signs the requests as Twilio does.
 
@@ -70,13 +74,13 @@ def load(
     """
     _check_target(url, mine)
     if not 0 < seconds <= 86_400:
-        raise Misconfigured("--seconds: expected more than 0, and a day at most")
+        raise Misconfigured("--seconds: expected more than 0 and at most 86400")
     if not 20 <= frame_ms <= 250:
-        raise Misconfigured("--frame-ms: expected 20 to 250, as call.frame_ms")
+        raise Misconfigured("--frame-ms: expected 20 to 250, like call.frame_ms")
     if server_pid is not None and not Path(f"/proc/{server_pid}/statm").exists():
-        raise Misconfigured(f"--server-pid: no process {server_pid} on this machine to be seen")
+        raise Misconfigured(f"--server-pid: no process {server_pid} is visible on this machine")
     token = os.environ.get("TWILIO_AUTH_TOKEN", "").partition(",")[0].strip() or None
-    plan = Plan(
+    plan = LoadPlan(
         Target(url.rstrip("/"), token, from_number, to_number),
         calls=calls,
         seconds=seconds,
@@ -95,10 +99,10 @@ def load(
         raise Failure(found.complaint)
 
 
-def _run(plan: Plan) -> dict[str, Any]:
+def _run(plan: LoadPlan) -> dict[str, Any]:
     click.echo(f"placing {plan.calls} calls to {plan.target.url}", err=True)
-    running = Load(plan, on_measuring=lambda: click.echo("all are on, measuring", err=True))
-    # A collection in the middle would be taken for the server's delay.
+    running = Load(plan, on_measuring=lambda: click.echo("all calls are live, measuring", err=True))
+    # A garbage collection during the measurement would count as delay of the server.
     gc.disable()
     try:
         with asyncio.Runner(loop_factory=exact_loop) as runner:
@@ -115,7 +119,7 @@ def _run(plan: Plan) -> dict[str, Any]:
 
 
 def _check_target(url: str, mine: bool) -> None:
-    """A load generator must not be pointed at strangers by a slip of the hand."""
+    """Refuse a server elsewhere without the option, so that a typing error harms no one."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -135,5 +139,5 @@ def _listen(port: int) -> socket.socket:
         return socket.create_server(("127.0.0.1", port), backlog=1024)
     except OSError as error:
         raise Failure(
-            f"cannot be the agent on port {port} ({error.strerror}): end what listens there"
+            f"cannot listen as the agent on port {port} ({error.strerror}): choose a free port"
         ) from None

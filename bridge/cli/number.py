@@ -1,4 +1,4 @@
-"""`bridge number`: point a Twilio number's voice webhook at this server."""
+"""`bridge number`: points a Twilio number's voice webhook at this server."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import click
 import trio
 
 from bridge.addresses import is_loopback
-from bridge.cli import Failure, Misconfigured
+from bridge.cli.failure import Failure, Misconfigured
 from bridge.config.file import config_path, load
 from bridge.config.settings import ConfigError, Secrets
 from bridge.text import printable
-from bridge.twilio.rest import PhoneNumber, TwilioError, TwilioRest, is_number
+from bridge.twilio.numbers import is_number
+from bridge.twilio.rest import PhoneNumber, TwilioError, TwilioRest
 
 WEBHOOK = "/incoming-call"
 
@@ -28,17 +29,17 @@ T = TypeVar("T")
     "--url", default="", help="This server's public address, instead of server.public_url."
 )
 @click.option("--config", metavar="FILE", help="The configuration file, instead of config.toml.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def number(number: str, url: str, config: str | None, yes: bool) -> None:
     """Point a Twilio number's voice webhook at this server.
 
-    Shows what answers the number now, and asks before changing it. Needs TWILIO_ACCOUNT_SID and
+    Shows what the number is connected to and asks before changing it. Needs TWILIO_ACCOUNT_SID and
     TWILIO_AUTH_TOKEN in the environment.
     """
     if not is_number(number):
         raise Misconfigured(
             f"{printable(number)}: expected a phone number such as +15551234567; write + and the "
-            "country code, then digits alone"
+            "country code, then digits only"
         )
     if config is not None:
         os.environ["BRIDGE_CONFIG"] = config
@@ -54,12 +55,12 @@ def number(number: str, url: str, config: str | None, yes: bool) -> None:
             raise Failure(f"the account has no number {number}; see console.twilio.com")
         _show(found, address)
         if _answers(found, address):
-            click.echo(f"{number} is answered by {address} already; nothing to do")
+            click.echo(f"{number} is already answered by {address}; nothing to do")
             return
         if found.trunk_sid:
             raise Failure(
-                f"{number} belongs to SIP trunk {printable(found.trunk_sid)}, which Twilio asks "
-                "instead of a webhook; take it off the trunk in Twilio's console first"
+                f"{number} belongs to SIP trunk {printable(found.trunk_sid)}, so Twilio uses "
+                "no webhook; take it off the trunk in Twilio's console first"
             )
         if not yes:
             _ask(number)
@@ -69,12 +70,12 @@ def number(number: str, url: str, config: str | None, yes: bool) -> None:
     except ValueError as error:
         raise Misconfigured(str(error)) from None
     if not _answers(now, address):
-        raise Failure(f"Twilio took the change, but {number} is answered by {_answerer(now)}")
+        raise Failure(f"Twilio accepted the change, but {number} is answered by {_answerer(now)}")
     click.echo(f"{number} is answered by {address}")
 
 
 def open_rest(account_sid: str, auth_token: str) -> TwilioRest:
-    """Twilio's REST API. Tests replace it by the stand-in's."""
+    """Open Twilio's REST API. Tests replace this by a stand-in."""
     return TwilioRest(account_sid, auth_token)
 
 
@@ -84,14 +85,14 @@ Credentials = tuple[str, str]
 def _credentials(secrets: Secrets) -> Credentials:
     if not secrets.twilio_account_sid or not secrets.twilio_auth_tokens:
         raise Misconfigured(
-            "TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN: not both set; copy them from "
+            "TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN must both be set; copy them from "
             "console.twilio.com"
         )
     return secrets.twilio_account_sid, secrets.twilio_auth_tokens[0]
 
 
 def _webhook(url: str) -> str:
-    """The webhook's address under `url`, which may name it already."""
+    """Return the webhook's address at the server `url`, which may already include the path."""
     if not url:
         raise Misconfigured(
             "server.public_url: not set; set it, or give the public address with --url"
@@ -105,7 +106,7 @@ def _webhook(url: str) -> str:
     if is_loopback(parts.netloc) or parts.query or parts.fragment or "@" in parts.netloc:
         raise Misconfigured(
             "--url: expected this server's public address, without user name, ?query and "
-            "#fragment; Twilio cannot reach this machine by a name of its own"
+            "#fragment; Twilio cannot reach a loopback address"
         )
     return url.rstrip("/").removesuffix(WEBHOOK) + WEBHOOK
 
@@ -124,7 +125,7 @@ def _run(work: Callable[..., Awaitable[T]], *arguments: object) -> T:
     try:
         return trio.run(work, *arguments)
     except BaseExceptionGroup as group:
-        # Trio's nurseries hand on Ctrl-C in a group; whatever else is in it fell with it.
+        # Trio raises KeyboardInterrupt inside a group, beside the errors that it caused.
         if group.subgroup(KeyboardInterrupt) is None:
             raise
         raise click.Abort from None
@@ -157,7 +158,7 @@ def _ask(number: str) -> None:
         agreed = click.confirm(f"Change what answers {number}?", err=True)
     except click.Abort as error:
         if isinstance(error.__context__, EOFError):
-            raise Misconfigured("nobody here to ask; add --yes") from None
+            raise Misconfigured("cannot ask without a terminal; add --yes") from None
         raise
     if not agreed:
         raise Failure("nothing was changed")

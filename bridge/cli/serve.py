@@ -1,4 +1,4 @@
-"""`bridge serve`: the server, settings from config.toml."""
+"""`bridge serve`: runs the server with the settings from config.toml."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypercorn.config import Config
 from quart_trio import QuartTrio
 
 from bridge import asgi
-from bridge.cli import Failure, Misconfigured, reason
+from bridge.cli.failure import Failure, Misconfigured, reason
 from bridge.config.settings import ConfigError
 from bridge.config.toml import checked_bind
 from bridge.server import serve as serving
@@ -21,16 +21,19 @@ from bridge.server.tunnel import TunnelError, open_tunnel
 
 @click.command()
 @click.option("--config", metavar="FILE", help="The configuration file, instead of config.toml.")
-@click.option("--bind", metavar="HOST:PORT", help="Where to listen, instead of server.bind.")
-@click.option("--tunnel", is_flag=True, help="Get a public address, by cloudflared or ngrok.")
+@click.option(
+    "--bind", metavar="HOST:PORT", help="The address to listen on, instead of server.bind."
+)
+@click.option("--tunnel", is_flag=True, help="Get a public address through cloudflared or ngrok.")
 def serve(config: str | None, bind: str | None, tunnel: bool) -> int:
     """Run the server.
 
     Settings come from config.toml in the working directory, or from the file that BRIDGE_CONFIG
-    names; secrets from the environment: DEEPGRAM_API_KEY, TWILIO_AUTH_TOKEN.
+    names; secrets come from the environment: DEEPGRAM_API_KEY, TWILIO_AUTH_TOKEN.
 
-    SIGTERM ends it when the calls that are on have ended, at the latest after server.drain_seconds
-    and a goodbye from the agent. A second SIGTERM, or Ctrl-C, ends the calls at once.
+    SIGTERM drains: no new calls, and the server stops when the live ones have ended, at the latest
+    after server.drain_seconds and a goodbye from the agent. A second SIGTERM, or Ctrl-C, ends the
+    calls at once.
     """
     if config is not None:
         os.environ["BRIDGE_CONFIG"] = config
@@ -46,7 +49,7 @@ def serve(config: str | None, bind: str | None, tunnel: bool) -> int:
             except ValueError as error:
                 raise Misconfigured(f"--bind: {error}") from None
         if tunnel and settings.server.workers > 1:
-            raise Misconfigured("--tunnel: is for one worker; set server.workers to 1")
+            raise Misconfigured("--tunnel: works with one worker only; set server.workers to 1")
         status = 0
         try:
             if tunnel:
@@ -69,7 +72,7 @@ def serve(config: str | None, bind: str | None, tunnel: bool) -> int:
 
 
 async def _run_behind_tunnel(app: QuartTrio, config: Config, signals: StopSignals) -> None:
-    """Serve at the public address of a tunnel to this machine, for as long as the server runs."""
+    """Run the server behind a tunnel, whose public address is printed."""
     port = int(config.bind[0].rpartition(":")[2])
     async with open_tunnel(port) as address:
         app.extensions["bridge"].tunnel = address

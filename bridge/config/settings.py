@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
-from bridge.admission.ticket import ticket_keys
+from bridge.addresses import is_loopback
 from bridge.text import printable
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
@@ -171,7 +171,7 @@ def warnings_for(settings: Settings) -> list[str]:
             "announced"
         )
     agent = urlsplit(settings.deepgram.url)
-    if agent.scheme == "ws" and not is_loopback_host(agent.hostname or ""):
+    if agent.scheme == "ws" and not is_loopback(agent.netloc):
         lines.append(
             f"deepgram.url is ws://: the key and all audio go unencrypted to {agent.hostname}; "
             "write wss://"
@@ -225,12 +225,6 @@ class Secrets:
             ticket_key=value("BRIDGE_TICKET_KEY"),
         )
 
-    def ticket_keys(self) -> tuple[bytes, ...]:
-        """Derive the keys of the calls' tickets from the first secret that is set, so that every
-        process and machine with the same environment has the same keys; random if none is set.
-        """
-        return ticket_keys(self.twilio_auth_tokens, (self.api_token,), (self.ticket_key,))
-
     def values(self) -> tuple[str, ...]:
         """Return every value that is set, for redaction."""
         single = (
@@ -257,11 +251,11 @@ def check_startup(settings: Settings, secrets: Secrets) -> None:
 
     An agent on this machine (`bridge agent`) is assumed to need no key.
     """
-    host = urlsplit(settings.deepgram.url).hostname or ""
-    if not is_loopback_host(host) and not secrets.deepgram_api_key:
+    agent = urlsplit(settings.deepgram.url)
+    if not is_loopback(agent.netloc) and not secrets.deepgram_api_key:
         raise ConfigError(
-            f"DEEPGRAM_API_KEY: not set, and the agent at {host} needs it; set it, or point "
-            "deepgram.url at a local agent (`bridge agent`)"
+            f"DEEPGRAM_API_KEY: not set, and the agent at {agent.hostname} needs it; set it, or "
+            "point deepgram.url at a local agent (`bridge agent`)"
         )
     if settings.twilio.validate_signatures and not secrets.twilio_auth_tokens:
         raise ConfigError(
@@ -269,13 +263,3 @@ def check_startup(settings: Settings, secrets: Secrets) -> None:
             "set it to the auth token in the Twilio console, or, to try the server without Twilio, "
             "set twilio.validate_signatures = false"
         )
-
-
-def is_loopback_host(host: str) -> bool:
-    """Tell whether a host name or address is this machine's own."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

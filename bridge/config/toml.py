@@ -18,8 +18,10 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 from msgspec import Struct
 
-from bridge.config.settings import ConfigError, DeepgramSettings, Settings, is_loopback_host
+from bridge.addresses import is_loopback
+from bridge.config.settings import ConfigError, DeepgramSettings, Settings
 from bridge.text import closest
+from bridge.twilio.numbers import EXPECTED_NUMBER, HOW_TO_WRITE_NUMBERS, is_number
 
 
 def parse(text: str, name: str = "config.toml") -> Settings:
@@ -207,11 +209,8 @@ def _check_agents(agents: dict[str, Any]) -> None:
 
 
 def _e164(number: str) -> str:
-    if not re.fullmatch(r"\+[1-9][0-9]{6,14}", number):
-        raise ValueError(
-            f"expected a phone number such as +15551234567, got {_got(number)}; write + and the "
-            "country code, then digits alone"
-        )
+    if not is_number(number):
+        raise ValueError(f"{EXPECTED_NUMBER}, got {_got(number)}; {HOW_TO_WRITE_NUMBERS}")
     return number
 
 
@@ -268,7 +267,7 @@ def _public_url(url: str) -> str:
         return url
     example = "https://voice.example.com"
     parts = _url(url, ("https", "http"), example)
-    if parts.scheme == "http" and not is_loopback_host(parts.hostname or ""):
+    if parts.scheme == "http" and not is_loopback(parts.netloc):
         raise ValueError(
             "expected https://, since Twilio opens media sockets by wss:// only; put a proxy with "
             f"TLS in front and write {example}"

@@ -1,4 +1,4 @@
-"""Functions the agent may call, written by the users of bridge as plain Python.
+"""Functions that the agent may call, written by users of bridge in plain Python.
 
     from typing import Annotated
 
@@ -12,8 +12,8 @@
         number = await bookings.add(guests, hour, phone=call.caller)
         return {"booking": number}
 
-The module is named in `config.toml` (`[functions] module = "my_functions"`). `registry` turns it
-into what the agent is told; `calls` runs what the agent asks for.
+The module is named in `config.toml` (`[functions] module = "my_functions"`). `registry` collects
+its functions and describes them to the agent; `in_flight` runs the function calls of a phone call.
 """
 
 from __future__ import annotations

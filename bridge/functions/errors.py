@@ -1,4 +1,4 @@
-"""What can be wrong with a function: the user's fault, or the agent's."""
+"""Errors of functions: one caused by the user, one caused by the agent."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from bridge.config.settings import ConfigError
 
 
 class FunctionError(ConfigError):
-    """The user's functions cannot be used. One line: which function, what, and how to mend it."""
+    """The user's functions cannot be used. One line: the function, the fault, the remedy."""
 
 
 class BadArguments(Exception):
-    """The agent's arguments do not fit the function. The message is for the agent: which
-    parameter, what was expected and what came.
+    """The agent's arguments do not fit the function. The message goes to the agent: the parameter,
+    the expected type and what was sent.
     """

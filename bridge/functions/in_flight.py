@@ -1,14 +1,27 @@
-"""The functions the agent asks for during one phone call: run, bounded, answered or cancelled.
+"""The function calls in flight during one phone call: each runs as a task and gets one answer.
 
-Each function is a task in the call's own nursery, so the agent reader never waits for one and the
-end of the call ends them all. Whatever becomes of a function, the agent gets exactly one answer,
-because an agent without an answer is silent; except when it no longer wants one, or the call is
-over. Rules: https://developers.deepgram.com/docs/voice-agent-function-call-request,
+    FunctionCallRequest ──▶ start() ──▶ a task in the call's nursery, one per function call
+                                          1. run the function, in entry.scope
+                                          2. send FunctionCallResponse, outside entry.scope
+
+    what happens to the function            what the agent gets              result
+    returns JSON of at most 32 KiB          the value                        ok
+    raises, or returns anything else        {"error": …}, without details    error
+    unknown name, unfit arguments           {"error": …} that says so        error
+    16 are already in flight                {"error": …}: try again later    error
+    runs past its deadline (10 s)           {"error": …} that says so        timeout
+    agent sends FunctionCallCancelled       nothing                          cancelled
+    agent's session is lost                 nothing                          cancelled
+    the phone call ends                     nothing                          cancelled
+
+Deepgram's agent stays silent until it has an answer, so it always gets exactly one, unless it has
+cancelled the function call or the session has ended. The agent reader never waits for a function:
+`start` only starts tasks, and the end of the call's nursery cancels them all.
+
+Step 1 may be cancelled at any time: by the deadline, by the agent, by the end of the call. Step 2
+is cancelled only by the end of the call, because a send that is cut off halfway breaks the agent's
+session. Rules: https://developers.deepgram.com/docs/voice-agent-function-call-request,
 .../voice-agent-function-call-response and .../voice-agent-function-call-cancelled.
-
-What a task does has two parts. Running the function can be cancelled at any moment: by its
-deadline, by the agent, by the end of the call. Sending the answer only by the end of the call,
-since a send cut off in the middle would end the agent's session.
 """
 
 from __future__ import annotations
@@ -48,25 +61,27 @@ class Tasks(Protocol):
     ) -> None: ...
 
 
-# A caller who hears nothing for longer hangs up, and Deepgram states no limit of its own.
-DEFAULT_DEADLINE: Final = 10.0  # seconds
+# Seconds. Callers hang up after a longer silence, and Deepgram documents no limit of its own.
+DEFAULT_DEADLINE: Final = 10.0
 
-# A model asks for a few at once; more than this is a model gone astray.
+# A model requests a few functions at once; more than this is a malfunction.
 MAX_IN_FLIGHT: Final = 16
 
-# Refusals are tasks, too. An agent that asks on while it does not read our answers gets none.
+# Refusals are tasks, too. Beyond this many, requests of an agent that does not read are dropped.
 MAX_REFUSALS: Final = 64
 
-# The model has to read it while the caller waits, and it stays in the conversation from then on.
+# The model reads the result while the caller waits, and it stays in the conversation.
 MAX_RESULT_BYTES: Final = 32 * 1024
 
-# As much of an unknown function's name as the answer repeats: the longest that could be known.
+# Characters of an unknown function's name that the answer repeats: the longest legal name.
 _NAME_SHOWN: Final = 64
 
 
 @dataclass(eq=False)
 class _InFlight:
-    """A call of a function that is running, or whose answer is on its way."""
+    """One function call. `scope` encloses running it; `unwanted`: the agent wants no answer;
+    `told`: its result is known; `ended`: its result, unless it is unwanted.
+    """
 
     call: FunctionCall
     began: float = field(default_factory=trio.current_time)
@@ -77,13 +92,15 @@ class _InFlight:
 
 
 class FunctionCalls:
-    """The function calls in flight of one phone call.
+    """Run the function calls of one phone call.
 
-    `on_began` and `on_ended` are told when one begins and is over, with Trio's time, `on_result` of
-    what became of it: name, seconds, and "ok", "error", "timeout" or "cancelled". `answer` sends
-    a result to the agent, from several tasks at once. When it raises AgentClosed
-    the answer is dropped, since the agent reader hears of it, too; anything else it raises is
-    raised in the nursery.
+    `answer` sends a result to the agent; several tasks call it at once. `on_began` and `on_ended`
+    are called with Trio's time when a function call starts and when it is done, answer included;
+    `on_result` with its name, its duration in seconds, and "ok", "error", "timeout" or
+    "cancelled".
+
+    *Error handling*: when `answer` raises AgentClosed the result is dropped, because the agent
+    reader sees the same and handles it. Any other exception of `answer` is raised in the nursery.
     """
 
     def __init__(
@@ -106,29 +123,30 @@ class FunctionCalls:
         self._overwhelmed = False
 
     def __len__(self) -> int:
-        """How many are in flight."""
+        """The number in flight."""
         return len(self._in_flight)
 
     @property
     def running(self) -> list[tuple[str, float]]:
-        """Those whose result is not known yet: name, and when it began on Trio's clock."""
+        """The function calls without a result yet: name, and start on Trio's clock."""
         return [(one.call.name, one.began) for one in self._in_flight.values() if not one.told]
 
     def start(self, nursery: Tasks, request: FunctionCallRequest) -> None:
-        """Run what the agent asks of us in `nursery`, a task each. Never blocks.
+        """Start a task in `nursery` for each function call of the request. Does not block.
 
-        Those it runs itself (`client_side` is false) are left out, and so is one whose id is in
-        flight already.
+        Ignores server-side functions (`client_side` is false) and an id that is already in
+        flight. At most MAX_IN_FLIGHT run; the next MAX_REFUSALS are answered with an error; beyond
+        that a request is dropped, with one line in the log per phone call.
         """
         for call in request.functions:
             if not call.client_side:
                 continue
             if call.id in self._in_flight:
-                log.debug("function call repeated", function=call.name, id=call.id)
+                log.debug("function call already in flight", function=call.name, id=call.id)
                 continue
             if len(self._in_flight) >= MAX_IN_FLIGHT + MAX_REFUSALS:
                 if not self._overwhelmed:
-                    log.warning("too many function calls, not answered", limit=MAX_IN_FLIGHT)
+                    log.warning("too many function calls, request dropped", limit=MAX_IN_FLIGHT)
                 self._overwhelmed = True
                 return
             full = len(self._in_flight) >= MAX_IN_FLIGHT
@@ -137,24 +155,26 @@ class FunctionCalls:
             nursery.start_soon(self._serve, entry, full, name="function call")
 
     def cancel(self, cancelled: FunctionCallCancelled) -> None:
-        """Stop what the agent no longer wants; those get no answer. Others are left alone, and so
-        are answers already on their way, which the agent drops.
+        """Cancel the named function calls; they get no answer.
+
+        Unknown ids are ignored. An answer that is already being sent still goes out; the agent
+        discards it.
         """
         for one in cancelled.functions:
             if entry := self._in_flight.get(one.id):
                 entry.unwanted = True
-                entry.scope.cancel(reason="the agent does not want the answer any more")
+                entry.scope.cancel(reason="the agent cancelled the function call")
 
     def cancel_all(self) -> None:
-        """Stop them all, without answers: the agent's session is over."""
+        """Cancel all function calls, without answers: the agent's session has ended."""
         for entry in self._in_flight.values():
             entry.unwanted = True
-            entry.scope.cancel(reason="the agent's session is over")
+            entry.scope.cancel(reason="the agent's session has ended")
 
     async def _serve(self, entry: _InFlight, full: bool) -> None:
         try:
             content = await self._content(entry, full)
-            # A function may have swallowed its cancellation: then the call is over all the same.
+            # A function may have swallowed Cancelled although the phone call has ended.
             await trio.lowlevel.checkpoint_if_cancelled()
             if not entry.unwanted:
                 call = entry.call
@@ -167,7 +187,7 @@ class FunctionCalls:
             self._on_ended(trio.current_time())
 
     async def _content(self, entry: _InFlight, full: bool) -> str:
-        """What to answer. Logs the line of this call, however it ends."""
+        """Return the answer, as JSON text. Logs one line, whatever the result."""
         call, began = entry.call, trio.current_time()
         function = self._functions.get(call.name)
         more: dict[str, Any] = {}
@@ -180,11 +200,11 @@ class FunctionCalls:
                 names = ", ".join(one.name for one in self._functions) or "none"
                 return _error(f"there is no function {call.name[:_NAME_SHOWN]}; there are: {names}")
             content = await self._run(function, entry)
-            log.debug("function answers", function=call.name, id=call.id, content=content)
+            log.debug("function returned", function=call.name, id=call.id, content=content)
             return content
         finally:
             if function is not None and not function.is_async and entry.scope.cancelled_caught:
-                # The one trace of a thread that may be lost for long.
+                # Only this line shows that a thread was abandoned and may stay busy.
                 more = {"threads_busy": self._threads.busy}
             seconds = trio.current_time() - began
             result = "cancelled" if entry.unwanted else entry.ended
@@ -200,23 +220,25 @@ class FunctionCalls:
             )
 
     async def _run(self, function: Function, entry: _InFlight) -> str:
-        """Run one function within its deadline. Whatever it does becomes an answer; only
-        cancellation from outside, and what is no function's to raise, gets past here."""
+        """Run one function within its deadline and return its answer, as JSON text.
+
+        Only cancellation from outside and exceptions such as KeyboardInterrupt pass through.
+        """
         deadline = DEFAULT_DEADLINE if function.deadline is None else function.deadline
         try:
             with entry.scope as scope:
                 scope.deadline = trio.current_time() + deadline
-                # Without this, one cancelled before it began would run to its first checkpoint.
+                # Without this, a function cancelled before its start runs to its first checkpoint.
                 await trio.lowlevel.checkpoint_if_cancelled()
                 value = await self._invoke(function, entry.call)
         except BadArguments as error:
             entry.ended = "error"
             return _error(str(error))
         except (Exception, SystemExit) as error:
-            # SystemExit: what ends a program must not end everybody's calls.
+            # SystemExit: sys.exit() in a function must not end the server.
             return _failed(entry, function, error)
         except BaseExceptionGroup as group:
-            # A function with a nursery of its own can fail and be cancelled at the same time.
+            # A function with its own nursery can fail and be cancelled at the same time.
             errors, rest = group.split((Exception, SystemExit))
             if errors is not None:
                 content = _failed(entry, function, errors)
@@ -235,8 +257,8 @@ class FunctionCalls:
         run = partial(function.implementation, **arguments)
         if function.is_async:
             return await run()
-        # In a tuple: a decorator around an async function is plain itself and returns what is to
-        # be awaited, which Trio would take for a mistake.
+        # In a tuple: a plain decorator around an async function returns an awaitable, which Trio
+        # would reject as a mistake.
         (value,) = await trio.to_thread.run_sync(
             lambda: (run(),),
             abandon_on_cancel=True,
@@ -248,7 +270,7 @@ class FunctionCalls:
 def _encoded(entry: _InFlight, function: Function, value: object) -> str:
     try:
         content = msgspec.json.encode(value)
-    except Exception as error:  # of any class the user may return
+    except Exception as error:  # whatever a user's class raises
         entry.ended = "error"
         log.error("function's result is not JSON", function=function.name, exc_info=error)
         return _error("the function's result cannot be written as JSON")
@@ -263,7 +285,7 @@ def _encoded(entry: _InFlight, function: Function, value: object) -> str:
 def _failed(entry: _InFlight, function: Function, error: BaseException) -> str:
     entry.ended = "error"
     log.error("function failed", function=function.name, id=entry.call.id, exc_info=error)
-    # Not the exception's words: they were not written for the model, nor for the caller's ear.
+    # Not the exception's text: it was not written for the model or the caller, and may be secret.
     return _error("the function failed")
 
 

@@ -1,10 +1,9 @@
-"""A function's parameters: from type hints to the JSON Schema the agent gets, and from the JSON it
-sends back to keyword arguments.
+"""A function's parameters: type hints to the JSON Schema for the agent, and the agent's JSON to
+keyword arguments.
 
-msgspec does both, from the same types, so that what is promised is what is checked. Its schemas
-are made plainer here, because they pass through Deepgram to models of several makers that each
-understand a different part of JSON Schema: references are written out, an enumeration has its
-type, and nothing is in it that only OpenAPI knows.
+msgspec does both from the same types, so the schema is what is checked. The schemas are simplified
+here, because Deepgram passes them to models of several providers that support different parts of
+JSON Schema: references are inlined, enumerations get a type, OpenAPI's extensions are removed.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from bridge.functions.errors import BadArguments, FunctionError
 
 Schema = dict[str, Any]
 
-# An explanation for the agent quotes what it sent; this much is enough to know it again.
+# The explanation quotes what the agent sent; this is enough to recognise it.
 MAX_EXPLANATION: Final = 500  # characters
 
 _REFERENCE: Final = "#/$defs/"
@@ -32,8 +31,8 @@ _NO_SCHEMA: Final = "Generating JSON schema for custom types requires either:"
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a function takes. `schema` is a JSON Schema object; `info` are the names of the
-    parameters that get the CallInfo.
+    """The parameters of a function. `schema` is a JSON Schema object without those in `info`, which
+    get the CallInfo.
     """
 
     schema: Schema
@@ -41,15 +40,14 @@ class Parameters:
     _decoder: msgspec.json.Decoder[msgspec.Struct]
 
     def read(self, text: str) -> dict[str, Any]:
-        """Return the keyword arguments in JSON `text`; no text and null mean none.
+        """Return the keyword arguments in the JSON `text`; an empty text and null mean none.
 
-        What the agent left out is left out, so that Python's own defaults apply. Unknown names
-        are refused, though the schema does not say so (some models take no
-        `additionalProperties`): they are a parameter misremembered, and its default would be a
-        silent mistake.
+        Arguments that the agent omitted are omitted, so Python's defaults apply. Unknown names are
+        refused, although the schema does not say so (some models reject `additionalProperties`):
+        the agent probably misspelt a parameter, and using its default would hide that.
 
-        Raises BadArguments, also with the words of a ValueError or TypeError from the
-        `__post_init__` of a user's class. Whatever else that raises is raised.
+        Raises BadArguments, also for a ValueError or TypeError from the `__post_init__` of a user's
+        class, whose text it repeats. Other exceptions of a user's class pass through.
         """
         if text.strip() in ("", "null"):
             text = "{}"
@@ -72,10 +70,10 @@ class Parameters:
 
 
 def parameters_of(implementation: Callable[..., Any], where: str) -> Parameters:
-    """Read the signature of a function, which errors call `where`.
+    """Read the signature of a function; `where` names it in errors.
 
-    A text in `Annotated[int, "24-hour clock"]` describes its parameter to the agent, and
-    `msgspec.Meta(ge=1, le=20)` there bounds it. Fields of classes are described by `Meta` alone.
+    The text in `Annotated[int, "24-hour clock"]` describes the parameter to the agent, and
+    `msgspec.Meta(ge=1, le=20)` there bounds it. Fields of classes are described by `Meta` only.
 
     Raises FunctionError.
     """
@@ -88,7 +86,7 @@ def parameters_of(implementation: Callable[..., Any], where: str) -> Parameters:
         _check_kind(parameter, where)
         if name not in hints:
             raise FunctionError(
-                f"{where}: parameter {name} has no type hint; write {name}: str, or what it is"
+                f"{where}: parameter {name} has no type hint; write {name}: str, or its type"
             )
         hint = hints[name]
         if hint is CallInfo or (get_origin(hint) is Annotated and get_args(hint)[0] is CallInfo):
@@ -116,7 +114,7 @@ def _hints(implementation: Callable[..., Any], where: str) -> Mapping[str, Any]:
 
     function = inspect.unwrap(implementation)
     try:
-        # Without the return type, which is nobody's business and need not be importable.
+        # Without the return type, which is not used and need not be importable.
         parameters.__annotations__ = {
             name: hint for name, hint in implementation.__annotations__.items() if name != "return"
         }
@@ -125,10 +123,10 @@ def _hints(implementation: Callable[..., Any], where: str) -> Mapping[str, Any]:
         )
     except NameError as error:
         raise FunctionError(
-            f"{where}: its type hint {error.name} has no meaning when bridge starts; define or "
+            f"{where}: its type hint {error.name} is not defined when bridge starts; define or "
             "import it at the top of the module, outside `if TYPE_CHECKING:`"
         ) from error
-    except Exception as error:  # hints are code of the user's
+    except Exception as error:  # evaluating hints runs the user's code
         raise FunctionError(f"{where}: its type hints cannot be read: {error}") from error
 
 
@@ -136,18 +134,18 @@ def _check_kind(parameter: inspect.Parameter, where: str) -> None:
     match parameter.kind:
         case inspect.Parameter.VAR_POSITIONAL | inspect.Parameter.VAR_KEYWORD:
             raise FunctionError(
-                f"{where}: {parameter} cannot be told to the agent; name each parameter, or take "
-                "a list or a dict"
+                f"{where}: {parameter} cannot be described to the agent; name each parameter, or "
+                "take a list or a dict"
             )
         case inspect.Parameter.POSITIONAL_ONLY:
             raise FunctionError(
-                f"{where}: parameter {parameter.name} is positional-only, and the agent gives "
+                f"{where}: parameter {parameter.name} is positional-only, but the agent passes "
                 "names; remove the / from the signature"
             )
 
 
 def _described(hint: Any) -> Any:
-    """The same type with each text in an `Annotated` as a description."""
+    """Return the type with each text in an `Annotated` turned into a description."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
         kind, *notes = inner
@@ -169,15 +167,16 @@ def _schema(hint: Any, where: str) -> Schema:
         return _plain(schema, components, ())
     except _ContainsItselfError as error:
         raise FunctionError(
-            f"{where}: the type {error} contains itself, which not every model understands; "
+            f"{where}: the type {error} contains itself, which not every model supports; "
             "make it flat, or take a dict"
         ) from None
     except Exception as error:  # TypeError, or what resolving the hints of a user's class raises
-        # Of a type that it does not know msgspec tells only how to extend msgspec.
+        # For an unknown type msgspec's error only explains how to extend msgspec.
         reason = str(error).partition("\n")[0].removeprefix(_NO_SCHEMA)
         because = f" ({reason})" if reason else ""
         raise FunctionError(
-            f"{where}: the type {inspect.formatannotation(hint)} cannot be had from JSON{because}; "
+            f"{where}: the type {inspect.formatannotation(hint)} cannot be read from JSON"
+            f"{because}; "
             "use int, float, str, bool, Literal, list, dict, a dataclass, or one of them | None"
         ) from error
 
@@ -198,10 +197,10 @@ def _plain(schema: Schema, components: Mapping[str, Schema], inside: tuple[str, 
                 if name in inside:
                     raise _ContainsItselfError(name)
                 target = _plain(components[name], components, (*inside, name))
-                # What is said of the parameter is nearer than what is said of its type.
+                # A description of the parameter takes precedence over that of its type.
                 plainer = {**target, **plainer}
             case "title" | "discriminator":
-                # Python's names; and a table of references that are gone.
+                # Python's own names, and a table for the references that were inlined.
                 pass
             case "properties":
                 plainer[key] = {name: plain(part) for name, part in value.items()}
@@ -222,14 +221,15 @@ _JSON_NAMES: Final = {str: "string", int: "integer"}
 
 
 def _default(value: object, hint: Any) -> Schema:
-    """What the agent is told of a default: nothing if it cannot be said in JSON, or is None, which
-    mostly means "not given"."""
+    """Return the schema's `default`; empty for one that JSON cannot express, and for None, which
+    usually means "not given".
+    """
     if value is None:
         return {}
     try:
         plain = msgspec.to_builtins(value)
         msgspec.convert(plain, hint)
         msgspec.json.encode(plain)
-    except Exception:  # of any user's class; a default that is not told still applies
+    except Exception:  # whatever a user's class raises; the default still applies
         return {}
     return {"default": plain}

@@ -1,8 +1,8 @@
-"""The functions of a process: marked by a decorator, collected once, told to every agent.
+"""The registry of functions: marked by a decorator, collected once, described to every agent.
 
-The decorator only leaves a note on the function. What it means is worked out when the functions
-are collected, so that a hint may name what the module defines further down, and two modules (or
-two tests) never meet in a global table.
+The decorator only marks the function. The description is built when the functions are collected,
+so a type hint may name a class that the module defines further down, and there is no global table
+that modules or tests share.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bridge.functions.parameters import Parameters, parameters_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# What the makers of the models take, and so what Deepgram passes on.
+# The names that model providers accept, and that Deepgram therefore passes on.
 _NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 _MARK: Final = "__bridge_function__"
@@ -30,7 +30,7 @@ _MARK: Final = "__bridge_function__"
 
 @dataclass(frozen=True)
 class Options:
-    """What `@function(...)` was given."""
+    """The options given to `@function(...)`."""
 
     name: str | None = None
     deadline: float | None = None
@@ -55,26 +55,29 @@ def function(
     deadline: float | None = None,
     defer_until_eot: bool = False,
 ) -> F | Callable[[F], F]:
-    """Mark a function, `async` or plain, as one the agent may call; it stays what it was.
+    """Mark a function, `async` or plain, as one that the agent may call; return it unchanged.
 
-    The agent is told its name (or `name`), the first paragraph of its docstring, and its
-    parameters, by their type hints. What it returns is sent back as JSON; when it raises, the
-    agent hears only that it failed, since the words of an exception may hold secrets. To tell the
-    agent what went wrong, return it.
+    *Description*: the agent gets its name (or `name`), the first paragraph of its docstring, and
+    its parameters with their type hints.
 
-    `deadline` is in seconds, 10 by default. An async function is cancelled then, like any Trio
-    code, and when the call ends or the agent no longer wants the answer. Trio cannot end a
-    function that shields itself: the call would wait for it, so do not shield without a deadline.
+    *Result*: the return value is sent to the agent as JSON.
 
-    A plain function runs in a thread, and a thread cannot be ended from outside. When its time is
-    over it is abandoned: its result is thrown away, its effects are not, and it occupies one of
-    the threads there are for functions until it returns. Give whatever it waits for a timeout.
+    *Error handling*: when it raises, the agent learns only that it failed, because the text of an
+    exception may contain secrets. To tell the agent what went wrong, return it.
 
-    The agent may ask before the caller's turn is confirmed, and take it back. `defer_until_eot`
-    makes it wait for the end of the turn: set it for anything that cannot be undone.
+    *Cancellation*: `deadline` is in seconds, 10 by default. An async function runs on Trio and is
+    cancelled at its deadline, when the phone call ends, or when the agent cancels the function
+    call. Trio cannot end a function that shields itself, and the phone call would wait for it: do
+    not shield without a deadline. A plain function runs in a thread, which cannot be stopped. At
+    its deadline it is abandoned: its result is discarded, its effects are not, and it keeps one
+    thread of the pool busy until it returns. Give everything it waits for a timeout.
+
+    *Repeatability*: the agent may call a function before the caller's turn is confirmed, and cancel
+    it when the caller goes on speaking. With `defer_until_eot` it waits for the end of the turn:
+    set it for anything that cannot be undone.
     https://developers.deepgram.com/docs/voice-agent-function-call-request
 
-    Raises FunctionError for what is not a function; the rest is checked when it is collected.
+    Raises FunctionError if it is not a function; everything else is checked when it is collected.
     """
     options = Options(name, deadline, defer_until_eot)
 
@@ -92,8 +95,8 @@ def function(
 
 @dataclass(frozen=True)
 class Function:
-    """One function, ready to be told and called. `deadline` is in seconds, None for the default;
-    `source` says where it is written, for errors.
+    """One function, ready to be described and called. `deadline` is in seconds, None for the
+    default; `source` is its module and qualified name, for errors.
     """
 
     name: str
@@ -117,19 +120,19 @@ class Function:
         name = implementation.__name__ if options.name is None else options.name
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise FunctionError(
-                f"{source}: the agent takes no function called {name!r:.80}; give it "
+                f"{source}: the agent accepts no function called {name!r:.80}; give it "
                 "@function(name=...) of 1 to 64 letters a-z, digits, _ and -"
             )
         if options.deadline is not None and not _is_deadline(options.deadline):
             raise FunctionError(
                 f"{source}: expected a deadline in seconds above 0, got {options.deadline!r:.80}; "
-                "write such as deadline=5.0"
+                "for example deadline=5.0"
             )
         if inspect.isgeneratorfunction(implementation) or inspect.isasyncgenfunction(
             implementation
         ):
             raise FunctionError(
-                f"{source}: yields, and the agent takes one answer; return it instead"
+                f"{source}: is a generator, but the agent accepts one answer; return it instead"
             )
         return cls(
             name=name,
@@ -143,11 +146,11 @@ class Function:
 
     @property
     def is_async(self) -> bool:
-        """Whether it runs on Trio's thread; the others get one of their own."""
+        """Whether it runs as a Trio task; plain functions run in a thread."""
         return inspect.iscoroutinefunction(self.implementation)
 
     def schema(self) -> dict[str, Any]:
-        """Its entry in `agent.think.functions` of the Settings; the caller's to keep.
+        """Return its entry in `agent.think.functions` of the Settings, as a copy.
 
         https://developers.deepgram.com/docs/configure-voice-agent
         """
@@ -161,7 +164,7 @@ class Function:
 
 
 class Functions:
-    """Functions by name, in the order they were written. Never changes; `+` makes a new one.
+    """Functions by name, in source order. Immutable; `+` makes a new one.
 
     Raises FunctionError when two have the same name.
     """
@@ -178,18 +181,18 @@ class Functions:
 
     @classmethod
     def of(cls, *implementations: Callable[..., Any]) -> Functions:
-        """The functions and bound methods given, marked or not. Raises FunctionError."""
+        """Collect functions and bound methods, marked or not. Raises FunctionError."""
         return cls(map(Function.of, implementations))
 
     @classmethod
     def from_module(cls, name: str) -> Functions:
-        """Import a module as `python -m` would find it, blocking, and take what it marks with
-        `@function`, also what it imports from other modules.
+        """Import a module and collect what it marks with `@function`, imported functions included.
 
-        The working directory goes to the front of `sys.path` and stays there, since functions
-        may import when they run. A module is imported once a process: an edit needs a restart.
+        Blocks. The module is found as `python -m` finds it; the working directory goes to the front
+        of `sys.path` and stays there, because functions may import when they run. A module is
+        imported once per process: an edit takes effect with the next start.
 
-        Raises FunctionError when it cannot be imported, marks nothing, or a function is unfit.
+        Raises FunctionError when it cannot be imported, marks nothing, or marks an unfit function.
         """
         module = import_module(name)
         marked = {
@@ -205,11 +208,11 @@ class Functions:
         return cls.of(*marked.values())
 
     def get(self, name: str) -> Function | None:
-        """The function of this name, if there is one."""
+        """Return the function of this name, if there is one."""
         return self._by_name.get(name)
 
     def schemas(self) -> list[dict[str, Any]]:
-        """The list for `agent.think.functions` of the Settings; the caller's to keep."""
+        """Return the list for `agent.think.functions` of the Settings, as a copy."""
         return [one.schema() for one in self]
 
     def __add__(self, other: Functions) -> Functions:

@@ -1,8 +1,8 @@
-"""How many threads plain functions may have.
+"""Bounds on the threads that plain (not async) functions run in.
 
-A thread cannot be ended from outside, so one whose function hangs is lost until it returns, long
-after its call. Two bounds follow: one for the process, because memory and threads are finite; and
-a smaller one for each call, so that a call whose functions hang does not take them all.
+A thread cannot be stopped from outside: when its function hangs, it stays busy long after the phone
+call has ended. So there are two bounds: one for the process, since memory and threads are finite,
+and a smaller one per phone call, so that one call's hanging functions do not take all threads.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import Final
 
 import trio
 
-# Blocking functions mostly wait for a network, so many more than cores are of use; a hundred
-# threads' stacks are still cheap.
+# Blocking functions mostly wait for a network, so many more threads than cores are useful; the
+# stacks of a hundred threads are still cheap.
 THREADS: Final = 64
 
-# A model asks for one or two functions in a turn. With this share it takes sixteen calls whose
-# functions all hang to hold up the functions of the others.
+# A model requests one or two functions per turn. With this share, sixteen phone calls must have all
+# their functions hanging before others have to wait for a thread.
 THREADS_PER_CALL: Final = 4
 
 _process: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("function threads")
 
 
 class ThreadLimiter:
-    """One call's share of the threads: what `trio.to_thread.run_sync` takes as a limiter."""
+    """The threads of one phone call: a limiter for `trio.to_thread.run_sync`."""
 
     def __init__(self) -> None:
         self._call = trio.CapacityLimiter(THREADS_PER_CALL)
@@ -31,11 +31,11 @@ class ThreadLimiter:
 
     @property
     def busy(self) -> int:
-        """Threads of functions in the whole process, abandoned ones included."""
+        """The number of busy threads in the process, abandoned ones included."""
         return int(self._all.borrowed_tokens)
 
     async def acquire_on_behalf_of(self, borrower: object) -> None:
-        """Wait for a thread. Cancelling this takes none."""
+        """Wait for a thread. When cancelled, no thread is taken."""
         await self._call.acquire_on_behalf_of(borrower)
         try:
             await self._all.acquire_on_behalf_of(borrower)
@@ -44,14 +44,14 @@ class ThreadLimiter:
             raise
 
     def release_on_behalf_of(self, borrower: object) -> None:
-        """Give a thread back: when it has ended, not when it was abandoned."""
+        """Release a thread. Trio calls this when the thread has ended, not when it is abandoned."""
         self._all.release_on_behalf_of(borrower)
         self._call.release_on_behalf_of(borrower)
 
 
 def _threads_of_the_process() -> trio.CapacityLimiter:
-    # Of Trio's run, that is: a thread abandoned by an earlier run in this process, of a test for
-    # example, never gives its place back.
+    # One per Trio run: a thread abandoned by an earlier run in this process, as in tests, never
+    # releases its token.
     try:
         return _process.get()
     except LookupError:

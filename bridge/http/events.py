@@ -1,15 +1,15 @@
-"""What is going on, as server-sent events: `GET /events` for everything, `GET /calls/{sid}/events`
-for one call from its beginning to its end. What the events say is in `bridge.live.hub`.
+"""Server-sent events: `GET /events` for all calls, `GET /calls/{sid}/events` for one call from its
+beginning to its end. `bridge.live.hub` describes the events.
 
-Both begin with a `snapshot`. A stream ends when its call does, and when the server stops; a client
-that still wants to know connects again. One call's stream ends with one of
+Both streams begin with a `snapshot`. A stream ends when its call ends, and when the server stops;
+the client may connect again. One call's stream ends with one of
 
-    ended       it is over: this one, carried here, or one that is in the records
-    elsewhere   another worker process carries it, or did when it died
-    unknown     BEGIN_SECONDS have gone by and there is no such call
+    ended       the call is over, here or by its record
+    elsewhere   another worker process carries the call, or did when it died
+    unknown     there is no such call after BEGIN_SECONDS
 
-A viewer that reads slowly is sent a new snapshot instead of what it missed; one that does not read
-at all is dropped after the server's WRITE_TIMEOUT (`bridge.server.hypercorn.connection`).
+A viewer that reads too slowly gets a new snapshot in place of the events it missed. A viewer that
+does not read at all is dropped after the server's WRITE_TIMEOUT (`bridge.server.hypercorn.connection`).
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
@@ -20,49 +20,53 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
 
 import trio
-from quart import Blueprint, Response, jsonify, request
+from quart import Blueprint, Response, request
 
-from bridge.http.operator_host import ControlHost, Records
+from bridge.http.call_records import carried_elsewhere, record_of
+from bridge.http.current import current_bridge
+from bridge.http.json_api import ApiError, answer_errors_in_json
+from bridge.http.operator_auth import protect
 from bridge.live import view
 from bridge.live.hub import MAX_VIEWERS, Live, Stopped, TooManyViewers
 from bridge.live.viewer import event
-from bridge.twilio.rest import is_call_sid
+from bridge.service import Bridge
+from bridge.twilio.numbers import is_call_sid
 
-# A proxy drops a response that is silent for a minute or so, and a viewer that has vanished is
-# found out by writing to it.
+# In seconds. Proxies drop a response that is silent for about a minute, and only a write finds out
+# that a viewer has disconnected.
 HEARTBEAT_SECONDS: Final = 10.0
 HEARTBEAT: Final = b": still here\n\n"
 
-# How long a browser waits before it connects again, in ms.
+# How long a browser waits before it connects again, in milliseconds.
 BEGINNING: Final = b"retry: 2000\n\n"
 
-# How long a call may be waited for. A page asks for its events and for its media socket at once.
+# How long a stream waits for its call to begin, in seconds: a page opens the stream and the media
+# socket at the same time.
 BEGIN_SECONDS: Final = 15.0
-# How often the records are asked meanwhile whether another process has it.
+# How often, meanwhile, the records are asked whether another process carries the call, in seconds.
 RECORD_SECONDS: Final = 2.0
 
-
-def add_event_routes(control: Blueprint, host: ControlHost, live: Live) -> None:
-    """Add both routes to the control API's blueprint."""
-
-    @control.get("/events")
-    async def events() -> Response:
-        return _refusal(live) or _streaming(_everything(live))
-
-    @control.get("/calls/<call_sid>/events")
-    async def call_events(call_sid: str) -> Response:
-        if not is_call_sid(call_sid):
-            return _error("a call's SID is CA and 32 hexadecimal digits", 404)
-        return _refusal(live) or _streaming(_one_call(live, host.records, call_sid))
+events = Blueprint("events", __name__)
+protect(events, what="control API")
+answer_errors_in_json(events)
 
 
-def carried_elsewhere(record: Mapping[str, Any]) -> bool:
-    """Whether a record that is not of a call carried here is of a call carried somewhere: by
-    another worker process or server with these records, or by one that died with it.
+@events.get("/events")
+async def all_events() -> Response:
+    """Stream the events of all calls that this process carries."""
+    live = current_bridge().live
+    _check_room(live)
+    return _streaming(_everything(live))
 
-    A record without a revision is a note of Twilio's reports: nobody carries the call yet.
-    """
-    return bool(record.get("revision")) and not record.get("outcome")
+
+@events.get("/calls/<call_sid>/events")
+async def call_events(call_sid: str) -> Response:
+    """Stream the events of one call."""
+    if not is_call_sid(call_sid):
+        raise ApiError("a call's SID is CA and 32 hexadecimal digits", 404)
+    bridge = current_bridge()
+    _check_room(bridge.live)
+    return _streaming(_one_call(bridge, call_sid))
 
 
 async def _everything(live: Live) -> AsyncGenerator[bytes, None]:
@@ -72,16 +76,16 @@ async def _everything(live: Live) -> AsyncGenerator[bytes, None]:
             while True:
                 yield await viewer.next(HEARTBEAT_SECONDS) or HEARTBEAT
     except (trio.EndOfChannel, Stopped, TooManyViewers):
-        return  # the last two: since the request was let in
+        return  # the latter two, if they happened after the request was accepted
 
 
-async def _one_call(live: Live, records: Records, call_sid: str) -> AsyncGenerator[bytes, None]:
+async def _one_call(bridge: Bridge, call_sid: str) -> AsyncGenerator[bytes, None]:
     yield BEGINNING
     try:
-        with live.watching(call_sid) as viewer:
+        with bridge.live.watching(call_sid) as viewer:
             wait_until = trio.current_time() + BEGIN_SECONDS
             while not viewer.has_begun:
-                known = _known(await records.get(call_sid), call_sid)
+                known = _known(await record_of(bridge, call_sid), call_sid)
                 if viewer.has_begun:
                     break
                 if not known and trio.current_time() >= wait_until:
@@ -97,7 +101,7 @@ async def _one_call(live: Live, records: Records, call_sid: str) -> AsyncGenerat
 
 
 def _known(record: Mapping[str, Any] | None, call_sid: str) -> bytes:
-    """What the records know of a call that is not carried here, as the stream's last events."""
+    """Return what the record of a call that is not live here says, as the last events."""
     if record is None:
         return b""
     if record.get("outcome"):
@@ -111,24 +115,18 @@ def _known(record: Mapping[str, Any] | None, call_sid: str) -> bytes:
 
 
 def _streaming(body: AsyncGenerator[bytes, None]) -> Response:
-    # Who asks for the head alone would be kept waiting for the end of the rest.
+    # A HEAD request must not wait for the stream to end.
     shown = body if request.method == "GET" else b""
     response = Response(shown, content_type="text/event-stream")
-    response.timeout = None  # it lasts as long as somebody watches
-    response.headers["X-Accel-Buffering"] = "no"  # nginx would keep events until it has a bufferful
+    response.timeout = None  # it lasts as long as the viewer is connected
+    response.headers["X-Accel-Buffering"] = "no"  # nginx would buffer the events
     return response
 
 
-def _refusal(live: Live) -> Response | None:
+def _check_room(live: Live) -> None:
+    """Raise ApiError if no more viewers may watch."""
     if live.closed:
-        return _error("the server is stopping", 503)
+        raise ApiError("the server is stopping", 503)
     if len(live) >= MAX_VIEWERS:
         words = f"{MAX_VIEWERS} are watching already; close one of the pages that do"
-        return _error(words, 503)
-    return None
-
-
-def _error(words: str, status: int) -> Response:
-    response = jsonify(error=words)
-    response.status_code = status
-    return response
+        raise ApiError(words, 503)

@@ -35,7 +35,7 @@ from wsproto.connection import ConnectionType
 
 from bridge.log import get_logger
 from bridge.server.hypercorn.connection import CONNECTION_KEY, WRITE_TIMEOUT, GuardedTCPServer
-from bridge.server.limits import Pace
+from bridge.server.limits import TokenBucket
 from bridge.transport.websocket import NORMAL_CLOSURE, WebSocket, WebSocketClosed
 from bridge.twilio.media_stream import PhoneGone
 
@@ -129,7 +129,7 @@ async def accepted(websocket: Websocket) -> AsyncIterator[WebSocket]:
         max_message=connection.config.websocket_max_message_size,
         write_timeout=WRITE_TIMEOUT,
         received=received,
-        pace=Pace(FRAMES_PER_SECOND, FRAMES_AT_ONCE).spend,
+        pace=TokenBucket(FRAMES_PER_SECOND, FRAMES_AT_ONCE).take,
     )
     try:
         yield socket

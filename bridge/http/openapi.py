@@ -1,9 +1,9 @@
-"""The HTTP interface in OpenAPI 3.1, at `GET /openapi.json`. Pure: a table, and what makes it one.
+"""The description of the HTTP routes in OpenAPI 3.1, at `GET /openapi.json`.
 
-Written by hand, since most of these routes answer Twilio and not a client with a schema; what the
-control API takes is msgspec's own schema of the types that read it.
-tests/unit/http/test_openapi.py fails when a route is not here or is not there any more; in
-tests/integration/http, schemathesis sends to each what its description allows and what it forbids.
+The table is written by hand, since most routes answer Twilio and have no schema; the request bodies
+of the control API are msgspec's own schemas. tests/unit/http/test_openapi.py fails when a route is
+missing here or does not exist any more; in tests/integration/http, schemathesis sends to each route
+what its description allows and what it forbids.
 
 https://spec.openapis.org/oas/v3.1.0
 """
@@ -15,16 +15,16 @@ from typing import Any, Final
 import msgspec
 
 from bridge.http.dialling import DialRequest
-from bridge.http.saying import Said
+from bridge.http.json_api import Said
 from bridge.http.softphone import CallRequest
+from bridge.twilio.numbers import CALL_SID_PATTERN
 
 Json = dict[str, Any]
 
-# Read as text by people, or as a page: not for programs.
+# Pages and files for browsers.
 NOT_DESCRIBED: Final = frozenset({"static", "pages.asset", "pages.console", "pages.softphone"})
 
 _REFERENCE: Final = "#/components/schemas/{name}"
-_SID: Final = "^CA[0-9a-fA-F]{32}$"
 
 _ERROR: Final = {
     "type": "object",
@@ -47,7 +47,7 @@ _CALL: Final = {
 _WORDS: Final = {
     400: "not the JSON or the form that is expected",
     401: "the token is missing or wrong",
-    403: "not let in: from elsewhere without a token, or not signed by Twilio",
+    403: "a remote client where no token is set, or a request that Twilio has not signed",
     404: "there is no such call",
     408: "the body took too long",
     409: "another process carries the call, or it is over",
@@ -62,7 +62,7 @@ _CLOSED: Final = (401, 403, 429)
 
 
 def description() -> Json:
-    """The whole description, as JSON will have it."""
+    """Return the whole description, ready for JSON."""
     types = (DialRequest, Said, CallRequest)
     bodies, components = msgspec.json.schema_components(types, ref_template=_REFERENCE)
     dial, said, softphone = bodies
@@ -86,7 +86,7 @@ def description() -> Json:
             "/calls/{call_sid}/say": {
                 "parameters": [_PATH],
                 "post": _api(
-                    "take words for the caller's",
+                    "send text to the agent as if the caller had spoken it",
                     said,
                     {202: "#Placed"},
                     400,
@@ -101,9 +101,9 @@ def description() -> Json:
             },
             "/calls/{call_sid}/events": {
                 "parameters": [_PATH],
-                "get": _events("what goes on in a call, as it happens"),
+                "get": _events("one call's events, as they happen"),
             },
-            "/events": {"get": _events("what goes on, as it happens")},
+            "/events": {"get": _events("all calls' events, as they happen")},
             "/softphone/call": {
                 "post": _api(
                     "a call from a browser", softphone, {200: "#Softphone"}, 400, 413, 415, 422, 503
@@ -111,14 +111,14 @@ def description() -> Json:
             },
             "/incoming-call": {"post": _webhook("the voice webhook", "text/xml", 400, 403, 413)},
             "/call-ended": {"post": _webhook("what comes after the agent", "text/xml", 403, 413)},
-            "/call-status": {"post": _webhook("how far a dialled call is", "", 400, 403, 413)},
+            "/call-status": {"post": _webhook("a dialled call's progress", "", 400, 403, 413)},
             "/call-status/answered-by": {
                 "post": _webhook("who answered a dialled call", "", 400, 403, 413)
             },
-            "/healthz": {"get": _page("alive", "text/plain", 200)},
-            "/readyz": {"get": _page("takes new calls", "text/plain", 200, 503)},
+            "/healthz": {"get": _page("whether the process is alive", "text/plain", 200)},
+            "/readyz": {"get": _page("whether new calls are taken", "text/plain", 200, 503)},
             "/metrics": {"get": _page("Prometheus", "text/plain", 200)},
-            "/openapi.json": {"get": _page("this", "application/json", 200)},
+            "/openapi.json": {"get": _page("this description", "application/json", 200)},
         },
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
@@ -143,7 +143,7 @@ def description() -> Json:
                     "type": "object",
                     "required": ["call_sid", "stream_url", "parameters"],
                     "properties": {
-                        "call_sid": {"type": "string", "pattern": _SID},
+                        "call_sid": {"type": "string", "pattern": CALL_SID_PATTERN},
                         "stream_url": {"type": "string"},
                         "parameters": {"type": "object"},
                     },
@@ -157,7 +157,7 @@ _PATH: Final = {
     "name": "call_sid",
     "in": "path",
     "required": True,
-    "schema": {"type": "string", "pattern": _SID},
+    "schema": {"type": "string", "pattern": CALL_SID_PATTERN},
 }
 _LIMIT: Final = {
     "name": "limit",
@@ -173,7 +173,7 @@ def _api(
     *bad: int,
     parameters: list[Json] | None = None,
 ) -> Json:
-    """An operation of the control API: JSON both ways, and a token."""
+    """Return an operation of the control API: JSON in both directions, with a token."""
     responses: Json = {}
     for status, schema in good.items():
         reference = {"$ref": schema.replace("#", "#/components/schemas/")}
@@ -191,17 +191,17 @@ def _api(
 
 
 def _events(summary: str) -> Json:
-    """A stream of events that goes on until either side ends it."""
+    """Return a stream of events that lasts until either side ends it."""
     operation = _api(summary, None, {}, 404, 503)
     operation["responses"]["200"] = _answer("server-sent events", "text/event-stream", {})
     return operation
 
 
 def _webhook(summary: str, answers: str, *bad: int) -> Json:
-    """A request of Twilio's: a form of any fields, signed."""
+    """Return a webhook: a signed form of any fields."""
     form = {"type": "object", "additionalProperties": {"type": "string"}}
     form["properties"] = {
-        "CallSid": {"type": "string", "pattern": _SID},
+        "CallSid": {"type": "string", "pattern": CALL_SID_PATTERN},
         **{name: {"type": "string"} for name in ("From", "To", "Direction", "CallStatus")},
         **{name: {"type": "string"} for name in ("SequenceNumber", "AnsweredBy", "CallDuration")},
     }

@@ -1,32 +1,35 @@
-"""Who may use the control API, the console and the softphone. Pure: headers and a peer address go
-in, a refusal or nothing comes out.
+"""Authorises requests to the control API, the console and the softphone.
 
-With a token (`BRIDGE_API_TOKEN`), whoever has it. Without one, only clients on this machine, and
-being one is judged strictly, since three kinds of strangers look local:
+With `BRIDGE_API_TOKEN`, every client that sends it is accepted. Without, only clients on this
+machine are, and three kinds of remote clients look like one:
 
-- whatever comes through a proxy or tunnel that runs here (`bridge serve --tunnel`): its peer
-  address is loopback, but it adds forwarding headers or keeps the public Host;
-- a web page in this machine's browser: it sends an Origin, or says Sec-Fetch-Site;
-- a web page whose name was made to resolve to 127.0.0.1 (DNS rebinding): its Host is that name.
+- a request through a proxy or tunnel that runs here (`bridge serve --tunnel`): its peer address is
+  loopback, but the proxy adds forwarding headers or keeps the public Host;
+- a request of a web page in this machine's browser: it has an Origin, or a Sec-Fetch-Site;
+- a request of a web page whose name resolves to 127.0.0.1 (DNS rebinding): its Host is that name.
 
-X-Forwarded-For is never believed here, only ever a reason to refuse.
+X-Forwarded-For is never a reason to accept a request here, only a reason to refuse one.
 """
 
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 from urllib.parse import urlsplit
 
+import trio
+from quart import Blueprint, Response, current_app, jsonify, request
 from werkzeug.datastructures import Headers
 
-from bridge.addresses import is_loopback
+from bridge.addresses import host_of, is_loopback, is_loopback_ip
+from bridge.http.current import current_bridge, origin_of, peer_of
+from bridge.log import get_logger
 
-# Any of them tells that somebody in between took the request from somebody else.
+log = get_logger(__name__)
+
+# Headers that a proxy adds to a request which it forwards.
 FORWARDING_HEADERS: Final = (
     "Forwarded",
     "Via",
@@ -39,62 +42,76 @@ FORWARDING_HEADERS: Final = (
     "True-Client-IP",
 )
 
-# A person mistypes a token a few times; a program that guesses gets this many answers a minute
-# from one address. Not even one: what the limit saves is the log, the token saves itself.
+# Failures of one address, per minute, that are answered with 401 and logged; a person mistypes a
+# token a few times. The limit protects the log; the token's length protects the token.
 FAILURES_PER_MINUTE: Final = 10
 _MINUTE: Final = 60.0
 _PEERS: Final = 1000
 
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why not: HTTP's status, and one line that says what would help. `is_news` says whether it
-    is worth a line in the log; false for the many of one who keeps trying."""
-
-    status: int
-    message: str
-    is_news: bool = True
+# The key of the application's Gate among its extensions.
+GATE: Final = "bridge.operator_gate"
 
 
-class Seen(NamedTuple):
-    """A request through the proxies that are trusted: the client's address, and the names by which
-    this server is reached, besides the Host header; the first is the one that was asked for."""
+class NotAuthorised(Exception):
+    """The request is refused: `status` is HTTP's, and the message says what would help.
 
-    client: str
-    hosts: tuple[str, ...]
+    `is_news` is False for the repeated attempts of one client, which are not logged.
+    """
+
+    def __init__(self, status: int, message: str, *, is_news: bool = True) -> None:
+        super().__init__(message)
+        self.status = status
+        self.is_news = is_news
 
 
 class Gate:
-    """Lets requests in or says why not. One per application, for what it remembers of failures.
+    """Admits or refuses requests. Sans-I/O. One per application, which counts failures.
 
-    `clock` gives seconds, always forward.
+    `clock` is monotonic, in seconds.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float] = trio.current_time) -> None:
         self._clock = clock
         self._failures: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
-    def refusal(
-        self, token: str, headers: Headers, peer: str, seen: Seen | None = None
-    ) -> Refusal | None:
-        """None for a request that may pass. `peer` is the address that the connection came from,
-        `token` is BRIDGE_API_TOKEN or "". `seen` is what trusted proxies say besides: it widens
-        which pages are ours and tells one guesser from another, and makes nobody local."""
-        if _is_cross_site(headers, seen.hosts if seen is not None else ()):
-            return Refusal(403, "a page of another site may not do this")
+    def check(
+        self,
+        token: str,
+        headers: Headers,
+        peer: str,
+        *,
+        client: str = "",
+        hosts: Sequence[str] = (),
+    ) -> None:
+        """Return if the request may pass. Raises NotAuthorised.
+
+        `token` is BRIDGE_API_TOKEN or "", `peer` the address that the connection came from. `hosts`
+        are this server's names besides the Host header, and `client` is the client's address, both
+        as trusted proxies report them. They decide which pages are ours and whose failures are
+        counted; they make no client local.
+        """
+        if _is_cross_site(headers, hosts):
+            raise NotAuthorised(403, "a page of another site may not do this")
         if not token:
-            return None if _is_local(headers, peer) else _NOT_LOCAL
+            if _is_local(headers, peer):
+                return
+            raise NotAuthorised(
+                403,
+                "without BRIDGE_API_TOKEN only clients on this machine are accepted; set it to use "
+                "this",
+            )
         scheme, _, given = headers.get("Authorization", "").partition(" ")
         # Compared as bytes: compare_digest takes no text outside ASCII.
         same = hmac.compare_digest(given.strip().encode(errors="replace"), token.encode())
         if scheme.lower() == "bearer" and same:
-            return None
-        count = self._count_failure(seen.client if seen is not None else peer)
-        if count > FAILURES_PER_MINUTE:
-            return Refusal(
+            return
+        if self._count_failure(client or peer) > FAILURES_PER_MINUTE:
+            raise NotAuthorised(
                 429, "too many requests without the right token; wait a minute", is_news=False
             )
-        return Refusal(401, "send the header Authorization: Bearer, and BRIDGE_API_TOKEN's value")
+        raise NotAuthorised(
+            401, "send the header Authorization: Bearer, and BRIDGE_API_TOKEN's value"
+        )
 
     def _count_failure(self, peer: str) -> int:
         now = self._clock()
@@ -108,17 +125,46 @@ class Gate:
 
 
 def may_see_pages(token: str, headers: Headers, peer: str) -> bool:
-    """Whether the console's and the softphone's pages may be served; the arguments are `refusal`'s.
+    """Return whether the console's and the softphone's pages may be served; see `Gate.check`.
 
-    They hold no data, so with a token anybody may have them, and whoever follows a link from
-    another site as well; what they show is asked for separately.
+    They hold no data, so with a token every client may have them, and a link from another site may
+    lead to them; the data they show is requested separately.
     """
     return bool(token) or _is_local(headers, peer)
 
 
-_NOT_LOCAL: Final = Refusal(
-    403, "without BRIDGE_API_TOKEN only clients on this machine are let in; set it to use this"
-)
+def protect(blueprint: Blueprint, *, what: str) -> None:
+    """Refuse requests to `blueprint` that the Gate refuses, and keep its answers out of caches.
+
+    `what` names the blueprint in the log.
+    """
+
+    @blueprint.before_request
+    async def check() -> tuple[Response, int, dict[str, str]] | None:
+        bridge = current_bridge()
+        gate: Gate = current_app.extensions[GATE]
+        origin = origin_of(request)
+        hosts = [origin.host, host_of(bridge.settings_now().server.public_url)]
+        try:
+            gate.check(
+                bridge.api_token,
+                request.headers,
+                peer_of(request),
+                client=origin.client,
+                hosts=[host for host in hosts if host],
+            )
+        except NotAuthorised as error:
+            if error.is_news:
+                log.warning(f"{what} refused", status=error.status, peer=origin.client)
+            extra = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+            return jsonify(error=str(error)), error.status, extra
+        return None
+
+    @blueprint.after_request
+    async def forbid_caching(response: Response) -> Response:
+        # Phone numbers, transcripts and tickets belong in no cache.
+        response.headers["Cache-Control"] = "no-store"
+        return response
 
 
 def _is_cross_site(headers: Headers, hosts: Sequence[str]) -> bool:
@@ -137,11 +183,5 @@ def _is_cross_site(headers: Headers, hosts: Sequence[str]) -> bool:
 def _is_local(headers: Headers, peer: str) -> bool:
     if any(name in headers for name in FORWARDING_HEADERS):
         return False
-    if not is_loopback(headers.get("Host", "")):
-        return False
-    try:
-        address = ipaddress.ip_address(peer)
-    except ValueError:
-        return False  # no address at all: a socket file, behind which there is a proxy
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback
+    # A peer without an address came through a socket file, behind which there is a proxy.
+    return is_loopback(headers.get("Host", "")) and is_loopback_ip(peer)

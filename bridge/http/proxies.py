@@ -1,21 +1,21 @@
-"""The address by which a client asked for something, through the proxies in between. Pure.
+"""Where a request came from and which address it was sent to, through the proxies in between.
 
-A proxy that ends TLS or renames the host says what it was asked for in X-Forwarded-Proto and
-X-Forwarded-Host, and whom it was asked by in X-Forwarded-For; so can anybody. They are believed
-when the connection comes from one of `server.trusted_proxies`, and then as follows.
+A proxy that terminates TLS or renames the host reports the original request in X-Forwarded-Proto
+and X-Forwarded-Host, and the client in X-Forwarded-For. Any client can send these headers, too, so
+they are believed only on connections from `server.trusted_proxies`, as follows.
 
-Each proxy that adds to these headers appends to a list, so the last entry is from the nearest one,
-our peer. Entries are believed from the right, as long as whoever wrote them is trusted:
+Each proxy appends to these headers, so the last entry is from the nearest proxy, our peer. Entries
+are believed from the right, as long as a trusted proxy wrote them:
 
-- X-Forwarded-For: addresses are passed over from the right while they are trusted proxies'; the
-  first that is not is the client. What stands before it is the client's own invention.
-- X-Forwarded-Proto and -Host: of as many entries from the right as trusted proxies were passed
-  over, the leftmost: it is from the proxy that the client spoke to. Where a list is shorter,
-  because a proxy replaces instead of appending, its first entry.
+- X-Forwarded-For: addresses of trusted proxies are skipped from the right; the first other address
+  is the client. Everything before it was written by the client.
+- X-Forwarded-Proto and -Host: counted from the right, the entry of the last trusted proxy that was
+  skipped: the client spoke to that one. If the list is shorter, because a proxy replaced it instead
+  of appending, its first entry.
 
-Without a trusted peer, and for what a trusted one does not say, the request's own scheme and Host
+Without a trusted peer, and where a trusted one sends nothing, the request's own scheme and Host
 hold. Neither `Forwarded` (RFC 7239) nor X-Forwarded-Port is read: the common proxies send the port
-with the host, and Twilio's signature is accepted without it.
+with the host, and Twilio's signature is accepted without the port.
 """
 
 from __future__ import annotations
@@ -28,34 +28,37 @@ from typing import Final, NamedTuple
 
 from werkzeug.datastructures import Headers
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+from bridge.addresses import host_of, ip_address
 
-# What a believed header may hold; anything else is as if it were not there.
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# Valid values of a believed header; others are ignored.
 _SCHEMES: Final = ("http", "https", "ws", "wss")
 _AUTHORITY: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 
-# Proxies in a row that are looked at; a longer list is somebody's invention.
+# The most entries that are read; no deployment has more proxies in a row.
 MAX_HOPS: Final = 16
 
 
-class Asked(NamedTuple):
-    """Where a request came from and what it asked for: the client's address, "http" or "https",
-    and the host, with its port if it has one."""
+class RequestOrigin(NamedTuple):
+    """The client's address, the scheme of its request ("http" or "https"), and the host that the
+    request was sent to, with its port if it has one."""
 
     client: str
     scheme: str
     host: str
 
 
-def asked(peer: str, scheme: str, headers: Headers, trusted: Sequence[str]) -> Asked:
-    """Return what the client asked for, given the address our connection came from, the scheme of
-    that connection (ws and wss count as http and https), and the headers.
+def request_origin(
+    peer: str, scheme: str, headers: Headers, trusted: Sequence[str]
+) -> RequestOrigin:
+    """Return the origin of a request, given the address and the scheme of the connection it came
+    by (ws and wss count as http and https), and its headers.
 
-    `trusted` is `server.trusted_proxies`. A peer without an address (a socket file) is trusted
-    when it has any entry: only this machine's proxies can connect to one.
+    `trusted` is `server.trusted_proxies`. A peer without an address (a socket file) is trusted if
+    there is any entry: only a proxy on this machine can connect to a socket file.
     """
-    own = Asked(peer, _web(scheme), headers.get("Host", ""))
+    own = RequestOrigin(peer, _web(scheme), headers.get("Host", ""))
     networks = _networks(tuple(trusted))
     if not networks or not _is_trusted(peer, networks, unknown=True):
         return own
@@ -67,33 +70,35 @@ def asked(peer: str, scheme: str, headers: Headers, trusted: Sequence[str]) -> A
         hops += 1
     proto = _written(_entries(headers, "X-Forwarded-Proto"), hops).lower()
     host = _written(_entries(headers, "X-Forwarded-Host"), hops)
-    return Asked(
-        client if _address(client) else own.client,
+    return RequestOrigin(
+        client if ip_address(client) else own.client,
         _web(proto) if proto in _SCHEMES else own.scheme,
         host if _AUTHORITY.fullmatch(host) else own.host,
     )
 
 
-def requested_url(public_url: str, asked: Asked, target: str, *, websocket: bool = False) -> str:
-    """Return the address that Twilio requested: `server.public_url` or what was asked for, and
-    behind it the request's target (path and query, raw)."""
-    base = public_url or f"{asked.scheme}://{asked.host}"
+def requested_url(
+    public_url: str, origin: RequestOrigin, target: str, *, websocket: bool = False
+) -> str:
+    """Return the address that Twilio requested: `server.public_url` or the request's origin,
+    followed by the request's target (path and query, raw)."""
+    base = public_url or f"{origin.scheme}://{origin.host}"
     if websocket:
         base = "ws" + base.removeprefix("http")
     return base + target
 
 
-def is_same_origin(origin: str, asked: Asked, public_url: str) -> bool:
-    """Tell whether an Origin header is a page of this server's own.
+def is_same_origin(header: str, origin: RequestOrigin, public_url: str) -> bool:
+    """Return whether an Origin header names a page of this server, by host and port.
 
-    By host and port. The scheme does not count: a proxy that ends TLS need not say so.
+    The scheme is not compared: a proxy that terminates TLS need not report it.
     """
-    scheme, _, host = origin.partition("://")
+    scheme, _, host = header.partition("://")
     if scheme not in ("http", "https") or not host:
         return False
-    ours = {asked.host.lower()}
+    ours = {origin.host.lower()}
     if public_url:
-        ours.add(public_url.partition("://")[2].partition("/")[0].lower())
+        ours.add(host_of(public_url).lower())
     return host.lower() in ours
 
 
@@ -108,30 +113,21 @@ def _entries(headers: Headers, name: str) -> list[str]:
 
 
 def _written(entries: Sequence[str], hops: int) -> str:
-    """The entry of the farthest of so many trusted proxies."""
+    """Return the entry of the `hops`th proxy from the right, or else the first one."""
     return entries[-min(hops, len(entries))] if entries else ""
 
 
 def _bare(entry: str) -> str:
-    """An address without a port: "[2001:db8::1]:4711", "192.0.2.1:4711"."""
+    """Return an address without its port: "[2001:db8::1]:4711", "192.0.2.1:4711"."""
     if entry.startswith("["):
         return entry[1:].partition("]")[0]
     return entry.partition(":")[0] if entry.count(":") == 1 else entry
 
 
-def _address(text: str) -> Address | None:
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
-
-
 def _is_trusted(text: str, networks: Sequence[Network], *, unknown: bool = False) -> bool:
     if not text:
         return unknown
-    address = _address(text)
+    address = ip_address(text)
     return address is not None and any(address in network for network in networks)
 
 

@@ -1,9 +1,8 @@
-"""A voice agent on this machine: it hears, understands a few phrases, and speaks; no key needed.
+"""A local voice agent without a key: it recognises a few phrases and answers aloud.
 
-It speaks the same protocol as Deepgram's, through the server of `bridge.testing`. Recognition and
-synthesis are real, and run in processes of their own (`worker`), one for each call; this package
-can be imported without the packages they need. What is said is in a file, `restaurant.toml` or
-your own: see `dialogue`.
+It speaks Deepgram's protocol through the server of `bridge.testing`. Recognition and synthesis are
+real; they run in one process per call (`worker`), so this package can be imported without their
+dependencies. Phrases and replies are in a TOML file, `restaurant.toml` or your own: see `dialogue`.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ INSTALL = "pip install 'bridge[local]'"
 
 
 def missing(*, recognition: bool = True) -> str:
-    """What the local agent lacks on this machine, in one line with the remedy; "" if nothing.
+    """Return which packages are missing here, in one line with the remedy; "" if none is.
 
-    Without `recognition`: what synthesis alone lacks. Imports none of it.
+    Without `recognition`, looks only for those of synthesis. Imports none of them.
     """
     needed = ["numpy"] + (["pocketsphinx"] if recognition else [])
     lacking = [name for name in needed if find_spec(name) is None]
@@ -30,11 +29,11 @@ def missing(*, recognition: bool = True) -> str:
 
 
 def phrases(path: Path | None = None) -> list[str]:
-    """What the local agent understands, one phrase each, with an example ⟨marked⟩ for each slot.
+    """Return the phrases that the local agent understands, with an example ⟨marked⟩ in each slot.
 
-    `path` is a dialogue's file; without it, the one that comes with bridge. Reads it, blocking, and
-    raises `bridge.local_agent.dialogue.DialogueError` when it cannot be used.
+    `path` is a dialogue file; the default is the built-in one. Blocks. Raises
+    `bridge.local_agent.dialogue.DialogueError` when the file cannot be used.
     """
-    from bridge.local_agent.dialogue import load_dialogue  # the workers have no use for it
+    from bridge.local_agent.dialogue import load_dialogue  # the workers do not need it
 
     return load_dialogue(path).readable()

@@ -1,4 +1,4 @@
-"""The local agent: the simulator's protocol, a speech worker's senses, and a dialogue."""
+"""The local agent: the simulated agent's protocol, a speech worker, and a dialogue."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from bridge.local_agent.dialogue import Dialogue
 from bridge.local_agent.events import Event, Recognised, Started
 from bridge.local_agent.grammar import written
 from bridge.local_agent.pool import Pool
-from bridge.local_agent.speech_worker import SpeechWorker, WorkerBroken
-from bridge.local_agent.talk import Call, Say, Step, Talk, declared
+from bridge.local_agent.talk import CallFunction, SayText, Step, Talk, declared
 from bridge.local_agent.understanding import Understanding
-from bridge.testing.agent.record import Turn, keep
+from bridge.local_agent.worker_client import SpeechWorker, WorkerBroken
+from bridge.testing.agent.record import CallerTurn, keep
 from bridge.testing.agent.server import AgentSession, Behaviour, Script, SimulatedAgent
 
 FAILED = "INTERNAL_SERVER_ERROR"
 
-# A client that never answers a function call: its own deadline should have come long before.
+# Seconds for a client to answer a function call; its own deadline should be much shorter.
 FUNCTION_SECONDS = 30.0
 
-# Two for each turn. A client so far behind takes nothing any more and is about to be dropped.
+# Two per turn of the caller. When it is full, the client does not read: the session ends.
 WAITING_EVENTS = 64
 
 
@@ -32,9 +32,9 @@ def local_agent(
     on_event: Callable[[AgentSession, str], None] | None = None,
     keep_sessions: int = 4,
 ) -> SimulatedAgent:
-    """A Voice Agent server that holds `dialogue`; `pool.run` must be running.
+    """Return a Voice Agent server that holds `dialogue`; `pool.run` must be running.
 
-    More sessions at once than the pool has workers are refused with 429.
+    Sessions beyond the number of the pool's workers are rejected with 429.
     """
     behaviour = Behaviour(
         require_key=False,
@@ -54,7 +54,7 @@ def local_agent(
 
 
 def script_of(dialogue: Dialogue) -> Script:
-    """The dialogue as a script of the simulator: it answers every turn, spoken or typed."""
+    """Return the dialogue as a script for the simulated agent."""
     understanding = Understanding(dialogue)
 
     async def converse(session: AgentSession) -> None:
@@ -72,14 +72,14 @@ async def _answer(session: AgentSession, talk: Talk, text: str) -> None:
     began = trio.current_time()
     talk.functions = declared(session.think)
     step: Step | None = talk.hear(text)
-    while isinstance(step, Call):
+    while isinstance(step, CallFunction):
         step = await _called(session, talk, step)
     if step is not None:
         await _say(session, step, began)
 
 
-async def _called(session: AgentSession, talk: Talk, call: Call) -> Step | None:
-    """What comes after a function; None if the caller spoke on and it is not wanted any more."""
+async def _called(session: AgentSession, talk: Talk, call: CallFunction) -> Step | None:
+    """Call a function; return the next step, or None if the caller went on and cancelled it."""
     try:
         (answer,) = await session.call_functions(
             [{"name": call.name, "arguments": call.arguments}], timeout=FUNCTION_SECONDS
@@ -93,13 +93,13 @@ async def _called(session: AgentSession, talk: Talk, call: Call) -> Step | None:
     return talk.answered(answer.response or "")
 
 
-async def _say(session: AgentSession, say: Say, began: float) -> None:
+async def _say(session: AgentSession, say: SayText, began: float) -> None:
     assert session.senses is not None
     thought = trio.current_time()
     audio = await session.senses.speak(say.text)
     spoken = trio.current_time()
     if session.user_speaking:
-        return  # the caller went on: what was to be said answers half a sentence
+        return  # the caller went on speaking: this would answer half a sentence
     latencies = {
         "ttt_text_latency": thought - began,
         "tts_latency": spoken - thought,
@@ -128,9 +128,9 @@ def _greeting(session: AgentSession) -> str:
 
 
 class LocalSenses:
-    """A session's ears and voice: a worker of the pool. See `bridge.testing`'s Senses.
+    """Hears and speaks for a session with a worker of the pool; implements `Senses`.
 
-    When the worker crashes or hangs, the session ends by the protocol's own Error.
+    When the worker crashes or hangs, the session ends with the protocol's Error.
     """
 
     def __init__(self, pool: Pool) -> None:
@@ -145,7 +145,7 @@ class LocalSenses:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Hold a worker as long as the session lives."""
+        """Keep a worker until the session ends; started when the worker is ready."""
         try:
             async with self._pool.worker() as self._worker:
                 tell, told = trio.open_memory_channel[Event](WAITING_EVENTS)
@@ -154,7 +154,7 @@ class LocalSenses:
                     try:
                         tell.send_nowait(event)
                     except trio.WouldBlock:
-                        self._break("the client takes nothing")
+                        self._break("the client does not read")
 
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._worker.run, take)
@@ -168,7 +168,7 @@ class LocalSenses:
         await session.error(FAILED, "The agent's speech worker failed.")
 
     async def hear(self, audio: bytes) -> None:
-        """The caller's µ-law."""
+        """Give the worker the caller's audio: µ-law at 8 kHz."""
         assert self._worker is not None
         try:
             await self._worker.hear(audio)
@@ -176,7 +176,7 @@ class LocalSenses:
             self._break(str(error))
 
     async def speak(self, text: str) -> bytes:
-        """The speech of `text` as µ-law at 8 kHz."""
+        """Return the speech of `text` as µ-law at 8 kHz."""
         assert self._worker is not None
         try:
             return await self._worker.speak(text)
@@ -198,14 +198,14 @@ class LocalSenses:
             if isinstance(event, Started):
                 keep(session.onsets, event.at)
                 await session.user_started_speaking()
-                # What the caller asked for before may not be what they want any more.
+                # The caller may have changed their mind.
                 await session.cancel_functions()
             elif isinstance(event, Recognised):
                 await session.latency_report(stt_latency=event.took)
                 text = event.phrase or event.dictation
                 if text:
                     await session.user_said(written(text))
-                session.add_turn(Turn(text=text))
+                session.add_turn(CallerTurn(text=text))
 
     def _break(self, why: str) -> None:
         self._why = self._why or why

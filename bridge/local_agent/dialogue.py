@@ -1,6 +1,6 @@
-"""What the local agent understands and says, read from a TOML file; `restaurant.toml` explains it.
+"""The dialogue of the local agent, read from a TOML file; `restaurant.toml` documents the format.
 
-Whatever is wrong in the file is said in one line with the field and the remedy, before any call.
+Errors in the file are reported at start, in one line with the field and the remedy.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SomeTexts = Annotated[list[Text], msgspec.Meta(min_length=1, max_length=MAX_PHRA
 
 
 class DialogueError(ValueError):
-    """A dialogue that cannot be used: names the file, the field and the remedy, in one line."""
+    """A dialogue cannot be used; the message names the file, the field and the remedy."""
 
 
 class SlotEntry(msgspec.Struct, frozen=True):
@@ -48,7 +48,7 @@ class SlotEntry(msgspec.Struct, frozen=True):
 
 
 class CallEntry(msgspec.Struct, frozen=True):
-    """A function to ask the client for."""
+    """A function of the client to call."""
 
     name: Text
     arguments: dict[str, Any] = {}
@@ -85,12 +85,12 @@ class DialogueFile(msgspec.Struct, frozen=True):
 
 
 class Dialogue:
-    """A dialogue, checked and ready. `file` has the texts; phrases and patterns are made of it."""
+    """A checked dialogue. `file` has the texts, from which phrases and patterns are built."""
 
     def __init__(self, file: DialogueFile) -> None:
         self.file = file
         self.slot_words = {name: list(slot.words) for name, slot in file.slots.items()}
-        # What matches a slot is normal text; this leads back to the words as they were written.
+        # Maps the normalised text of a slot back to the word in the file.
         self._spoken = {
             name: {normal(word): word for word in words} for name, words in self.slot_words.items()
         }
@@ -110,11 +110,11 @@ class Dialogue:
         _check(self)
 
     def spoken(self, slot: str, matched: str) -> str:
-        """The slot's word, as the file has it, that this normal text is."""
+        """Return the slot's word, as in the file, for its normalised text."""
         return self._spoken[slot][matched]
 
     def setup(self, *, voice: str = "", hangover: float = 0.5) -> Setup:
-        """What a speech worker must know of it."""
+        """Return the set-up of a speech worker; `hangover` is in seconds."""
         rules: dict[str, Sequence[Phrase]] = {
             f"turn_{number}": phrases for number, phrases in enumerate(self.phrases)
         }
@@ -136,7 +136,7 @@ class Dialogue:
         )
 
     def _texts(self) -> Iterator[str]:
-        """All that may be said, the likeliest last."""
+        """Yield all texts that may be said, the likeliest last."""
         file = self.file
         yield from (file.undeclared, file.failed, *file.unknown)
         yield from (slot.ask for slot in file.slots.values() if slot.ask)
@@ -144,11 +144,11 @@ class Dialogue:
             yield from reversed(replies(turn))
 
     def readable(self) -> list[str]:
-        """Its phrases as people read them, in the file's order, none twice."""
+        """Return its phrases for display, in the file's order, without duplicates."""
         return list(dict.fromkeys(self.shown(phrase) for turn in self.phrases for phrase in turn))
 
     def shown(self, phrase: Phrase) -> str:
-        """One phrase as people read it, with an example ⟨marked⟩ for each slot."""
+        """Return a phrase for display, with an example ⟨marked⟩ in each slot."""
         slots = self.file.slots.items()
         return phrase.readable({n: slot.example or next(iter(slot.words)) for n, slot in slots})
 
@@ -165,15 +165,12 @@ class Dialogue:
     def _plain(self, where: str, text: str) -> Phrase:
         phrase = self._phrase(where, text)
         if phrase.slots():
-            raise DialogueError(f"{where}: a slot is of no use here; write words alone")
+            raise DialogueError(f"{where}: slots are not allowed here; write words only")
         return phrase
 
 
 def load_dialogue(path: Path | None = None) -> Dialogue:
-    """Read a dialogue, blocking; without a path the one that comes with bridge.
-
-    Raises DialogueError.
-    """
+    """Read a dialogue, by default the built-in one. Blocks. Raises DialogueError."""
     name = str(path or RESTAURANT)
     try:
         source = path if path is not None else files("bridge.local_agent") / RESTAURANT
@@ -189,7 +186,7 @@ def load_dialogue(path: Path | None = None) -> Dialogue:
 
 
 def dialogue_of(data: Mapping[str, Any]) -> Dialogue:
-    """The dialogue in a parsed file. Raises DialogueError, without the file's name."""
+    """Build the dialogue of a parsed file. Raises DialogueError, without the file's name."""
     _check_keys("", data, DialogueFile)
     for number, turn in enumerate(tables(data.get("turns"))):
         _check_keys(f"turns[{number}]", turn, TurnEntry)
@@ -202,35 +199,35 @@ def dialogue_of(data: Mapping[str, Any]) -> Dialogue:
     except msgspec.ValidationError as error:
         # msgspec says "Expected `int`, got `str` - at `$.turns[0].end`", and TOML has no null.
         problem, _, where = str(error).replace(" | null", "").partition(" - at `$.")
-        # Of a table with free keys it does not say which: "$.slots[...].words".
+        # For tables with free keys it does not name the key: "$.slots[...].words".
         raise DialogueError(f"{where.rstrip('`') or 'the file'}: {problem}") from None
     return Dialogue(file)
 
 
 def placeholders(text: str) -> list[str]:
-    """What is to be filled in in a reply: names of slots, and "result.KEY"."""
+    """Return the placeholders of a reply: names of slots, and "result.KEY"."""
     return _PLACEHOLDER.findall(text)
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:
-    """A reply with its placeholders filled in; unknown ones stay away."""
+    """Fill in the placeholders of a reply; unknown ones become empty."""
     return _PLACEHOLDER.sub(lambda found: values.get(found[1], ""), text)
 
 
 def replies(turn: TurnEntry) -> Sequence[str]:
-    """What the turn may be answered with, in order of preference."""
+    """Return the replies of a turn, in order of preference."""
     if turn.reply is None:
         return ()
     return [turn.reply] if isinstance(turn.reply, str) else turn.reply
 
 
 def _check(dialogue: Dialogue) -> None:
-    """What the types and the phrases do not say. Raises DialogueError."""
+    """Check what types and phrases do not. Raises DialogueError."""
     file = dialogue.file
     for word, phones in file.pronunciations.items():
         if not is_word(word) or not is_phones(phones):
             raise DialogueError(
-                f'pronunciations.{word}: expected sounds in ARPAbet, got "{phones}"; write such as '
+                f'pronunciations.{word}: expected sounds in ARPAbet, got "{phones}"; for example '
                 'gnocchi = "N Y OW K IY"'
             )
     for name, slot in file.slots.items():
@@ -249,17 +246,19 @@ def _check_slot(name: str, slot: SlotEntry, answers: Sequence[Phrase]) -> None:
     for words in slot.words:
         if not words or not all(map(is_word, words.split())):
             raise DialogueError(
-                f'{where}.words: "{words}" is not what people say; write words in lower case a to '
+                f'{where}.words: "{words}" is not a spoken form; write words in lower case a to '
                 "z, such as half past six"
             )
     for key, value in (("default", slot.default), ("example", slot.example)):
         if value and value not in slot.words:
             raise DialogueError(
-                f'{where}.{key}: "{value}" is none of its words; {nearest(value, slot.words)}'
+                f'{where}.{key}: "{value}" is not one of its words; {nearest(value, slot.words)}'
             )
     for number, phrase in enumerate(answers):
         if phrase.slots().count(name) != 1:
-            raise DialogueError(f"{where}.answers[{number}]: has no {{{name}}}; that is the answer")
+            raise DialogueError(
+                f"{where}.answers[{number}]: has no {{{name}}}, which is the answer"
+            )
 
 
 def _check_turn(where: str, turn: TurnEntry, file: DialogueFile) -> None:

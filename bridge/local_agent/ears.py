@@ -1,9 +1,10 @@
-"""Hears the caller: when they speak, and which of the known phrases it was. Only the speech workers
-import this: pocketsphinx holds the interpreter's lock while it works.
+"""Speech recognition: when the caller speaks, and which known phrase it was.
 
-Three recognisers take in the same speech. One knows the dialogue's phrases and nothing else, so
-that it is good at them and hears one in everything. One knows English at large, and one only
-sounds; both are weak, but where they are near to the phrase in sounds, that is what it was.
+Only the speech workers import this: pocketsphinx holds the GIL while it works.
+
+Three recognisers process the same speech. The first knows the dialogue's phrases only: it is good
+at them, but hears one of them in everything. The second knows general English, the third only
+sounds; both are weak, but when their results sound like the phrase, the phrase is accepted.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from bridge.local_agent.sound import PHONE_RATE, Upsampler, ulaw_to_samples
 # WebRTC's detector: its strictest mode, since noise on the line must not hold a turn open.
 _VAD_MODE = 3
 _WINDOW_SECONDS = 0.03
-_ONSET_WINDOWS = 3  # 90 ms of voice in a row are speech, less is a click
-# What the phone's band does to every sound, as the recognisers measure it (cepstral means): with
-# it the first words of a call are heard as well as later ones, when they have found out themselves.
+_ONSET_WINDOWS = 3  # 90 ms of consecutive voice is speech, less is a click
+# The effect of the phone band on every sound, as cepstral means. With it the first words of a call
+# are recognised as well as later ones, when the recognisers have adapted by themselves.
 _CHANNEL = "48,4,-5,10,-4,-5,3,-9,-2,2,-1,5,-2"
-# How many guesses of English at large are pursued at once. A tenth of the default hears almost the
-# same at less than half the work, which is what keeps a worker ahead of the caller.
+# The beam of the recogniser for general English. A tenth of the default is almost as accurate at
+# less than half the work, which keeps a worker faster than real time.
 _NARROW = {"maxhmmpf": 3000, "maxwpf": 10}
-# In the recognisers' answers: the number of a pronunciation, silence, noises.
+# In the recognisers' results: the number of a pronunciation, silence, noises.
 _MARKS = re.compile(r"\(\d+\)|<[^>]*>|\[[^\]]*\]|\+[A-Z]+\+|\bSIL\b")
-_PREROLL_WINDOWS = 12  # words begin softly, before the detector is sure
+_PREROLL_WINDOWS = 12  # words begin softly, before the detector triggers
 
 
 class Ears:
-    """Takes the caller's µ-law in any portions, and says what it hears.
+    """Recognises the caller's speech in µ-law at 8 kHz, in pieces of any size.
 
-    Raises SetupError when a word of the grammar is in no dictionary.
+    Raises SetupError when a word of the grammar has no pronunciation.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -48,7 +49,7 @@ class Ears:
         self._pronunciations = Pronunciations.read(dictionary, setup.pronunciations)
         if unknown := [w for w in setup.words if not self._pronunciations.phones(w)]:
             raise SetupError(
-                f"nobody knows how to say {', '.join(sorted(unknown))}; use other words, or add "
+                f"no pronunciation for {', '.join(sorted(unknown))}; use other words, or add "
                 'it under [pronunciations], such as gnocchi = "N Y OW K IY"'
             )
         common = {"hmm": str(model / "en-us"), "dict": str(dictionary), "loglevel": "FATAL"}
@@ -78,15 +79,15 @@ class Ears:
         self._hangover = round(setup.hangover * PHONE_RATE / self._window)
         self._longest = round(setup.longest_turn * PHONE_RATE / self._window)
         self._rest = b""
-        self._position = 0  # windows taken in
-        self._run = 0  # windows in a row that speak for a change of state
+        self._position = 0  # windows processed
+        self._run = 0  # consecutive windows that indicate a change of state
         self._recent: deque[Any] = deque(maxlen=_PREROLL_WINDOWS)
         self._began = 0
         self._upsampler = Upsampler()
         self.speaking = False
 
     def hear(self, ulaw: bytes) -> Iterator[Started | Recognised]:
-        """What this portion of the caller's audio shows, in order."""
+        """Yield the events in this piece of the caller's audio, in order."""
         data = self._rest + ulaw
         whole = len(data) - len(data) % self._window
         self._rest = data[whole:]
@@ -96,7 +97,7 @@ class Ears:
                 yield found
 
     def end_turn(self) -> Recognised | None:
-        """End the caller's turn here and now; None if nobody speaks."""
+        """End the caller's turn by force; None if the caller is not speaking."""
         return self._end() if self.speaking else None
 
     def _take(self, ulaw: bytes) -> Started | Recognised | None:
@@ -155,6 +156,6 @@ class Ears:
 
 
 def _text(decoder: Any) -> str:
-    """The words of the best hypothesis, without marks of other pronunciations and of noise."""
+    """Return the words of the best hypothesis, without markers."""
     found = decoder.hyp()
     return " ".join(_MARKS.sub(" ", found.hypstr).split()) if found else ""

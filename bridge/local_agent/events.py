@@ -1,4 +1,4 @@
-"""What a speech worker is told when it starts, and what it tells. Pure; JSON between the two."""
+"""The messages between server and speech worker: the set-up, and the worker's events. JSON."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import msgspec
 
 
 class Setup(msgspec.Struct, frozen=True):
-    """What a worker needs to know of a dialogue; times in seconds."""
+    """The part of a dialogue that a worker needs; times in seconds."""
 
     grammar: str = ""  # JSGF; empty: nothing is recognised, only spoken
-    words: list[str] = []  # all that occur in the grammar
-    pronunciations: dict[str, str] = {}  # of words that the dictionary lacks, in ARPAbet
-    hangover: float = 0.5  # so much silence ends a turn
-    longest_turn: float = 15.0  # noise that never falls silent is cut here
-    voice: str = ""  # the engine; empty: the best there is
-    likely: list[str] = []  # what will be said as it is: made in idle moments, so as to be at hand
+    words: list[str] = []  # all words of the grammar
+    pronunciations: dict[str, str] = {}  # of words missing in the dictionary, in ARPAbet
+    hangover: float = 0.5  # silence that ends a turn
+    longest_turn: float = 15.0  # a turn is ended here: noise may never fall silent
+    voice: str = ""  # the engine; empty: the best one installed
+    likely: list[str] = []  # fixed utterances, synthesised in advance when idle
 
 
 class SetupError(ValueError):
-    """The dialogue cannot be recognised: says which word, and the remedy."""
+    """The dialogue has a word that cannot be recognised; the message names it and the remedy."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -28,7 +28,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class Unable(msgspec.Struct, frozen=True, tag="unable"):
-    """The worker cannot do its work and ends; `reason` has the remedy."""
+    """The worker cannot work and ends; `reason` has the remedy."""
 
     reason: str
 
@@ -40,12 +40,12 @@ class Started(msgspec.Struct, frozen=True, tag="started"):
 
 
 class Recognised(msgspec.Struct, frozen=True, tag="recognised"):
-    """The caller's turn is over.
+    """The caller's turn has ended.
 
-    `phrase` is what it was if it was a known one, else ""; `dictation` is the best guess of
-    somebody who knows no phrases; `distance` tells how far the nearest phrase was from it, 0 to 1.
-    `started` and `ended` are where the speech lies in the caller's audio, `took` is how long the
-    recogniser worked after its end; in seconds.
+    `phrase` is the recognised phrase, or "" if none was close enough; `dictation` is the guess of a
+    recogniser without phrases; `distance` is that of the nearest phrase, 0 (equal) to 1. `started`
+    and `ended` are positions in the caller's audio, and `took` is how long the recogniser worked
+    after the end, in seconds.
     """
 
     phrase: str

@@ -1,7 +1,7 @@
-"""What goes through the pipes between a server and its speech workers, as bytes. Pure.
+"""The frames in the pipes between a server and its speech workers. Sans-I/O.
 
-A frame is one letter that says what it is, the length of its content (four bytes, big-endian), and
-the content. To the worker: SETUP (once, JSON), HEAR (µ-law), SPEAK (a number, text), END_TURN and
+A frame is one letter for its kind, the length of its content (four bytes, big-endian), and the
+content. To the worker: SETUP (once, JSON), HEAR (µ-law), SPEAK (a number, text), END_TURN and
 PING. From it: EVENT (JSON), SPEECH (the number, µ-law) and PONG.
 """
 
@@ -20,7 +20,7 @@ EVENT = b"E"
 SPEECH = b"O"
 PONG = b"Q"
 
-# Twenty minutes of audio: more is no utterance, but a pipe that is out of step.
+# Bytes; twenty minutes of audio. A longer frame means that the pipe is out of step.
 MAX_CONTENT = 10_000_000
 
 _HEAD = struct.Struct(">cI")
@@ -28,23 +28,23 @@ _NUMBER = struct.Struct(">I")
 
 
 class FrameError(ValueError):
-    """The pipe carries something else than frames."""
+    """The pipe carries something other than frames."""
 
 
 def frame(kind: bytes, content: bytes = b"") -> bytes:
-    """One frame. Raises FrameError when `content` is longer than MAX_CONTENT."""
+    """Encode one frame. Raises FrameError when `content` is longer than MAX_CONTENT."""
     if len(content) > MAX_CONTENT:
         raise FrameError(f"a frame of {len(content)} bytes; the longest is {MAX_CONTENT}")
     return _HEAD.pack(kind, len(content)) + content
 
 
 def numbered(number: int, content: bytes) -> bytes:
-    """The content of SPEAK and SPEECH: which utterance, and its text or audio."""
+    """Encode the content of SPEAK and SPEECH: the number of the utterance, then text or audio."""
     return _NUMBER.pack(number) + content
 
 
 def split_number(content: bytes) -> tuple[int, bytes]:
-    """What `numbered` joined. Raises FrameError."""
+    """Split what `numbered` joined. Raises FrameError."""
     if len(content) < _NUMBER.size:
         raise FrameError("a frame without its number")
     (number,) = _NUMBER.unpack_from(content)
@@ -52,13 +52,13 @@ def split_number(content: bytes) -> tuple[int, bytes]:
 
 
 class FrameReader:
-    """Takes bytes in any portions and gives whole frames, in order."""
+    """Turns bytes, in pieces of any size, into whole frames."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes | bytearray) -> Iterator[tuple[bytes, bytes]]:
-        """The frames that `data` completes, as kind and content. Raises FrameError."""
+        """Yield the frames that `data` completes, as kind and content. Raises FrameError."""
         self._buffer += data
         while len(self._buffer) >= _HEAD.size:
             kind, length = _HEAD.unpack_from(self._buffer)

@@ -1,4 +1,4 @@
-"""Phrases with slots, as people write them: the grammar of a recogniser, and what matches. Pure.
+"""Phrases with slots: parsing, a recogniser's grammar, regular expressions. Sans-I/O.
 
 A phrase is words in lower case with, in between,
 
@@ -16,13 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-# As many as all ways of saying all phrases may be in one list; more is slow and heard badly.
 MAX_PHRASE = 300  # characters
 _TOKEN = re.compile(r"\s*(?:(?P<sign>[\[\]()|])|\{(?P<slot>[^{}\s]*)\}|(?P<word>[^\[\]()|{}\s]+))")
 _WORD = re.compile(r"[a-z]+(?:['-][a-z]+)*|'[a-z]+")
 _NAME = re.compile(r"[a-z][a-z_]*")
 
-# Both ways of saying it are one: people write the one and say the other.
+# Contractions and their long forms match each other.
 _CONTRACTIONS = {
     "i'd": "i would",
     "i'm": "i am",
@@ -47,7 +46,7 @@ _TENS = ["-", "-", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "ei
 
 
 class PhraseError(ValueError):
-    """A phrase is not written as phrases are; says what, and the remedy."""
+    """A phrase has a syntax error; the message says what, and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -88,21 +87,21 @@ class Phrase:
         return [part.name for part in _walk(self.parts) if isinstance(part, Slot)]
 
     def words(self) -> set[str]:
-        """All words it may have, those of its slots left out."""
+        """All words that may occur in it, without those of its slots."""
         return {part.text for part in _walk(self.parts) if isinstance(part, Word)}
 
     def jsgf(self) -> str:
-        """It as the right side of a rule in the Java Speech Grammar Format."""
+        """Return it as the right side of a JSGF rule (Java Speech Grammar Format)."""
         return " ".join(map(_jsgf, self.parts))
 
     def pattern(self, slots: Mapping[str, Sequence[str]]) -> str:
-        """A regular expression for `normal` text, with a named group for each slot; `slots` has
+        """Return a regular expression for `normal` text, with a named group per slot; `slots` has
         their words. Every word is followed by a space."""
         return "".join(_pattern(part, slots) for part in self.parts)
 
     def readable(self, examples: Mapping[str, str]) -> str:
-        """It as people read it: the first of several, optional parts left out, an example in
-        place of each slot, marked as such."""
+        """Return it for display: the first alternative, without optional parts, and with a marked
+        example in place of each slot."""
         return " ".join(_readable(self.parts, examples))
 
 
@@ -124,13 +123,13 @@ def parse(text: str) -> Phrase:
 
 
 def is_word(text: str) -> bool:
-    """Whether this is one word, as phrases have them."""
+    """Return whether this is one word as allowed in phrases."""
     return bool(_WORD.fullmatch(text))
 
 
 def normal(text: str) -> str:
-    """Text as spoken: lower case, numbers and times in words, no punctuation, contractions
-    written out, each word followed by a space."""
+    """Normalise text: lower case, numbers and times in words, no punctuation, contractions
+    expanded, each word followed by a space."""
     text = text.lower().replace("’", "'")
     text = re.sub(r"\b(\d{1,2})[:.](\d\d)\b", _clock, text)
     text = re.sub(r"\b([ap])\.?m\b\.?", " ", re.sub(r"(\d)\s*([ap]\.?m\b\.?)", r"\1 \2", text))
@@ -140,7 +139,7 @@ def normal(text: str) -> str:
 
 
 def written(said: str) -> str:
-    """Recognised words as people write them: a capital to begin with, and for oneself."""
+    """Format recognised words as written text: a capital at the start and for I."""
     text = " ".join(map(_capital, said.split()))
     return text[:1].upper() + text[1:]
 
@@ -151,7 +150,7 @@ def grammar(
     before: Sequence[Phrase] = (),
     after: Sequence[Phrase] = (),
 ) -> str:
-    """All phrases as one JSGF grammar, `before` and `after` being what may surround each."""
+    """Return all phrases as one JSGF grammar; `before` and `after` may surround each."""
     lines = ["#JSGF V1.0;", "grammar dialogue;"]
     lead = f"[ {_alternatives(before)} ] " if before else ""
     trail = f" [ {_alternatives(after)} ]" if after else ""
@@ -192,7 +191,7 @@ def _tokens(text: str) -> list[tuple[str, str]]:
 def _choices(
     tokens: Sequence[tuple[str, str]], at: int, closing: str
 ) -> tuple[tuple[Sequence_, ...], int]:
-    """Sequences with | between them, up to `closing`; and where they end."""
+    """Parse sequences separated by | up to `closing`; return them and where they end."""
     choices: list[Sequence_] = []
     parts: list[Part] = []
     while True:
@@ -226,7 +225,7 @@ def _walk(parts: Sequence_) -> Iterator[Part]:
 
 
 def _least(parts: Sequence_) -> int:
-    """The fewest words that can be said for these."""
+    """Return the smallest number of words that match."""
     return sum(
         (0 if part.optional else min(map(_least, part.choices))) if isinstance(part, OneOf) else 1
         for part in parts
@@ -249,7 +248,7 @@ def _pattern(part: Part, slots: Mapping[str, Sequence[str]]) -> str:
         case Word(text):
             return re.escape(normal(text))
         case Slot(name):
-            # The longest first, or "half past six" would be taken for "half".
+            # The longest first, or "half past six" would match as "half".
             words = sorted(map(normal, slots[name]), key=len, reverse=True)
             return f"(?P<{name}>{'|'.join(map(re.escape, words))})"
         case OneOf(choices, optional):
@@ -281,7 +280,7 @@ def _clock(found: re.Match[str]) -> str:
 
 
 def _number(digits: str) -> str:
-    """A number up to 99 in words; longer ones digit by digit."""
+    """Spell a number up to 99 in words, longer ones digit by digit."""
     value = int(digits[:20])
     if len(digits) > 2:
         return " ".join(_DIGITS[int(digit)] for digit in digits if digit in "0123456789")

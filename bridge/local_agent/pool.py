@@ -1,7 +1,7 @@
-"""The speech workers of one agent: one for each session, and one loaded and waiting for the next.
+"""The pool of speech workers: one per session, and a loaded spare for the next.
 
-Loading takes seconds, so that a caller should find it done. Workers are as many as the machine has
-cores, since each can keep one busy.
+Loading takes seconds, so a spare is kept ready. There are as many workers as cores, because each
+can keep one core busy.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from typing import NoReturn
 import trio
 
 from bridge.local_agent.events import Setup
-from bridge.local_agent.speech_worker import SpeechWorker, WorkerBroken, end_worker, start_worker
+from bridge.local_agent.worker_client import SpeechWorker, WorkerBroken, end_worker, start_worker
 
-# What keeps a worker from starting (memory, a package being replaced) takes a while to pass.
+# The usual causes (low memory, a package being replaced) take a while to pass.
 RETRY_SECONDS = 5.0
 
 
 def cores() -> int:
-    """How many processors this process may use."""
+    """Return the number of processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 class Pool:
-    """At most `size` workers; `run` keeps one of them waiting as long as there is room.
+    """At most `size` workers; `run` keeps a spare ready as long as there is room.
 
-    It does not refuse anybody: whoever serves sessions must take no more than `size` at once.
+    The pool does not enforce the limit: the server must accept at most `size` sessions at once.
     """
 
     def __init__(self, setup: Setup, size: int | None = None) -> None:
@@ -45,9 +45,10 @@ class Pool:
     async def run(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> NoReturn:
-        """Keep a worker ready until cancelled; started when the first one is.
+        """Keep a spare worker ready until cancelled; started when the first one is ready.
 
-        Raises WorkerBroken when the first one cannot be started; later failures are tried again.
+        Raises WorkerBroken when the first one cannot be started; later failures are retried every
+        RETRY_SECONDS. Cancelling kills the spare.
         """
         try:
             await self._prepare()
@@ -66,7 +67,7 @@ class Pool:
 
     @asynccontextmanager
     async def worker(self) -> AsyncIterator[SpeechWorker]:
-        """A worker for one session; it is killed and waited for when this is left.
+        """Take a worker for one session; it is killed and reaped when the context closes.
 
         Raises WorkerBroken when none can be started.
         """
@@ -74,7 +75,7 @@ class Pool:
         try:
             await self._prepare()
             worker, self._waiting = self._waiting, None
-            assert worker is not None  # nothing has run since it was prepared
+            assert worker is not None  # no checkpoint since it was prepared
             self._wake()
             try:
                 yield worker
@@ -85,7 +86,7 @@ class Pool:
             self._wake()
 
     async def _prepare(self) -> None:
-        """See to it that a live worker waits. Raises WorkerBroken."""
+        """Start a spare worker unless a live one is ready. Raises WorkerBroken."""
         async with self._starting:
             worker = self._waiting
             if worker is not None and not worker.alive:

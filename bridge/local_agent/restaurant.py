@@ -1,9 +1,9 @@
-"""The functions of the restaurant in `restaurant.toml`, for `bridge demo`: a book of tables.
+"""The functions of `restaurant.toml` for `bridge demo`: a reservation book.
 
     [functions]
     module = "bridge.local_agent.restaurant"
 
-The book is in memory: it forgets everything when the server stops.
+The book is kept in memory and is lost when the server stops.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from bridge.functions import CallInfo, function
 
-TABLES = {1: 2, 2: 2, 3: 4, 4: 4, 5: 6, 6: 8}  # its number, and how many it seats
+TABLES = {1: 2, 2: 2, 3: 4, 4: 4, 5: 6, 6: 8}  # number of the table: seats
 
 Day = Literal[
     "today", "tomorrow", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"
@@ -20,14 +20,14 @@ Day = Literal[
 
 
 class Book:
-    """Which table is taken when, and by whom."""
+    """The reservations: table, day, time and name."""
 
     def __init__(self, tables: dict[int, int]) -> None:
         self._tables = sorted(tables.items(), key=lambda table: table[1])
         self._taken: dict[tuple[str, str, int], str] = {}
 
     def take(self, guests: int, time: str, day: str, name: str) -> int | None:
-        """The smallest free table for so many; None if there is none."""
+        """Reserve the smallest free table for `guests` people; None if there is none."""
         for table, seats in self._tables:
             if seats >= guests and (day, time, table) not in self._taken:
                 self._taken[day, time, table] = name

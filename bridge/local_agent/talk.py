@@ -1,9 +1,9 @@
-"""One conversation of the local agent: text in, what to do next out. Pure.
+"""One conversation of the local agent: text in, the next step out. Sans-I/O.
 
-    step = talk.hear("a table for four at seven")      # Call("book_table", {...})
-    step = talk.answered('{"table": 7}')               # Say("Done! ...")
+    step = talk.hear("a table for four at seven")      # CallFunction("book_table", {...})
+    step = talk.answered('{"table": 7}')               # SayText("Done! ...")
 
-After a Call comes exactly one of `answered` and `abandon`.
+After a CallFunction, call exactly one of `answered` and `abandon`.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ _RESULT = "result."
 
 
 @dataclass(frozen=True)
-class Say:
-    """Say `text`; then, if `end`, end the session: the client has no function for it."""
+class SayText:
+    """Say `text`; then, if `end`, end the session, because the client has no `end_call`."""
 
     text: str
     end: bool = False
 
 
 @dataclass(frozen=True)
-class Call:
-    """Ask the client for a function."""
+class CallFunction:
+    """Call a function of the client."""
 
     name: str
     arguments: dict[str, Any]
 
 
-Step: TypeAlias = "Say | Call"
+Step: TypeAlias = "SayText | CallFunction"
 
 
 @dataclass(frozen=True)
 class _Open:
-    """A turn that goes on: something was asked, or a function was called."""
+    """A turn that is not complete: it waits for a slot or for a function."""
 
     turn: TurnEntry
     slots: dict[str, str]
 
 
 class Talk:
-    """What was said so far, and what to say next.
+    """The state of a conversation.
 
-    `functions` are those the client declared: name, and JSON schema of the parameters.
+    `functions` maps the names the client declared to the JSON schemas of their parameters.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class Talk:
         self._last = dialogue.file.greeting
 
     def spoke(self, text: str) -> None:
-        """Somebody else's words went out in the agent's voice (the greeting): what to repeat."""
+        """Note an utterance that is not a reply (the greeting), so that it can be repeated."""
         self._last = text
 
     def hear(self, text: str) -> Step:
-        """The caller's turn; "" if nothing was recognised."""
+        """Handle the caller's turn; "" if nothing was recognised."""
         asked, self._asked = self._asked, None
         if asked is not None:
             missing = [name for name in asked.turn.needs if name not in asked.slots]
@@ -88,7 +88,7 @@ class Talk:
         return self._begin(meaning, asked)
 
     def answered(self, content: str) -> Step:
-        """The function's answer, as JSON text."""
+        """Handle the function's answer, as JSON text."""
         assert self._calling is not None
         calling, self._calling = self._calling, None
         try:
@@ -100,7 +100,7 @@ class Talk:
         return self._say(self._reply(calling, result))
 
     def abandon(self) -> None:
-        """The caller spoke on while the function ran: it is not wanted any more."""
+        """Forget the function call: the caller went on speaking while it ran."""
         self._calling = None
 
     def _begin(self, meaning: Meaning, asked: _Open | None) -> Step:
@@ -109,12 +109,12 @@ class Talk:
             if self._file.slots[name].remember:
                 self._remembered[name] = word
         if turn.repeat:
-            self._asked = asked  # what was asked is asked once more
+            self._asked = asked  # the question is repeated
             return self._say(self._last)
         return self._go_on(_Open(turn, slots))
 
     def _go_on(self, current: _Open) -> Step:
-        """Ask for what is needed, or do what the turn does."""
+        """Ask for a missing slot, or do what the turn says."""
         turn = current.turn
         known = {**self._remembered, **current.slots}
         if any(name not in known for name in turn.needs):
@@ -131,14 +131,14 @@ class Talk:
             return self._say(self._file.undeclared)
         self._calling = complete
         arguments = {} if turn.call is None else self._arguments(turn.call.arguments, complete)
-        return Call(name, _fitting(arguments, self.functions[name]))
+        return CallFunction(name, _fitting(arguments, self.functions[name]))
 
     def _question(self, current: _Open) -> str:
         known = {**self._remembered, **current.slots}
         return next(self._file.slots[name].ask for name in current.turn.needs if name not in known)
 
     def _arguments(self, arguments: Mapping[str, Any], current: _Open) -> dict[str, Any]:
-        """Arguments with their slots filled in; those of which nothing was said are left out."""
+        """Fill in the slots of the arguments; omit arguments whose slots were not said."""
         values = {n: self._file.slots[n].words[word] for n, word in current.slots.items()}
         filled: dict[str, Any] = {}
         for key, value in arguments.items():
@@ -153,7 +153,7 @@ class Talk:
         return filled
 
     def _reply(self, current: _Open, result: Any) -> str:
-        """The first reply for which everything is known, or the last."""
+        """Return the first reply whose placeholders are all known, or else the last."""
         values = {
             name: _written(self._file.slots[name].words[word], word)
             for name, word in current.slots.items()
@@ -166,14 +166,14 @@ class Talk:
                 return fill(text, values)
         return fill(candidates[-1], values)
 
-    def _say(self, text: str, *, end: bool = False, remember: bool = True) -> Say:
+    def _say(self, text: str, *, end: bool = False, remember: bool = True) -> SayText:
         if remember:
             self._last = text
-        return Say(text, end)
+        return SayText(text, end)
 
 
 def declared(think: Any) -> dict[str, Mapping[str, Any]]:
-    """The functions of `agent.think` in Settings that the client runs itself: name and schema."""
+    """Return the client-side functions of `agent.think` in Settings: name and schema."""
     first = think[0] if isinstance(think, list) and think else think
     functions = first.get("functions") if isinstance(first, dict) else None
     return {
@@ -184,8 +184,8 @@ def declared(think: Any) -> dict[str, Mapping[str, Any]]:
 
 
 def _fitting(arguments: dict[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that the function's own list of values allows: where transfer_call knows no
-    "reception", the first one it knows."""
+    """Replace values outside a parameter's enum by its first: transfer_call may not have
+    "reception"."""
     properties = schema.get("properties")
     for key in arguments:
         known = properties.get(key) if isinstance(properties, dict) else None
@@ -196,5 +196,5 @@ def _fitting(arguments: dict[str, Any], schema: Mapping[str, Any]) -> dict[str, 
 
 
 def _written(value: Any, word: str) -> str:
-    """How a slot's word looks in a reply: a name keeps its capital."""
+    """Format a slot's word for a reply: a name keeps its capital."""
     return value if isinstance(value, str) and value.lower() == word else word

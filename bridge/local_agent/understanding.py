@@ -1,7 +1,7 @@
-"""Which turn of a dialogue a text is, and what it says for the slots. Pure.
+"""Matches a text to a turn of the dialogue and to its slots. Sans-I/O.
 
-Spoken and typed text come the same way. A whole phrase is best; then a phrase somewhere in the
-text, the longest; then a keyword, and whatever answers to its slots are in the text.
+Spoken and typed text are treated alike. In order of preference: the text is a phrase; it contains a
+phrase (the longest wins); it contains a keyword, and perhaps answers for the turn's slots.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from dataclasses import dataclass, field
 from bridge.local_agent.dialogue import Dialogue, TurnEntry
 from bridge.local_agent.grammar import Phrase, normal
 
-# Of what somebody types, so much is looked at: the work grows with it, and it is done on the loop.
+# Longer typed text is cut: the work grows with the length and runs in the event loop.
 MAX_TEXT = 300  # characters
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """A turn of the dialogue, and the words said for slots."""
+    """A turn of the dialogue, and the words said for its slots."""
 
     turn: TurnEntry
     slots: dict[str, str] = field(default_factory=dict)
 
 
 class Understanding:
-    """Understands text in terms of one dialogue."""
+    """Matches text to the phrases of one dialogue."""
 
     def __init__(self, dialogue: Dialogue) -> None:
         self._dialogue = dialogue
@@ -47,7 +47,7 @@ class Understanding:
         self._trail = re.compile(f"(?:^|(?<= ))(?:{trail})+$") if trail else None
 
     def meaning(self, text: str) -> Meaning | None:
-        """The turn that `text` is; None if it is none."""
+        """Return the turn that matches `text`, or None."""
         said = normal(text[:MAX_TEXT])
         bare = self._bare(said)
         for candidate in dict.fromkeys((said, bare)):
@@ -57,8 +57,7 @@ class Understanding:
         return self._somewhere(said) or self._by_keyword(said)
 
     def answer(self, text: str, slots: Iterable[str]) -> dict[str, str]:
-        """What `text` answers when asked for one of `slots`, the first one first; empty if it is
-        no answer."""
+        """Return the slots that `text` answers, trying `slots` in order; empty if none."""
         bare = self._bare(normal(text[:MAX_TEXT]))
         for name in slots:
             for pattern in self._answers[name]:
@@ -70,7 +69,7 @@ class Understanding:
         return re.compile(phrase.pattern(self._dialogue.slot_words))
 
     def _bare(self, said: str) -> str:
-        """Without what may surround any phrase, unless that is all there is."""
+        """Strip what may surround any phrase, unless nothing else is left."""
         bare = said
         if self._lead and (found := self._lead.match(bare)):
             bare = bare[found.end() :]
@@ -89,7 +88,7 @@ class Understanding:
         best: tuple[int, Meaning] | None = None
         for turn, pattern in self._patterns:
             for found in _at_words(pattern, said):
-                # A lone "yes" or "help" in a long sentence says little of what the rest meant.
+                # A lone "yes" or "help" in a long sentence says little about its meaning.
                 if found[0].count(" ") > 1 and (best is None or len(found[0]) > best[0]):
                     best = len(found[0]), Meaning(turn, self._slots(found))
         return best and best[1]
@@ -102,8 +101,8 @@ class Understanding:
         return Meaning(turn, self._gathered(said, turn))
 
     def _gathered(self, said: str, turn: TurnEntry) -> dict[str, str]:
-        """Answers to the turn's slots, wherever they are in the text; a bare word is none, since
-        seven may be a time or a number of people."""
+        """Find answers for the turn's slots anywhere in the text; a bare word does not count, since
+        "seven" may be a time or a number of people."""
         gathered: dict[str, str] = {}
         for name in turn.needs:
             for phrase, pattern in zip(
@@ -117,6 +116,6 @@ class Understanding:
 
 
 def _at_words(pattern: re.Pattern[str], said: str) -> Sequence[re.Match[str]]:
-    """Matches that begin where a word does; patterns end where one does by themselves."""
+    """Find matches at the starts of words; the patterns themselves end at word ends."""
     starts = [0, *(found.end() for found in re.finditer(" ", said))]
     return [found for start in starts if (found := pattern.match(said, start))]

@@ -1,8 +1,8 @@
-"""Engines that speak: espeak-ng, which comes by pip on three systems, and flite, which sounds
-better where it is installed. Only the speech workers import this.
+"""Speech engines: espeak-ng, which pip installs on three systems, and flite, which sounds better
+but must be installed separately. Only the speech workers import this.
 
-espeak-ng is under GPL-3 and is loaded here, in a process of its own that talks to the server
-through pipes; nothing of it is part of bridge.
+espeak-ng is under GPL-3. It is loaded here only, in a separate process that talks to the server
+through pipes; no part of it is in bridge.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import numpy as np
 
 from bridge.local_agent.sound import Samples, resample, samples_to_ulaw
 
-# Speech takes 0.06 s a character; a minute of it is a mistake or mischief.
+# At 0.06 s a character, a minute of speech; more is a mistake or an attack.
 MAX_CHARACTERS = 1000
 
-_PEAK = 16000  # of 32767: people on the phone are about so loud
+_PEAK = 16000  # of 32767: about as loud as people on the phone
 
 _FLITE_VOICE = "slt"
-_FLITE_SECONDS = 20.0  # for one utterance; it needs about 0.1
+_FLITE_SECONDS = 20.0  # for one utterance, which takes about 0.1 s
 
 # espeak-ng's speak_lib.h
 _AUDIO_OUTPUT_SYNCHRONOUS = 2
@@ -43,12 +43,12 @@ class Engine(Protocol):
     name: str
 
     def speak(self, text: str) -> tuple[Samples, int]:
-        """The speech of `text` and its rate in Hz. Raises OSError when the engine fails."""
+        """Return the speech of `text` and its rate in Hz. Raises OSError when the engine fails."""
         ...
 
 
 class EngineMissing(Exception):
-    """No engine is there: the message says what to install."""
+    """No engine is installed; the message says what to install."""
 
 
 class Espeak:
@@ -77,7 +77,7 @@ class Espeak:
         callback = ctypes.CFUNCTYPE(
             ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
         )
-        # Kept: the library calls it as long as it speaks.
+        # Keep a reference: the library calls it while it speaks.
         self._callback = callback(self._take)
         self._library.espeak_SetSynthCallback(self._callback)
 
@@ -118,13 +118,13 @@ class Flite:
     def speak(self, text: str) -> tuple[Samples, int]:
         """See Engine."""
         with tempfile.TemporaryDirectory(prefix="bridge-flite-") as folder:
-            # Through files: the text is not ours and must not be taken for an option, and flite
-            # goes back in what it writes to fill in the length.
+            # Through files: untrusted text must not be parsed as an option, and flite seeks in its
+            # output to fill in the length.
             words, sound = Path(folder, "words.txt"), Path(folder, "sound.wav")
             words.write_text(text, encoding="ascii", errors="replace")
             command = [self._program, "-voice", _FLITE_VOICE, "-f", str(words), "-o", str(sound)]
             try:
-                subprocess.run(  # noqa: S603 - a program found by its name, files named by us
+                subprocess.run(  # noqa: S603 - a program found by name, with file names of ours
                     command,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
@@ -144,10 +144,10 @@ ENGINES: dict[str, type[Espeak] | type[Flite]] = {"flite": Flite, "espeak-ng": E
 
 
 def choose(name: str = "") -> Engine:
-    """The engine of this name; without one, the best there is. Raises EngineMissing."""
+    """Return the engine of this name, by default the best one. Raises EngineMissing."""
     if name:
         if name not in ENGINES:
-            raise EngineMissing(f"there is no voice {name!r}; there are {', '.join(ENGINES)}")
+            raise EngineMissing(f"there is no engine {name!r}; there are {', '.join(ENGINES)}")
         return ENGINES[name]()
     why = ""
     for engine in ENGINES.values():
@@ -159,13 +159,13 @@ def choose(name: str = "") -> Engine:
 
 
 def speech_of(engine: Engine, text: str) -> bytes:
-    """`text` as µ-law at 8 kHz, of at most MAX_CHARACTERS. Raises OSError."""
+    """Return the first MAX_CHARACTERS of `text` as µ-law at 8 kHz. Raises OSError."""
     samples, rate = engine.speak(text[:MAX_CHARACTERS])
     return samples_to_ulaw(_levelled(resample(samples, rate)))
 
 
 def _levelled(samples: Samples) -> Samples:
-    """Equally loud, whichever engine spoke."""
+    """Normalise the loudness, which differs between engines."""
     peak = int(np.abs(samples.astype(np.int32)).max(initial=0))
     if peak < 100:
         return samples

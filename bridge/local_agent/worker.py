@@ -1,8 +1,8 @@
-"""The speech worker: a process that hears and speaks for one call, at the other end of two pipes.
+"""The speech worker: a process that recognises and synthesises speech for one call.
 
 `python -m bridge.local_agent.worker` reads frames (see `frames`) from standard input and writes
-them to standard output, until its input ends. A process of its own, because the recogniser holds
-the interpreter's lock for up to a second, and because a crash of it must end one call only.
+frames to standard output until its input ends. It is a separate process because the recogniser
+holds the GIL for up to a second, and because its crash must end one call only.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 65536
 
-# A few seconds of speech each, of which a second has 8 kB.
+# Utterances synthesised in advance: a few seconds each, at 8 kB a second.
 MAX_LIKELY = 100
 
 
 class Worker:
-    """Acts on the frames of the server, one after another; answers go to `out`."""
+    """Handles the server's frames in order; answers go to `out`."""
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
@@ -39,7 +39,7 @@ class Worker:
         self._at_hand: dict[str, bytes] = {}
 
     def take(self, kind: bytes, content: bytes) -> None:
-        """Act on one frame. Raises what makes this worker useless."""
+        """Handle one frame. An exception means that this worker cannot go on."""
         if kind == frames.SETUP:
             self._set_up(msgspec.json.decode(content, type=Setup))
         elif kind == frames.HEAR and self._ears is not None:
@@ -56,7 +56,7 @@ class Worker:
             self._send(frames.PONG)
 
     def prepare(self) -> bool:
-        """Make one thing that is likely to be said; False if there is nothing to make."""
+        """Synthesise one likely utterance in advance; return False if none is left."""
         if not self._likely:
             return False
         text = self._likely.pop()
@@ -87,9 +87,9 @@ class Worker:
 
 def main() -> int:
     """Work until standard input ends. Exit code 1 when it cannot."""
-    # Ctrl-C in a terminal reaches the whole group; the server ends its workers by itself.
+    # Ctrl-C in a terminal reaches the whole process group; the server ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # What a library prints must not get between the frames: it goes where errors go.
+    # Output that a library prints must not mix with the frames: send it to standard error.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     worker, reader = Worker(out), frames.FrameReader()
@@ -102,13 +102,13 @@ def main() -> int:
         out.flush()
         return 1
     except BrokenPipeError:
-        pass  # the server has gone
+        pass  # the server has ended
     return 0
 
 
 def _input(worker: Worker) -> bytes:
-    """The next of standard input; until there is any, the worker prepares."""
-    # On Windows only sockets can be asked whether there is any.
+    """Read from standard input; while there is nothing to read, synthesise in advance."""
+    # On Windows select works on sockets only.
     while os.name != "nt" and not select.select([0], [], [], 0)[0] and worker.prepare():
         pass
     return os.read(0, _READ_BYTES)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from bridge.call.observers import Observer
 from bridge.call.parts import CallParts
-from bridge.caller import CallInfo
+from bridge.caller import OUTBOUND, CallInfo
 from bridge.config.settings import Settings
 from bridge.records.record import CallRecord, Direction, cost_of
 from bridge.records.recorder import Recorder
@@ -75,4 +75,4 @@ class RecordKeeper(Observer):
 def direction_of(info: CallInfo) -> Direction:
     """Whether the call was placed by us. Twilio's own direction is no parameter of the stream, so
     only a call whose TwiML we made for dialling has it; a softphone's says "softphone"."""
-    return "outbound-api" if info.parameters.get("direction") == "outbound-api" else "inbound"
+    return OUTBOUND if info.parameters.get("direction") == OUTBOUND else "inbound"

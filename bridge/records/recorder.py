@@ -77,14 +77,13 @@ class Recorder:
 
             @nursery.start_soon
             async def recorder() -> None:
-                # No deadline here: `aclose` below ends it, within STOP_SECONDS.
-                with trio.CancelScope(shield=True):
+                with trio.CancelScope(shield=True):  # deadline: STOP_SECONDS, by `aclose` below
                     await writer.run()
 
             try:
                 yield
             finally:
-                with trio.CancelScope(shield=True):  # bounded by STOP_SECONDS
+                with trio.CancelScope(shield=True):  # deadline: STOP_SECONDS, in `aclose`
                     await writer.aclose()
 
     # ---- what a call does -------------------------------------------------------------------

@@ -1,1 +1,4 @@
-"""A faithful phone and a faithful agent: the other ends of both wires, written independently."""
+"""Test doubles: a simulated phone (with Twilio) and a simulated agent, and a load generator.
+
+They share no code with the bridge: each is an independent reading of the documentation.
+"""

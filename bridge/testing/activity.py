@@ -1,4 +1,4 @@
-"""Who speaks when: voice told from silence by its loudness, on the clean audio of a phone line."""
+"""Voice activity detection by loudness, for clean audio of a phone line."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from bridge.testing.speech import RATE, ulaw_to_pcm
 _FRAME_BYTES = 160
 _FRAME_SECONDS = _FRAME_BYTES / RATE
 _LOUD = 300  # root mean square of 16-bit samples: some 40 dB below full scale
-_ONSET_FRAMES = 3  # loud in a row, so that a click is no word
-_HOLD_SECONDS = 0.5  # of quiet, so that a pause between words is no end
+_ONSET_FRAMES = 3  # consecutive loud frames, so that a click is not speech
+_HOLD_SECONDS = 0.5  # of silence, so that a pause between words does not end a turn
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """A side speaks from `start` to `end`, in seconds; `end` is None while it still does."""
+class SpeechTurn:
+    """One side speaks from `start` to `end`, in seconds; `end` is None while it goes on."""
 
     start: float
     end: float | None
 
 
-def reply_seconds(start: float, caller: Iterable[Turn], agent: Iterable[Turn]) -> float | None:
-    """How long the caller waited for what the agent says from `start` on, in seconds.
+def reply_seconds(
+    start: float, caller: Iterable[SpeechTurn], agent: Iterable[SpeechTurn]
+) -> float | None:
+    """Return how many seconds the caller waited for the agent's turn that begins at `start`.
 
-    From the end of the caller's last turn before it to `start`. None where it is no reply: the
-    caller has not spoken yet or still does, or the agent was speaking when the caller fell silent,
-    or has spoken since. Of the turns (in order), those that begin at `start` or later count for
-    nothing.
+    The wait runs from the end of the caller's last turn before it. None if it is not a reply: the
+    caller has not spoken yet or still speaks, or the agent was speaking when the caller stopped, or
+    has spoken since. Both lists of turns are in order; turns from `start` on are ignored.
     """
     last = None
     for turn in caller:
@@ -44,10 +45,10 @@ def reply_seconds(start: float, caller: Iterable[Turn], agent: Iterable[Turn]) -
 
 
 class VoiceDetector:
-    """Hears one side of a call, whose audio begins `start` seconds into it."""
+    """Detects the turns of one side of a call, whose audio begins `start` seconds into the call."""
 
     def __init__(self, start: float = 0.0) -> None:
-        self.turns: list[Turn] = []  # those that are over
+        self.turns: list[SpeechTurn] = []  # the finished ones
         self.speaking_since: float | None = None
         self.last_voice_at: float | None = None
         self._start = start
@@ -55,9 +56,9 @@ class VoiceDetector:
         self._loud_frames = 0
         self._rest = b""
 
-    def feed(self, ulaw: bytes) -> list[Turn]:
-        """Hear the next µ-law bytes; gives the turns that began (no `end` yet) or ended in them."""
-        news: list[Turn] = []
+    def feed(self, ulaw: bytes) -> list[SpeechTurn]:
+        """Process µ-law; return the turns that began (without `end`) or ended in it."""
+        news: list[SpeechTurn] = []
         audio = self._rest + ulaw
         whole = len(audio) - len(audio) % _FRAME_BYTES
         self._rest = audio[whole:]
@@ -70,16 +71,16 @@ class VoiceDetector:
                 self.last_voice_at = now
                 if self.speaking_since is None:
                     self.speaking_since = now - self._loud_frames * _FRAME_SECONDS
-                    news.append(Turn(self.speaking_since, None))
+                    news.append(SpeechTurn(self.speaking_since, None))
             elif self.last_voice_at is not None and now - self.last_voice_at >= _HOLD_SECONDS:
                 news += self.finish()
         return news
 
-    def finish(self) -> list[Turn]:
-        """End the turn that is on, if any, with its last loud moment."""
+    def finish(self) -> list[SpeechTurn]:
+        """End the current turn, if any, at its last loud frame."""
         if self.speaking_since is None or self.last_voice_at is None:
             return []
-        turn = Turn(self.speaking_since, self.last_voice_at)
+        turn = SpeechTurn(self.speaking_since, self.last_voice_at)
         self.speaking_since = None
         self.turns.append(turn)
         return [turn]

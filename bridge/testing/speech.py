@@ -28,7 +28,7 @@ _CUTOFF = 0.925
 _PERIODS = 20
 _KAISER_BETA = 4.55
 
-_LOWEST_RATE, _HIGHEST_RATE = 1000, 384_000  # beyond them the header is damaged
+_LOWEST_RATE, _HIGHEST_RATE = 1000, 384_000  # outside this range the header is damaged
 
 _PCM = 1
 _EXTENSIBLE = 0xFFFE  # the true format is then the first field of a GUID
@@ -36,16 +36,16 @@ _REMEDY = "convert it with `sox {path} -b 16 -e signed-integer converted.wav`"
 
 
 class SpeechFileError(ValueError):
-    """A recording cannot be used: names the file, what is wrong with it and the remedy."""
+    """A recording cannot be used; the message names the file, the fault and the remedy."""
 
 
 def ulaw_to_pcm(ulaw: bytes) -> bytes:
-    """µ-law to 16-bit signed samples in native byte order, two bytes for each one."""
+    """Decode µ-law to 16-bit signed samples in native byte order."""
     return audioop.ulaw2lin(ulaw, 2)
 
 
 def pcm_to_ulaw(pcm: bytes) -> bytes:
-    """16-bit signed samples in native byte order to µ-law, one byte for each two."""
+    """Encode 16-bit signed samples in native byte order as µ-law."""
     return audioop.lin2ulaw(pcm, 2)
 
 
@@ -63,7 +63,7 @@ def read_wav(path: str | Path) -> bytes:
 
 
 def write_wav(path: str | Path, ulaw: bytes) -> None:
-    """Write µ-law at 8 kHz as a 16-bit PCM mono WAV at 8 kHz, which every player opens."""
+    """Write µ-law at 8 kHz as a 16-bit PCM mono WAV at 8 kHz, which every player supports."""
     samples = array("h", ulaw_to_pcm(ulaw))
     if _big_endian():
         samples.byteswap()
@@ -157,7 +157,7 @@ def _parse_wav(data: bytes, path: str) -> _Recording:
     at = 12
     while at + 8 <= len(data):
         name, size = data[at : at + 4], struct.unpack_from("<I", data, at + 4)[0]
-        # A recorder that wrote to a pipe could not fill in the size: then the data runs to the end.
+        # A recorder that writes to a pipe cannot fill in the size: the data runs to the end then.
         body = data[at + 8 : at + 8 + size]
         if name == b"fmt ":
             header = body

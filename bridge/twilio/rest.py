@@ -27,6 +27,7 @@ import trio
 
 from bridge.addresses import is_loopback
 from bridge.text import printable
+from bridge.twilio.numbers import check_call_sid, check_number, is_call_sid
 
 API_URL: Final = "https://api.twilio.com"
 
@@ -50,9 +51,7 @@ MachineDetection = Literal["Enable", "DetectMessageEnd"]
 CALL_NOT_IN_PROGRESS: Final = 21220  # https://www.twilio.com/docs/api/errors/21220
 
 _ACCOUNT_SID: Final = re.compile(r"AC[0-9a-fA-F]{32}")
-_CALL_SID: Final = re.compile(r"CA[0-9a-fA-F]{32}")
 _NUMBER_SID: Final = re.compile(r"PN[0-9a-fA-F]{32}")
-_E164: Final = re.compile(r"\+[1-9][0-9]{6,14}")
 
 _MAY_PASS: Final = frozenset({429, 500, 502, 503, 504})
 
@@ -246,7 +245,7 @@ class TwilioRest:
             form["TimeLimit"] = str(time_limit)
         answer = await self._request("POST", "Calls.json", form=form, repeatable=False)
         call_sid = _text(answer, "sid")
-        if not _CALL_SID.fullmatch(call_sid):
+        if not is_call_sid(call_sid):
             raise TwilioError(0, "no call SID in it; the call may have been placed", 201)
         return PlacedCall(call_sid, _text(answer, "status") or "queued")
 
@@ -374,36 +373,6 @@ class TwilioRest:
         for secret in self._hidden:
             text = text.replace(secret, "[secret]")
         return printable(text[:300])
-
-
-def is_number(number: str) -> bool:
-    """Return whether `number` is a phone number in E.164.
-
-    https://www.twilio.com/docs/glossary/what-e164
-    """
-    return _E164.fullmatch(number) is not None
-
-
-def is_call_sid(call_sid: str) -> bool:
-    """Return whether `call_sid` has the form of a Twilio call SID."""
-    return _CALL_SID.fullmatch(call_sid) is not None
-
-
-def check_number(number: str) -> str:
-    """Return `number`. Raises ValueError, with the remedy, if it is not in E.164."""
-    if not is_number(number):
-        raise ValueError(
-            f'expected a phone number such as +15551234567, got "{printable(number[:40])}"; '
-            "write + and the country code, then digits alone"
-        )
-    return number
-
-
-def check_call_sid(call_sid: str) -> str:
-    """Return `call_sid`. Raises ValueError if it is not a call SID."""
-    if not is_call_sid(call_sid):
-        raise ValueError("a call's SID is CA and 32 hexadecimal digits")
-    return call_sid
 
 
 def _document(twiml: str | bytes) -> str:

@@ -1,13 +1,14 @@
-"""What `relay` compares bridge with: the least that carries the same calls, on asyncio.
+"""The floor that `relay` compares bridge with: the least program that carries the same calls.
 
-    python -m tests.benchmarks.asyncio_relay --bind 127.0.0.1:5000 --frame-ms 60
+    python -m tests.benchmarks.asyncio_relay --bind 127.0.0.1:5000 --frame-ms 20
         --agent ws://127.0.0.1:9000/v1/agent/converse
 
-uvloop and websockets, the fastest there is for Python, with compression and keep-alive pings off,
-and JSON by msgspec's typed decoders as in bridge. It does what a relay cannot leave out: webhook,
-media socket, agent session, caller's audio in frames of the same length, agent's audio to the
-phone message by message. It has nothing of what makes a bridge: no barge-in, no functions, no
-bounds on waits, no teardown but the sockets' own, no log, no record. So it is a floor, no rival.
+It runs on asyncio with uvloop and websockets, the fastest common choice for Python, without
+compression and keep-alive pings, and decodes JSON with msgspec's typed decoders as bridge does. It
+does what a relay must do: webhook, media socket, agent session, caller's audio in frames of the
+same length, agent's audio to the phone message by message. It has none of what makes a bridge: no
+signatures, barge-in, functions, deadlines, teardown, log or records. So it is a lower bound, not a
+competitor.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _decode = msgspec.json.Decoder(_FromPhone).decode
 
 
 class Relay:
-    """Carries any number of calls to the agent at one address."""
+    """Carries calls to the agent at one address."""
 
     def __init__(self, agent: str, frame_ms: int) -> None:
         self._agent = agent
@@ -50,8 +51,8 @@ class Relay:
         self._media_socket = ""
 
     async def serve(self, host: str, port: int) -> None:
-        """Answer webhooks at this address, and calls at another of the same host, for ever."""
-        # websockets takes no POST, so that the webhook is somebody else's.
+        """Serve webhooks at this address, and calls at another port, until cancelled."""
+        # websockets does not serve POST requests, so the webhook has a server of its own.
         calls = await websockets.serve(
             self._call, host, 0, compression=None, ping_interval=None, max_queue=64
         )
@@ -67,7 +68,7 @@ class Relay:
             writer.write(f"HTTP/1.1 200 OK\r\n{head}\r\n\r\n{body}".encode())
             await writer.drain()
         except asyncio.IncompleteReadError:
-            pass  # whoever asks whether the server is there
+            pass  # a connection that only tests whether the server listens
         writer.close()
 
     async def _call(self, phone: websockets.ServerConnection) -> None:
@@ -113,10 +114,10 @@ class Relay:
 
 def main() -> None:
     """Serve from the command line, until a signal."""
-    parser = argparse.ArgumentParser(prog="asyncio_relay", description="A floor for `relay`.")
+    parser = argparse.ArgumentParser(prog="asyncio_relay", description="The floor of `relay`.")
     parser.add_argument("--bind", required=True, metavar="HOST:PORT")
     parser.add_argument("--agent", required=True, metavar="URL")
-    parser.add_argument("--frame-ms", type=int, default=60)
+    parser.add_argument("--frame-ms", type=int, default=20)
     options = parser.parse_args()
     host, _, port = options.bind.rpartition(":")
     try:

@@ -1,15 +1,15 @@
-"""How soon the phone is told to be silent when the caller interrupts, on the real server.
+"""The delay from the caller's interruption to the `clear` that silences the phone.
 
     python -m tests.benchmarks.barge_in [--times 50] [--json]
 
-The server is `bridge serve` in a process of its own, on a core of its own; the phone and the agent
-are simulated in this one, over loopback sockets. In one call the agent says something long, over
-and over, and each time says UserStartedSpeaking in the midst of it. Measured is the time from just
-before the agent sends that to the phone's having read `clear`, on one clock: what the simulators
-need to write and to read it is included. What the server itself has measured, from reading the one
-to having written the other, is printed beside it.
+The server is `bridge serve` in a process of its own, on a core of its own; this process simulates
+the phone and the agent over loopback sockets. In one call the agent repeats a long answer and sends
+UserStartedSpeaking in the middle of each. The measured time runs from just before the agent sends
+that until the phone has read `clear`, on one clock, so it includes the simulators' own reading and
+writing. `bridge_barge_in_seconds`, which the server measures from reading the one to having written
+the other, is printed beside it.
 
-Times are printed, never judged: that is for who knows the machine. Exit code 1 when something
+The figures are printed, not judged, since they depend on the machine. Exit code 1 when something
 failed, with one line that says what.
 """
 
@@ -18,14 +18,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import signal
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Final
 
 import httpx
@@ -38,7 +35,7 @@ from bridge.testing.agent.voice import speech_for
 from bridge.testing.load import machine
 from bridge.testing.phone.phone import (
     CallEndedError,
-    Event,
+    PhoneEvent,
     PhoneFault,
     PhoneTimeoutError,
     SimulatedPhone,
@@ -46,37 +43,35 @@ from bridge.testing.phone.phone import (
     UnreachableError,
     WebhookError,
 )
-from tests.benchmarks.server import AUTH_TOKEN, ServerError, running
+from tests.benchmarks.measuring import BenchmarkError, facts, run_program
+from tests.benchmarks.server import AUTH_TOKEN, running
 
-FRAME_MS: Final = 60
-"""`call.frame_ms` of the server: of the caller's audio, so of no weight here."""
+FRAME_MS: Final = 20
+"""`call.frame_ms` of the server. It concerns the caller's audio only."""
 
-ANSWER: Final = "This is a long answer, and nobody has ever listened to it until its end. " * 5
-"""Several times longer than anybody lets the agent speak here."""
+ANSWER: Final = "This is a long answer, which no caller has ever heard to its end. " * 5
+"""Several times longer than the agent may speak before it is interrupted."""
 
 HEARD_SECONDS: Final = 0.2
-"""How much of an answer the caller hears at least before he interrupts."""
+"""The caller hears at least this much of an answer before the interruption."""
 
 SPREAD_SECONDS: Final = 0.2
-"""How much more, evenly spread: the interruption falls anywhere between two pieces of audio."""
+"""Up to this much more, evenly spread, so that the interruption falls anywhere between two pieces
+of audio."""
 
 STEP_SECONDS: Final = 15.0
-"""The longest that any step may take, on the busiest machine."""
+"""Deadline of each step, generous for a busy machine."""
 
 GOLDEN: Final = (math.sqrt(5) - 1) / 2
 
-# Neither greeting nor hearing: this program alone says who speaks when.
+# Without greeting and hearing: this program decides when the agent speaks.
 BEHAVIOUR: Final = Behaviour(greeting="", hears=False, latency_every=0, idle_timeout=0)
-
-
-class BenchmarkError(Exception):
-    """The benchmark cannot go on. One line."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What `times` interruptions took, in ms. `server_` is the server's own measurement, of which
-    it keeps only the sum.
+    """Delays of `times` interruptions, in ms. `server_` is the server's own measurement, of which
+    it keeps the sum and the count only.
     """
 
     times: int
@@ -88,7 +83,7 @@ class Figures:
 
 
 def figures(delays_ms: Sequence[float], server_sum: float, server_count: int) -> Figures:
-    """Of at least one delay in ms, and the server's sum in seconds over so many."""
+    """Summarise at least one delay in ms, and the server's sum in seconds and its count."""
     ordered = sorted(delays_ms)
     return Figures(
         times=len(ordered),
@@ -101,7 +96,7 @@ def figures(delays_ms: Sequence[float], server_sum: float, server_count: int) ->
 
 
 async def measure(times: int) -> Figures:
-    """Make one call with so many interruptions. Raises BenchmarkError, ServerError."""
+    """Make one call with `times` interruptions. Raises BenchmarkError, ServerError."""
     server_core, own_core = machine.cores()
     machine.pin(0, own_core)
     async with trio.open_nursery() as nursery:
@@ -113,16 +108,16 @@ async def measure(times: int) -> Figures:
             delays = await _call(agent, address, times)
             total, count = await _barge_in_metric(address, times)
             if complaints := server.complaints():
-                raise BenchmarkError(f"the server complained: {complaints[-1][:200]}")
+                raise BenchmarkError(f"the server logged: {complaints[-1][:200]}")
         nursery.cancel_scope.cancel(reason="all is measured")
     return figures(delays, total, count)
 
 
 async def _call(agent: SimulatedAgent, address: str, times: int) -> list[float]:
-    """Place the call and interrupt the agent so often; the delays in ms."""
+    """Place the call, interrupt the agent `times` times, and return the delays in ms."""
     cleared: list[int] = []  # when, in ns of this process's clock
 
-    def notice(event: Event) -> None:
+    def notice(event: PhoneEvent) -> None:
         # Called as the phone reads it, before any task is woken.
         if event.kind == "clear":
             cleared.append(time.perf_counter_ns())
@@ -150,9 +145,9 @@ async def _call(agent: SimulatedAgent, address: str, times: int) -> list[float]:
 
 
 async def _interrupt(session: AgentSession, phone: SimulatedPhone, pause: float) -> int:
-    """Have the agent speak, and be interrupted when `pause` seconds of it have been heard.
+    """Let the agent speak, and interrupt it after the caller has heard `pause` seconds of it.
 
-    Returns when it was sent, in ns, once the phone has read a `clear`.
+    Returns the time in ns at which UserStartedSpeaking was sent, once the phone has read `clear`.
     """
     clears = sum(event.kind == "clear" for event in phone.events)
     silent = trio.Event()
@@ -162,13 +157,13 @@ async def _interrupt(session: AgentSession, phone: SimulatedPhone, pause: float)
         silent.set()
 
     audio = speech_for(ANSWER)
-    # In the session's nursery, and no own one here: errors would come out of it in groups.
+    # In the session's nursery: a nursery here would wrap errors in groups.
     session.nursery.start_soon(speak)
     await phone.wait_heard(phone.heard_seconds + pause, timeout=STEP_SECONDS)
     sent = time.perf_counter_ns()
     await session.user_started_speaking()
     await phone.wait_event("clear", count=clears + 1, timeout=STEP_SECONDS)
-    # Audio that was on its way comes after it, as from a real agent; then the caller's turn ends.
+    # Audio that was in flight arrives after it, as from a real agent; then the caller's turn ends.
     with trio.fail_after(STEP_SECONDS):
         await silent.wait()
     await session.user_said("Stop.")
@@ -176,11 +171,11 @@ async def _interrupt(session: AgentSession, phone: SimulatedPhone, pause: float)
 
 
 async def _barge_in_metric(address: str, times: int) -> tuple[float, int]:
-    """Sum in seconds and count of `bridge_barge_in_seconds`, once the call is in it."""
+    """Return sum in seconds and count of `bridge_barge_in_seconds`, once they include the call."""
     values: dict[str, float] = {}
     with trio.move_on_after(STEP_SECONDS):
         async with httpx.AsyncClient(trust_env=False, timeout=STEP_SECONDS) as client:
-            # The server adds a call to its figures when the call is over on its side, too.
+            # The server adds a call to its metrics when the call has ended on its side, too.
             while values.get("bridge_barge_in_seconds_count", 0) < times:
                 await trio.sleep(0.05)
                 try:
@@ -198,22 +193,19 @@ async def _barge_in_metric(address: str, times: int) -> tuple[float, int]:
     return values["bridge_barge_in_seconds_sum"], count
 
 
-async def run(options: argparse.Namespace) -> None:
-    """Measure, and print it."""
-    facts = machine.facts()
-    server_core, own_core = machine.cores()
-    facts["pinned"] = (
-        f"server on core {server_core}, simulators on core {own_core}"
-        if server_core is not None
-        else "no: fewer than two cores, or a system that cannot pin"
-    )
+async def barge_in(options: argparse.Namespace) -> int:
+    """Measure, print, and return the exit code."""
+    described = facts()
     if not options.json:
-        print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
-    found = await measure(options.times)
+        print(", ".join(f"{name} {value}" for name, value in described.items()), flush=True)
+    # The server keeps some of its files in the working directory.
+    with tempfile.TemporaryDirectory(prefix="bridge-benchmark-") as folder:
+        with contextlib.chdir(folder):
+            found = await measure(options.times)
     if options.json:
-        document = {"machine": facts, "figures": asdict(found)}
+        document = {"machine": described, "figures": asdict(found)}
         print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
-        return
+        return 0
     print(f"\nUserStartedSpeaking to clear, {found.times} times:")
     print(f"median {found.median_ms:.2f} ms, 99th {found.p99_ms:.2f} ms, max {found.max_ms:.2f} ms")
     print(
@@ -221,21 +213,7 @@ async def run(options: argparse.Namespace) -> None:
         f" (sum {found.server_mean_ms * found.server_times / 1000:.6f} s,"
         f" count {found.server_times})"
     )
-
-
-async def _run_or_stop(options: argparse.Namespace) -> None:
-    """`run`, but a signal ends it in good order: no server is left behind."""
-
-    async def listen(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            task_status.started()
-            async for _ in signals:
-                raise BenchmarkError("stopped by a signal")
-
-    async with trio.open_nursery() as nursery:
-        await nursery.start(listen)
-        await run(options)
-        nursery.cancel_scope.cancel(reason="all is measured")
+    return 0
 
 
 def _count(text: str) -> int:
@@ -249,21 +227,11 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks.barge_in",
-        description="Print how soon the phone is told to be silent when the caller interrupts.",
+        description="Print the delay from an interruption to the clear that silences the phone.",
     )
-    parser.add_argument("--times", type=_count, default=50, help="how many interruptions")
+    parser.add_argument("--times", type=_count, default=50, help="number of interruptions")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
-    options = parser.parse_args()
-    try:
-        # The server keeps its records in a file where it is started, unless it is told otherwise.
-        with tempfile.TemporaryDirectory(prefix="bridge-benchmark-") as folder:
-            with contextlib.chdir(folder):
-                trio.run(partial(_run_or_stop, options))
-    except* (BenchmarkError, ServerError) as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        sys.exit(f"barge_in: {error}")
+    run_program("barge_in", barge_in, parser.parse_args())
 
 
 if __name__ == "__main__":

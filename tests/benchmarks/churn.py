@@ -1,12 +1,12 @@
-"""Many calls, each ended in a random way, and what the server is left with.
+"""Many calls, each ended in a random way, and what the server still holds afterwards.
 
     python -m tests.benchmarks.churn [--calls 1000] [--at-once 20] [--seed 1]
 
-The server is `bridge serve` in a process of its own, on real sockets; phones and agents are
-simulated in this one. Phones hang up, lose their connection, reset it, close half of it or vanish,
-at any moment from the webhook on; agents refuse, stay silent, fail, close, reset, never answer,
-never say goodbye. Then the server is idle, and must look as it did before the first call. If it
-holds on to a descriptor, a task, a call or memory, or has logged a traceback, the exit status is 1.
+The server is `bridge serve` in a process of its own, on real sockets; this process simulates phones
+and agents. Phones hang up, lose their connection, reset it, close half of it or stop answering, at
+any moment from the webhook on; agents refuse, stay silent, fail, close, reset, never answer, never
+close. Afterwards the idle server must look as it did before the first call. The exit status is 1 if
+it holds a descriptor, a task, a call or memory, or has logged a traceback.
 """
 
 from __future__ import annotations
@@ -35,22 +35,28 @@ import trio
 from bridge.testing.agent.server import AgentSession, Behaviour, SimulatedAgent
 from bridge.testing.load import machine
 from bridge.testing.phone.phone import SimulatedPhone, TwimlError, WebhookError
-from tests.benchmarks.server import ServerError, stop
+from tests.benchmarks.server import (
+    LOOPBACK,
+    START_SECONDS,
+    ServerError,
+    environment,
+    free_port,
+    stop,
+)
 from tests.endtoend.scene import Line
 from tests.world import AUTH_TOKEN, QUIET, open_media_socket
 
-START_SECONDS: Final = 30.0
 SETTLE_SECONDS: Final = 30.0
-"""How long what is ending may take to end, after the last phone has gone."""
+"""Deadline for the last calls to end, after the last phone has disconnected."""
 
 REPORT_EVERY: Final = 100
 IDLE_SECONDS: Final = 3.0
 IDLE_CPU: Final = 0.02
-"""The share of a core that an idle server may use: its watchdog looks at the clock."""
+"""The share of a core that an idle server may use; its watchdog reads the clock."""
 
 GROWTH_KB: Final = 8 * 1024
-"""What the server's memory may grow by after its first quarter of calls. The allocator's noise is a
-few MB; a thousand leaked calls would be hundreds."""
+"""The growth of the server's memory that is allowed after the first quarter of calls. The
+allocator's noise is a few MB; a thousand leaked calls would be hundreds."""
 
 _COMMAND: Final = (
     sys.executable,
@@ -69,7 +75,7 @@ STORY: Final = bytes(n % 251 for n in range(8000 * 5))
 
 
 def agents_behaviour(seed: str) -> Callable[[int], Behaviour]:
-    """How the agent behaves on its n-th connection."""
+    """Choose the agent's behaviour on its n-th connection."""
 
     def choose(number: int) -> Behaviour:
         dice = random.Random(f"{seed} agent {number}")
@@ -96,7 +102,7 @@ def agents_behaviour(seed: str) -> Callable[[int], Behaviour]:
 
 
 def agents_script(seed: str) -> Callable[[AgentSession], Any]:
-    """What the agent does in its n-th session."""
+    """Choose what the agent does in its n-th session."""
 
     async def act(agent: AgentSession) -> None:
         dice = random.Random(f"{seed} session {agent.number}")
@@ -124,7 +130,7 @@ def agents_script(seed: str) -> Callable[[AgentSession], Any]:
 
 
 async def random_call(address: str, dice: random.Random) -> str:
-    """Call, and leave in some way after some time; which way it was."""
+    """Place a call and end it in a random way after a random time; return the way."""
     lines: list[Line] = []
 
     async def open_line(host: str, port: int, tls: bool = False) -> Line:
@@ -181,7 +187,7 @@ async def _leave(phone: SimulatedPhone, line: Line, way: str) -> None:
 
 
 async def _leave_early(line: Line, dice: random.Random) -> None:
-    """Ask for the media socket and leave before `start`, or before there is one."""
+    """Open the media socket and disconnect before `start`, or before the upgrade is answered."""
     try:
         async with trio.open_nursery() as nursery:
             with trio.move_on_after(dice.choice([0.0, 0.002, 1.0])):
@@ -191,7 +197,7 @@ async def _leave_early(line: Line, dice: random.Random) -> None:
                 line.reset()
             nursery.cancel_scope.cancel(reason="leaving early")
     except* Exception:
-        pass  # what the library makes of it is its own affair
+        pass  # how the library reports the disconnect does not matter here
     finally:
         await trio.aclose_forcefully(line)
 
@@ -203,7 +209,7 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 @dataclass
 class Churn:
-    """Calls `address`, `at_once` calls at a time. `ways` counts how the phones left."""
+    """Calls `address`, `at_once` calls at a time. `ways` counts how the calls ended."""
 
     address: str
     at_once: int
@@ -213,7 +219,7 @@ class Churn:
     ways: Counter[str] = field(default_factory=Counter)
 
     async def run(self, calls: int, on_done: Callable[[int], None] = lambda done: None) -> None:
-        """Make so many calls. `on_done` is told how many have been made, after each."""
+        """Make `calls` calls. `on_done` gets the number of calls made so far, after each."""
 
         async def caller() -> None:
             while self.begun < last:
@@ -233,11 +239,11 @@ class Churn:
 
 
 def serve() -> None:
-    """`bridge serve`, which on SIGUSR1 also says how many tasks it has."""
+    """Run `bridge serve`, which on SIGUSR1 also prints its number of tasks."""
     from bridge.cli import main
 
     def count(*_: object) -> None:
-        # In the main thread, where Trio runs, between two of its instructions.
+        # Python runs signal handlers in the main thread, which is Trio's.
         print(trio.lowlevel.current_statistics().tasks_living, flush=True)
 
     signal.signal(signal.SIGUSR1, count)
@@ -246,7 +252,7 @@ def serve() -> None:
 
 @dataclass(frozen=True)
 class Server:
-    """The server under test, and what can be seen of it from outside."""
+    """The server under test, as seen from outside."""
 
     pid: int
     address: str
@@ -256,7 +262,7 @@ class Server:
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     async def tasks(self) -> int:
-        """How many Trio tasks it has."""
+        """Return its number of Trio tasks."""
         told = self.folder / "stdout"
         before = told.read_text()
         os.kill(self.pid, signal.SIGUSR1)
@@ -280,7 +286,7 @@ class Server:
         return {name: float(value) for name, _, value in pairs}
 
     def log(self) -> list[dict[str, Any]]:
-        """Its lines so far; what is no JSON is a crash's."""
+        """Return its log so far; a line that is not JSON comes from a crash."""
         lines = []
         for line in (self.folder / "stderr").read_text().splitlines():
             try:
@@ -294,15 +300,14 @@ class Server:
 async def running(
     agent_url: str, *, patience: float = CONNECT_TIMEOUT, core: int | None = None
 ) -> AsyncIterator[Server]:
-    """Start a server whose agent is at `agent_url`. It is stopped on leaving, whatever happens.
+    """Start a server whose agent is at `agent_url`; stop it on leaving.
 
-    `patience` is how many seconds it waits for agents to connect, and for phones to say `start`.
+    `patience` is the server's timeout, in seconds, for agents to connect and for phones to send
+    `start`.
     """
     with tempfile.TemporaryDirectory(prefix="bridge-churn-") as directory:
         folder = Path(directory)
-        with trio.socket.socket() as probe:
-            await probe.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        address = f"{LOOPBACK}:{free_port()}"
         config = folder / "config.toml"
         config.write_text(
             f'[server]\nbind = "{address}"\nmax_calls = 10000\n'
@@ -312,9 +317,6 @@ async def running(
             f"[call]\nteardown_seconds = {TEARDOWN_SECONDS}\nstart_timeout = {patience}\n"
             '[logging]\nlevel = "info"\nformat = "json"\n'
         )
-        environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        environment |= {"BRIDGE_CONFIG": str(config), "DEEPGRAM_API_KEY": "benchmark"}
-        environment["TWILIO_AUTH_TOKEN"] = AUTH_TOKEN
         with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as errors:
             process = await trio.lowlevel.open_process(
                 _COMMAND,
@@ -322,7 +324,7 @@ async def running(
                 stdout=out,
                 stderr=errors,
                 cwd=Path.cwd(),
-                env=environment,
+                env=environment(config, AUTH_TOKEN),
             )
         server = Server(process.pid, f"http://{address}", folder)
         machine.pin(process.pid, core)
@@ -346,12 +348,12 @@ async def running(
 
 
 async def churn(calls: int, at_once: int, seed: str) -> list[str]:
-    """Print what happens and return what is wrong with it."""
+    """Run the churn, print its course, and return what is wrong with the server."""
     async with trio.open_nursery() as nursery:
         agent = SimulatedAgent(agents_script(seed), agents_behaviour(seed), keep_sessions=1)
         port = await nursery.start(agent.serve)
         async with running(f"ws://127.0.0.1:{port}/v1/agent/converse") as server:
-            # What is made once, by the first calls, is no leak.
+            # Allocations that only the first calls make are no leak.
             warm = Churn(server.address, 1, f"{seed} warm-up")
             await warm.run(5)
             await _settled(server)
@@ -415,7 +417,10 @@ async def _measure(server: Server, calls: Churn, number: int) -> list[str]:
 
 
 async def _settled(server: Server, like: tuple[int, int] = (10**6, 10**6)) -> bool:
-    """Whether no call is live any more, and no more tasks and descriptors are than `like` says."""
+    """Wait until no call is live and the server has no more tasks and descriptors than `like`.
+
+    Returns False after SETTLE_SECONDS.
+    """
     with trio.move_on_after(SETTLE_SECONDS):
         while True:
             metrics = await server.metrics()

@@ -1,7 +1,6 @@
-"""How bridge compares with the least that carries the same calls, and how many calls a core takes.
+"""Pairs of runs against the goals, and the search for the capacity of one core.
 
-Both are made of runs of `relay.measure`, which is passed in. Runs that are to be compared follow
-each other, A B A B: what the machine does beside is the same for both, as nearly as can be had.
+Compared runs follow each other, A B A B, so that both meet the same conditions on a busy machine.
 """
 
 from __future__ import annotations
@@ -10,80 +9,117 @@ import statistics
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
 
-from tests.benchmarks.figures import GENERATOR_BUSY_PERCENT, Figures
+from tests.benchmarks.figures import GENERATOR_BUSY_PERCENT, GENERATOR_LATE_MS, Figures
+
+CPU_GOALS: Final = {10: 1.1, 40: 1.25}
+"""The most CPU in units of the floor's, by number of calls."""
+
+P50_GOAL_MS: Final = 2.0
+P99_GOAL_MS: Final = 15.0
+"""The most that the round trip may take longer than the floor's, at any number of calls."""
+
+MEMORY_GOAL_KB: Final = 110.0
+CAPACITY_GOAL: Final = 80
 
 FULL_MS: Final = 50.0
-"""A server is full when one frame in a hundred is later than this, its frame's length apart."""
+"""A server is full when the 99th percentile of the round trip is above this."""
 
-FIRST_LOADS: Final = (1, 10, 20, 40, 80, 160, 320)
-
-HALVINGS: Final = 2
-"""How often the gap between the last load that was carried and the first that was not is halved."""
-
-Measure = Callable[[int], Awaitable[Figures]]
+LOADS: Final = (80, 120, 160, 200, 240, 320)
+LOADS_BELOW: Final = (60, 40, 20)
+"""Tried one after the other when the first of LOADS is too much."""
 
 
 class Pair(NamedTuple):
-    """One run of bridge and one of `asyncio_relay` right behind it, under the same load."""
+    """A run of bridge and the run of the floor after it, under the same load."""
 
     bridge: Figures
     floor: Figures
 
+
+class Check(NamedTuple):
+    """One figure beside its goal."""
+
+    name: str
+    value: float
+    goal: float | None
+    form: str = ".2f"
+    at_least: bool = False
+
     @property
-    def ratio(self) -> float:
-        """Bridge's CPU time per call-second in units of the other's."""
-        return self.bridge.cpu_ms_per_call_second / self.floor.cpu_ms_per_call_second
+    def met(self) -> bool | None:
+        """Whether the goal is met; None without a goal."""
+        if self.goal is None:
+            return None
+        return self.value >= self.goal if self.at_least else self.value <= self.goal
+
+    def __str__(self) -> str:
+        line = f"  {self.name:52} {format(self.value, self.form):>8}"
+        if self.goal is None:
+            return line
+        sign = ">=" if self.at_least else "<="
+        verdict = "met" if self.met else "MISSED"
+        return f"{line}   goal {sign} {format(self.goal, self.form)}: {verdict}"
 
 
-async def pairs(bridge: Measure, floor: Measure, number: int, calls: int) -> list[Pair]:
-    """Measure so many pairs."""
-    return [Pair(await bridge(calls), await floor(calls)) for _ in range(number)]
-
-
-def pairs_text(found: Sequence[Pair], frame_ms: int) -> str:
-    """The pairs for people."""
-    lines = [f"Beside an asyncio relay, {found[0].bridge.calls} calls, CPU ms per call-second:"]
-    for number, pair in enumerate(found, start=1):
-        bridge, floor = pair
-        lines.append(
-            f"  pair {number}: bridge {bridge.cpu_ms_per_call_second:.2f},"
-            f" asyncio {floor.cpu_ms_per_call_second:.2f}, ratio {pair.ratio:.2f};"
-            f" 99th beyond a frame: bridge {bridge.added_p99_ms(frame_ms):.1f} ms,"
-            f" asyncio {floor.added_p99_ms(frame_ms):.1f} ms"
+def checks(pairs: Sequence[Pair]) -> list[Check]:
+    """The medians over the pairs, each pair's own difference or ratio, beside their goals."""
+    calls = pairs[0].bridge.calls
+    ratio = statistics.median(pair.bridge.cpu_ms / pair.floor.cpu_ms for pair in pairs)
+    found = [Check("CPU, ratio to the floor", ratio, CPU_GOALS.get(calls))]
+    for name, goal in (("p50_ms", P50_GOAL_MS), ("p99_ms", P99_GOAL_MS)):
+        more = statistics.median(
+            getattr(pair.bridge, name) - getattr(pair.floor, name) for pair in pairs
         )
-    lines.append(f"  median ratio {statistics.median(pair.ratio for pair in found):.2f}")
-    return "\n".join(lines)
+        found.append(Check(f"round trip {name[:3]}, ms more than the floor", more, goal, "+.2f"))
+    memory = [pair.bridge.memory_kb_per_call for pair in pairs]
+    if known := [kb for kb in memory if kb is not None]:
+        found.append(Check("memory, KB per call", statistics.median(known), MEMORY_GOAL_KB, ".0f"))
+    return found
 
 
-async def fill(bridge: Measure, frame_ms: int) -> tuple[list[Figures], str]:
-    """Load one core more and more until it is full: the runs, by load, and one line that says
-    where that is."""
-    runs: dict[int, Figures] = {}
-    carried, refused, why = 0, 0, "full"
+class Capacity(NamedTuple):
+    """The most calls that one core carried; the run that was too much, None if none was."""
 
-    async def carries(calls: int) -> bool:
-        nonlocal why
-        run = runs[calls] = await bridge(calls)
+    calls: int
+    too_much: Figures | None
+
+    def __str__(self) -> str:
+        if self.too_much is None:
+            return "the search ends there"
+        run = self.too_much
         if run.generator_core_percent > GENERATOR_BUSY_PERCENT:
-            why = "more than the load generator can make"
-            return False
-        return run.added_p99_ms(frame_ms) < FULL_MS
+            return f"with {run.calls} calls the load generator is the bottleneck"
+        if run.generator_late_p99_ms > GENERATOR_LATE_MS:
+            late = f"{run.generator_late_p99_ms:.0f} ms late"
+            return f"with {run.calls} calls the load generator itself is {late}: a busy machine"
+        return f"with {run.calls} calls the 99th percentile is {run.p99_ms:.0f} ms"
 
-    for calls in FIRST_LOADS:
-        if not await carries(calls):
-            refused = calls
+
+async def capacity(measure: Callable[[int], Awaitable[Figures]]) -> Capacity:
+    """Search upwards for the most calls with a 99th percentile of the round trip below FULL_MS.
+
+    `measure` makes one run with a number of calls. A load that fails is tried once more, so that a
+    second of other work on the machine does not end the search.
+    """
+
+    async def better(calls: int) -> Figures:
+        run = await measure(calls)
+        return run if run.p99_ms < FULL_MS else await measure(calls)
+
+    carried = 0
+    too_much: Figures | None = None
+    for calls in LOADS:
+        run = await better(calls)
+        if run.p99_ms >= FULL_MS:
+            too_much = run
             break
         carried = calls
-    for _ in range(HALVINGS):
-        middle = (carried + refused) // 2
-        if carried < middle < refused:
-            if await carries(middle):
-                carried = middle
-            else:
-                refused = middle
-    rows = [runs[calls] for calls in sorted(runs)]
-    limit = f"; {refused} are {why}" if refused else ""
-    return rows, (
-        f"One core carries {carried} calls with a 99th percentile below {FULL_MS:.0f} ms beyond a"
-        f" frame's length{limit}."
-    )
+    for calls in LOADS_BELOW:
+        if carried:
+            break
+        run = await better(calls)
+        if run.p99_ms < FULL_MS:
+            carried = calls
+        else:
+            too_much = run
+    return Capacity(carried, too_much)

@@ -1,9 +1,9 @@
-"""What a bad peer costs: `python -m tests.benchmarks.hostile [--seconds 4] [--only WORDS]`.
+"""The cost of hostile peers: `python -m tests.benchmarks.hostile [--seconds 4] [--only WORDS]`.
 
-One server process; against it one peer at a time that does its worst as fast as it can, signed as
-Twilio signs where that matters, since an unsigned one gets no further than 403. Printed for each:
-the server's CPU time a second, what its memory grew by, and how long a request of somebody else's
-took meanwhile. The first line is a good peer, a call: the measure of the others.
+One server process is attacked by one peer at a time, as fast as the peer can. Where it matters, the
+peer signs as Twilio does, because an unsigned one only gets 403. For each, this prints the server's
+CPU time per second, its growth in memory, and the slowest request of another client meanwhile. The
+first line is an ordinary call, to compare with.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathlib import Path
 import trio
 
 from tests.conformance.cases import Role
-from tests.endtoend.test_signals import SERVE, Server, running
+from tests.endtoend.servers import SERVE, Server, running
 from tests.unit.server.wire import UPGRADE
 from tests.world import signed
 
 CLIENT = Role(masks=True)
-# Connections that attacks have made since the last look.
+# Connections that attacks have opened since the last measurement.
 made = 0
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -32,7 +32,7 @@ Attack = Callable[[Server], Awaitable[None]]
 
 
 def usage(pid: int) -> tuple[float, float]:
-    """CPU seconds used, and resident memory in KiB."""
+    """Return CPU seconds used, and resident memory in KiB."""
     facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     status = Path(f"/proc/{pid}/status").read_text()
     resident = int(status.partition("VmRSS:")[2].split()[0])
@@ -51,7 +51,7 @@ async def connect(it: Server) -> trio.SocketStream:
 
 
 async def media_socket(it: Server) -> trio.SocketStream:
-    """A media socket that is let in, and has not said `start`."""
+    """Open a media socket that the server accepts, and send no `start`."""
     host, port = address(it)
     stream = await connect(it)
     head = UPGRADE.replace(b"/ws", b"/media-stream").replace(
@@ -65,7 +65,7 @@ async def media_socket(it: Server) -> trio.SocketStream:
 
 
 async def pour(it: Server, data: bytes, begin: bytes = b"") -> None:
-    """Send this for as long as it is taken, on one socket after another."""
+    """Send `data` as fast as the server accepts it, on one socket after another."""
 
     async def push(stream: trio.SocketStream) -> None:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
@@ -100,7 +100,7 @@ def flood(data: bytes, begin: bytes = b"") -> Attack:
 
 
 async def slow_heads(it: Server) -> None:
-    """Two hundred connections that say one byte a second."""
+    """Open two hundred connections that send one byte a second."""
 
     async def one() -> None:
         while True:
@@ -116,7 +116,7 @@ async def slow_heads(it: Server) -> None:
 
 
 async def idle_sockets(it: Server) -> None:
-    """Five hundred connections that say nothing."""
+    """Open five hundred connections that send nothing."""
     async with trio.open_nursery() as nursery:
         for _ in range(500):
             stream = await trio.open_tcp_stream(*address(it))
@@ -124,7 +124,7 @@ async def idle_sockets(it: Server) -> None:
 
 
 def requests(data: bytes) -> Attack:
-    """One connection after another, each with this and nothing more."""
+    """Open one connection after another, each of which sends only `data`."""
 
     async def attack(it: Server) -> None:
         while True:
@@ -155,8 +155,8 @@ PEERS: dict[str, Attack] = {
 
 
 async def measure(it: Server, attack: Attack, seconds: float) -> tuple[float, float, float, float]:
-    """CPU milliseconds a second, KiB grown at the most, the slowest request in milliseconds, and
-    connections made a second."""
+    """Return CPU in ms per second, the largest growth in KiB, the slowest request in ms, and
+    connections opened per second."""
     global made
     slowest, grown, made = 0.0, 0.0, 0
     async with trio.open_nursery() as nursery:
@@ -194,6 +194,6 @@ async def main(seconds: float, only: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=4, help="for each peer")
-    parser.add_argument("--only", default="", help="peers with these words in their name")
+    parser.add_argument("--only", default="", help="only peers with these words in their name")
     options = parser.parse_args()
     trio.run(main, options.seconds, options.only)

@@ -1,10 +1,12 @@
-"""The load generator in a process of its own, as `relay` starts it.
+"""The load generator of `relay` and `peers`, in a process of its own.
 
-    python -m tests.benchmarks.load --calls 25 --seconds 10 --server 127.0.0.1:5000
+    python -m tests.benchmarks.load --calls 10 --seconds 5 --server 127.0.0.1:5000
         --server-pid 1234 --agent-fd 7
 
-One call comes before those that are measured. It prints "measuring" when the measured time begins
-and one line of JSON at the end; a failure is one line on standard error and exit code 1.
+Each phone sends 160 bytes of µ-law every 20 ms and expects them back; the agents, in this process
+too, return each message at once. Without `--agent-fd` the server itself must return the audio. One
+call is made before those that are measured. Prints "measuring" when the measured time begins and
+one line of JSON at the end; a failure is one line on standard error and exit code 1.
 """
 
 from __future__ import annotations
@@ -21,22 +23,13 @@ from typing import Final
 import msgspec
 
 from bridge.testing.load.ends import Target
-from bridge.testing.load.generator import (
-    SET_UP_EACH,
-    SETTLE,
-    TEAR_DOWN,
-    WARM_UP,
-    Load,
-    Plan,
-    exact_loop,
-)
+from bridge.testing.load.generator import Load, LoadPlan, exact_loop
 from bridge.testing.load.wire import WireError
+from tests.benchmarks.echo import EchoEnd
 from tests.benchmarks.server import AUTH_TOKEN
 
 FIRST_CALL: Final = 0.5
-"""Seconds of the call that is not measured, and after it."""
-
-__all__ = ["FIRST_CALL", "SETTLE", "SET_UP_EACH", "TEAR_DOWN", "WARM_UP"]
+"""Seconds of the call that is not measured, and of the pause after it."""
 
 
 def main() -> None:
@@ -44,14 +37,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="load", description="Load for tests.benchmarks.relay.")
     parser.add_argument("--calls", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
-    parser.add_argument("--frame-ms", type=int, default=60)
+    parser.add_argument("--warm-up", type=float, required=True)
+    parser.add_argument("--frame-ms", type=int, default=20)
     parser.add_argument("--server", required=True, metavar="HOST:PORT")
     parser.add_argument("--server-pid", type=int, required=True)
     parser.add_argument("--server-core", type=int)
-    parser.add_argument("--agent-fd", type=int, required=True)
+    parser.add_argument("--agent-fd", type=int)
     options = parser.parse_args()
-    agents = socket.socket(fileno=options.agent_fd)
-    plan = Plan(
+    agents = None if options.agent_fd is None else socket.socket(fileno=options.agent_fd)
+    plan = LoadPlan(
         Target(f"http://{options.server}", AUTH_TOKEN),
         calls=options.calls,
         seconds=options.seconds,
@@ -59,15 +53,25 @@ def main() -> None:
         agent_socket=agents,
         server_pid=options.server_pid,
         server_core=options.server_core,
+        warm_up=options.warm_up,
+        agent=EchoEnd,
+        echo=True,
     )
-    # What a server allocates once, with its first call, is no memory of each: one call goes before.
-    first = replace(plan, calls=1, seconds=FIRST_CALL, warm_up=0.0, agent_socket=agents.dup())
-    # A collection in the middle would be taken for the server's delay.
+    # The first call makes the server allocate memory that is not per call, so it is made before
+    # the idle memory is read.
+    first = replace(
+        plan,
+        calls=1,
+        seconds=FIRST_CALL,
+        warm_up=0.0,
+        agent_socket=None if agents is None else agents.dup(),
+    )
+    # A garbage collection during the run would be measured as the server's delay.
     gc.disable()
     try:
         with asyncio.Runner(loop_factory=exact_loop) as runner:
             runner.run(Load(first).run())
-            time.sleep(FIRST_CALL)  # its record is being written
+            time.sleep(FIRST_CALL)  # the server writes the first call's record
             load = Load(plan, on_measuring=lambda: print("measuring", flush=True))
             result = runner.run(load.run())
     except TimeoutError:

@@ -1,11 +1,11 @@
-"""How soon the local agent replies, and what its recogniser does to the event loop.
+"""The local agent's reply delay, and the effect of its recogniser on the event loop.
 
     python -m tests.benchmarks.local_agent [--voice flite] [--rounds 1]
 
-A simulated phone speaks phrases of the restaurant, in real time, through the real server to the
-local agent. The reply's delay is counted from the last frame with voice in it that was sent to the
-first of the reply that is played; half a second of it is the silence that ends a turn. The event
-loop's lateness is that of a task that wants to run every 20 ms, first with nobody on the phone.
+A simulated phone speaks phrases of the restaurant dialogue, in real time, through the server to the
+local agent. The delay of a reply runs from the last sent frame that contains voice to the first
+frame of the reply that the phone plays; half a second of it is the silence that ends a turn. The
+event loop's lateness is that of a task that wakes every 20 ms, first without a call.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ PHRASES = (
 )
 TOKEN = "a-token-of-the-benchmark"
 TICK = 0.02
-QUIET = 300  # of 32767: the root mean square below which a frame has no voice in it
+QUIET = 300  # of 32767: a frame whose root mean square is lower contains no voice
 FRAME = 160
 
 
 def trimmed(ulaw: bytes) -> bytes:
-    """Up to its last frame with voice."""
+    """Cut the audio behind its last frame with voice."""
     frames = [ulaw[at : at + FRAME] for at in range(0, len(ulaw), FRAME)]
     while frames and audioop.rms(audioop.ulaw2lin(frames[-1], 2), 2) < QUIET:
         frames.pop()

@@ -1,12 +1,12 @@
-"""From the webhook to the greeting, with `deepgram.prewarm` and without.
+"""The time from the webhook to the greeting, with `deepgram.prewarm` and without.
 
     python -m tests.benchmarks.prewarm [--calls 20]
 
-The server is the real one on real sockets; what is far away is made so: Twilio opens the media
-socket half a second after the webhook has been answered (the TwiML has to travel and a TLS
-connection be made), and the agent takes half a second from the connection to SettingsApplied, and
-some more to begin to speak. Calls are placed one after the other, by turns with and without, and
-the time is taken from the webhook's request to the first byte of the greeting at the phone.
+The server is bridge on real sockets; the distance of its peers is simulated. Twilio opens the media
+socket half a second after the webhook's answer (the TwiML travels and a TLS connection is made).
+The agent takes half a second from the connection to SettingsApplied, and some more until it speaks.
+Calls with and without prewarming take turns, one at a time. The measured time runs from the
+webhook's request to the first byte of the greeting at the phone.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from bridge.testing.phone.phone import SimulatedPhone
 from bridge.testing.phone.webhook import open_network_stream
 from tests.world import AUTH_TOKEN, QUIET, on_loopback, settings
 
-# How far away the ends are, in seconds. `bridge check` prints what the agent takes from your
-# machine; of Twilio's part no figures are published.
+# The simulated distances, in seconds. `bridge check` prints the agent's from your machine; Twilio
+# publishes none.
 TWILIO_SECONDS: Final = 0.5
 WELCOME_SECONDS: Final = 0.25
 SETTINGS_SECONDS: Final = 0.25
@@ -44,7 +44,7 @@ async def _greet(agent: AgentSession) -> None:
 
 
 async def _call(url: str) -> float:
-    """One call; seconds from the webhook's request to the greeting."""
+    """Place one call; return the seconds from the webhook's request to the greeting."""
     connections = 0
 
     async def open_stream(host: str, port: int, tls: bool) -> trio.abc.Stream:
@@ -65,7 +65,7 @@ async def _call(url: str) -> float:
 
 
 async def measure(calls: int) -> dict[bool, list[float]]:
-    """So many calls each way; seconds to the greeting, by whether sessions were prewarmed."""
+    """Place `calls` calls each way; return seconds to the greeting, by prewarming on or off."""
     found: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(calls):
         for prewarm in (False, True):
@@ -76,14 +76,14 @@ async def measure(calls: int) -> dict[bool, list[float]]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.prewarm")
     parser.add_argument("--calls", type=int, default=20)
     found = trio.run(measure, parser.parse_args().calls)
     print(
         f"Twilio {TWILIO_SECONDS:g} s from the webhook's answer to the socket, the agent "
         f"{WELCOME_SECONDS + SETTINGS_SECONDS:g} s to SettingsApplied and {SPEECH_SECONDS:g} s to "
-        "its first word"
+        "its first audio"
     )
     for prewarm, seconds in found.items():
         middle, most = 1000 * statistics.median(seconds), 1000 * max(seconds)

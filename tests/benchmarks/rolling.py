@@ -1,13 +1,13 @@
 """A deploy under load: two servers behind HAProxy are restarted, one after the other, while phones
-call all the time; and what the callers notice of it.
+keep calling, and the callers' view of it is recorded.
 
     python -m tests.benchmarks.rolling [--calls 40] [--seconds 10] [--rounds 3]
 
-Everything is real but the people: `bridge serve` twice, with one PostgreSQL between them, Debian's
-HAProxy with deploy/haproxy.cfg, signed webhooks, tickets. Each caller calls, talks for so many
-seconds while the agent talks too, hangs up (or, every fourth, the agent does) and calls again. A
-restart is what a deploy does: SIGTERM, wait until the server has ended, start it, wait until it has
-a call. Every byte that was said must have been heard, both ways.
+Only phones and agents are simulated: `bridge serve` runs twice with one PostgreSQL database, behind
+Debian's HAProxy with deploy/haproxy.cfg, with signed webhooks and tickets. Each caller places a
+call, talks for `--seconds` while the agent talks too, hangs up (in every fourth call the agent
+does) and calls again. A restart does what a deploy does: SIGTERM, wait until the server has exited,
+start it, wait until it has a call. Every byte that was said must be heard, both ways.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -46,6 +45,7 @@ from bridge.testing.phone.phone import (
 )
 from bridge.testing.phone.twiml import ConnectStream, Hangup
 from bridge.testing.speech import SILENCE
+from tests.benchmarks.server import free_port
 from tests.integration.records.postgres import cluster
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
@@ -55,16 +55,16 @@ QUIET = Behaviour(greeting="", hears=False, latency_every=0, idle_timeout=0)
 # A start takes seconds on a busy machine, a drain as long as the longest call.
 PATIENCE = 90.0
 
-# What was said last has been heard so much later, on the busiest machine.
+# Deadline for the last audio to arrive, generous for a busy machine.
 ARRIVES = 30.0
 
-# How often something is looked at that tells nobody.
+# Interval of polling where there is no event to wait for.
 CHECKED = 0.05
 
 
 @dataclass
 class Figures:
-    """What callers noticed, and what the servers did meanwhile."""
+    """The callers' view, and what the servers did meanwhile."""
 
     calls: int = 0
     caller_seconds: float = 0.0
@@ -105,7 +105,7 @@ class Figures:
 
 
 def words(seed: str, seconds: float) -> bytes:
-    """Speech that no other call has, without a byte of silence, in whole 20 ms frames."""
+    """Make speech unique to this seed, without a byte of silence, in whole 20 ms frames."""
     size = round(seconds * 50) * 160
     noise = random.Random(seed).randbytes(size)
     return noise.replace(SILENCE, b"\x01")
@@ -124,9 +124,9 @@ class Server:
             f'[deepgram]\nurl = "ws://127.0.0.1:{agent_port}/v1/agent/converse"\n'
             f'[records]\nurl = "{database}"\n'
             '[logging]\nformat = "json"\nlevel = "info"\n'
-            # On a busy machine people here talk slowly, and are not to be asked whether they do.
+            # On a busy machine the simulated people talk slowly; that must not end calls.
             "[call]\nidle_seconds = 600\nstall_seconds = 600\n"
-            # The simulated agent learns from the prompt whose call it is.
+            # The prompt tells the simulated agent which caller it talks to.
             '[agent.listen.provider]\ntype = "deepgram"\nmodel = "nova-3"\n'
             '[agent.think]\nprompt = "{caller}"\n'
             '[agent.think.provider]\ntype = "open_ai"\nmodel = "gpt-4o-mini"\n'
@@ -135,7 +135,7 @@ class Server:
         self._process: trio.Process | None = None
 
     async def start(self) -> None:
-        """Start it, and wait until it takes calls."""
+        """Start it, and wait until it is ready for calls."""
         environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         environment |= {"DEEPGRAM_API_KEY": "dg-test-key", "TWILIO_AUTH_TOKEN": TOKEN}
         with (self._folder / "log").open("ab") as log:
@@ -152,7 +152,7 @@ class Server:
             await trio.sleep(CHECKED)
 
     async def stop(self) -> tuple[int, float]:
-        """As a deploy does: how many calls were on, and how many seconds it took to end."""
+        """Stop it with SIGTERM; return its number of calls then and the seconds until it exited."""
         assert self._process is not None
         began = trio.current_time()
         self._process.send_signal(signal.SIGTERM)
@@ -188,25 +188,25 @@ class Rolling:
         self._front = front
         self._seconds = seconds
         self._numbers = count()
-        # More than one where a session broke and bridge opened another.
+        # Several for one call if a session was lost and bridge opened another.
         self._sessions: dict[str, list[AgentSession]] = {}
         self._said: dict[str, trio.Event] = {}
         self._over = trio.Event()
 
     async def _speak(self, agent: AgentSession) -> None:
-        """The agent of a call: says its part, and hangs up if that is how the call ends."""
+        """Play the agent of one call: talk, and hang up if this call ends that way."""
         await agent.applied.wait()
         assert agent.settings is not None
         caller = agent.settings["agent"]["think"]["prompt"]
         self._sessions.setdefault(caller, []).append(agent)
         await agent.say(caller, words("agent" + caller, self._seconds))
         if ends_with_agent(caller):
-            # When the caller has said and heard all, which is for the test to know.
+            # The caller's task knows when everything has been said and heard.
             await self._said[caller].wait()
             await agent.close()
 
     async def caller(self) -> None:
-        """Call, again and again, until it is enough."""
+        """Place one call after another until `enough` is called."""
         await trio.sleep(random.uniform(0, self._seconds))
         while not self._over.is_set():
             number = f"+1555{next(self._numbers):07}"
@@ -232,7 +232,7 @@ class Rolling:
             await phone.say(speech)
             await phone.wait_heard(self._seconds)
             with trio.move_on_after(ARRIVES):
-                while self._heard_of(number) != speech:  # noqa: ASYNC110  # audio wakes nobody
+                while self._heard_of(number) != speech:  # noqa: ASYNC110  # audio has no event
                     await trio.sleep(CHECKED)
             if ends_with_agent(number):
                 said.set()
@@ -255,23 +255,23 @@ class Rolling:
         del self._sessions[number], self._said[number]
 
     def _heard_of(self, number: str) -> bytes:
-        """What the agent has heard of this caller's words, without the silence between them."""
+        """Return the caller's speech as the agent received it, without silence."""
         sessions = self._sessions.get(number, ())
         return b"".join(bytes(one.received_audio) for one in sessions).replace(SILENCE, b"")
 
     def enough(self) -> None:
-        """No call begins after this."""
+        """Let no further call begin."""
         self._over.set()
 
 
 def ends_with_agent(caller: str) -> bool:
-    """Every fourth call is ended by the agent, which brings a webhook more."""
+    """Whether the agent ends this call: every fourth, since that adds a webhook to the call."""
     return int(caller[1:]) % 4 == 0
 
 
 @asynccontextmanager
 async def haproxy(front: str, a: str, b: str) -> AsyncIterator[None]:
-    """HAProxy with the configuration that is shipped."""
+    """Run HAProxy with the configuration in deploy/."""
     program = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     assert program is not None, "HAProxy is missing: apt-get install -y haproxy"
     environment = {"BRIDGE_FRONT": front, "BRIDGE_A": a, "BRIDGE_B": b}
@@ -292,7 +292,7 @@ async def haproxy(front: str, a: str, b: str) -> AsyncIterator[None]:
 
 
 async def run(calls: int, seconds: float, rounds: int) -> Figures:
-    """Restart both servers `rounds` times under a load of `calls`, each `seconds` long."""
+    """Restart both servers `rounds` times under a load of `calls` calls of `seconds` each."""
     folder = Path(tempfile.mkdtemp(prefix="bridge-rolling-"))
     front = f"127.0.0.1:{free_port()}"
     rolling = Rolling(front, seconds)
@@ -302,7 +302,7 @@ async def run(calls: int, seconds: float, rounds: int) -> Figures:
                 port = await nursery.start(rolling.agent.serve)
                 servers = [Server(name, folder, database.url, port) for name in "ab"]
                 try:
-                    # One after the other: the first makes the tables.
+                    # In sequence: the first creates the tables.
                     for server in servers:
                         await server.start()
                     async with haproxy(front, servers[0].address, servers[1].address):
@@ -338,7 +338,7 @@ async def _restart_under_load(
                     had, took = await server.stop()
                     rolling.figures.restarts.append((server.name, had, took))
                     await server.start()
-                    # Until HAProxy gives it calls; it must not be the only one that does not.
+                    # Until HAProxy routes calls to it, or the next restart would leave no server.
                     await _has_a_call(server)
         rolling.enough()
     for server in servers:
@@ -346,13 +346,13 @@ async def _restart_under_load(
 
 
 async def _takes_calls(front: str) -> None:
-    """Wait until HAProxy has found its servers."""
+    """Wait until HAProxy routes requests to a server."""
     with trio.fail_after(PATIENCE):
         while True:
             async with httpx.AsyncClient() as client:
                 try:
                     answer = await client.post(f"http://{front}/incoming-call", timeout=5)
-                    if answer.status_code == 403:  # not signed: it was a bridge that answered
+                    if answer.status_code == 403:  # unsigned, so the answer came from bridge
                         return
                 except httpx.HTTPError:
                     pass
@@ -366,13 +366,6 @@ async def _has_a_call(server: Server) -> None:
         if "bridge_calls_active 0.0" not in text:
             return
         await trio.sleep(CHECKED)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The server under measurement, bridge or what it is compared with, in a process of its own."""
+"""The server under measurement, in a process of its own: bridge, the floor, or a peer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,20 +18,39 @@ import trio
 from bridge.testing.load import machine
 
 AUTH_TOKEN: Final = "benchmark-auth-token"
-"""Phones sign with it: what the checks cost is part of what is measured."""
+"""Phones sign with it, so the cost of the server's checks is measured too."""
 
 START_SECONDS: Final = 30.0
-"""For Python to start and import a web framework on a machine that is busy with other things."""
+"""Python may take this long to import a web framework on a busy machine."""
 
 STOP_SECONDS: Final = 10.0
-"""From SIGTERM on; then it is killed."""
+"""From SIGTERM to SIGKILL."""
 
-_BRIDGE: Final = (sys.executable, "-c", "from bridge.cli import main; main()", "serve")
-_FLOOR: Final = (sys.executable, "-m", "tests.benchmarks.asyncio_relay")
+LOOPBACK: Final = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A program that carries calls.
+
+    `command` is followed by `--bind HOST:PORT --agent URL --frame-ms N`; an empty one is
+    `bridge serve`, which reads all of that from its configuration. With `echoes`, the program
+    returns the audio itself and opens no session with an agent.
+    """
+
+    name: str
+    command: Sequence[str] = ()
+    echoes: bool = False
+
+
+BRIDGE: Final = Subject("bridge")
+FLOOR: Final = Subject("floor", (sys.executable, "-m", "tests.benchmarks.asyncio_relay"))
+
+_SERVE: Final = (sys.executable, "-c", "from bridge.cli import main; main()", "serve")
 
 
 class ServerError(Exception):
-    """The server did not start, or ended by itself. One line."""
+    """The server did not start, or ended on its own. One line."""
 
 
 @dataclass(frozen=True)
@@ -43,40 +62,37 @@ class Server:
     errors: Path
 
     def complaints(self) -> list[str]:
-        """What it has logged so far: warnings and worse."""
+        """Return the warnings and errors it has logged so far."""
         text = self.errors.read_text(errors="replace")
         return [line for line in text.splitlines() if line.strip()]
 
 
 @asynccontextmanager
 async def running(
-    agent_url: str, *, frame_ms: int, core: int | None, floor: bool = False
+    agent_url: str, *, frame_ms: int, core: int | None, subject: Subject = BRIDGE
 ) -> AsyncIterator[Server]:
-    """Start a server whose agent is at `agent_url`; it is stopped on leaving, whatever happens.
-    With `floor`, that is `asyncio_relay` in place of bridge.
+    """Start a server whose agent is at `agent_url`, on `core`; stop it on leaving.
 
-    Raises ServerError when it does not answer within START_SECONDS.
+    Bridge runs with every feature that costs something during a call: records, transcripts,
+    metrics, signatures and tickets. Cancelling this stops the server, too. Raises ServerError when
+    it does not listen within START_SECONDS, or ends before it is stopped.
     """
     with tempfile.TemporaryDirectory(prefix="bridge-benchmark-") as directory:
         folder = Path(directory)
-        address = f"127.0.0.1:{_free_port()}"
+        address = f"{LOOPBACK}:{free_port()}"
         config = folder / "config.toml"
         config.write_text(
-            f'[server]\nbind = "{address}"\n'
+            f'[server]\nbind = "{address}"\nmax_calls = 10000\n'
             f'[deepgram]\nurl = "{agent_url}"\n'
             f"[call]\nframe_ms = {frame_ms}\n"
             f'[records]\nurl = "sqlite:///{folder}/calls.db"\n'
             '[logging]\nlevel = "warning"\n'
         )
-        command = _BRIDGE
-        if floor:
-            command = (*_FLOOR, "--bind", address, "--agent", agent_url)
-            command += ("--frame-ms", str(frame_ms))
+        command = list(_SERVE)
+        if subject.command:
+            command = [*subject.command, "--bind", address, "--agent", agent_url]
+            command += ["--frame-ms", str(frame_ms)]
         errors = folder / "stderr"
-        # Only what this says is measured: no tokens, proxies or switches of whoever runs it.
-        environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        environment |= {"BRIDGE_CONFIG": str(config), "DEEPGRAM_API_KEY": "benchmark"}
-        environment["TWILIO_AUTH_TOKEN"] = AUTH_TOKEN
         with errors.open("wb") as stderr:
             process = await trio.lowlevel.open_process(
                 command,
@@ -84,7 +100,7 @@ async def running(
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 cwd=Path.cwd(),
-                env=environment,
+                env=environment(config, AUTH_TOKEN),
             )
         server = Server(process.pid, address, errors)
         try:
@@ -98,8 +114,8 @@ async def running(
 
 
 async def stop(process: trio.Process) -> None:
-    """Ask the process to end, then make it. Returns when it is gone, cancelled or not."""
-    with trio.CancelScope(shield=True):
+    """Terminate the process, and kill it after STOP_SECONDS. Returns when it has ended."""
+    with trio.CancelScope(shield=True):  # bounded: SIGKILL ends what SIGTERM did not
         if process.poll() is None:
             process.terminate()
         with trio.move_on_after(STOP_SECONDS):
@@ -127,8 +143,20 @@ def _last(server: Server) -> str:
     return f": {complaints[-1][:300]}" if complaints else ""
 
 
-def _free_port() -> int:
+def environment(config: Path, auth_token: str) -> dict[str, str]:
+    """Return the environment of a server: this process's tokens, proxies and switches are left out,
+    so that they do not change the result."""
+    return {
+        **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
+        "BRIDGE_CONFIG": str(config),
+        "DEEPGRAM_API_KEY": "benchmark",
+        "TWILIO_AUTH_TOKEN": auth_token,
+    }
+
+
+def free_port() -> int:
+    """Return a TCP port of loopback that nothing listens on."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
         return port

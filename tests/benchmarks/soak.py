@@ -1,15 +1,15 @@
-"""Calls for a long time, with churn, and what drifts: tasks, descriptors, memory, delay.
+"""A long run of many calls that come and go: do tasks, descriptors, memory or delay drift?
 
     python -m tests.benchmarks.soak [--minutes 10] [--calls 20] [--json]
 
-The real server runs in one process, phones and agents in another, each on a core of its own. So
-many calls are on at any time; each lasts from some seconds to a minute, carries numbered frames
-both ways, and ends in one of the ways in which calls end: the caller hangs up, the caller's line
-is lost, the agent hangs up. A new one takes its place. Every minute has a row.
+The server runs in one process, phones and agents in another, each on a core of its own. `--calls`
+calls are live at any time; each lasts from some seconds to a minute, carries numbered frames both
+ways, and ends in one of three ways: the caller hangs up, the caller's line is lost, the agent hangs
+up. Another call replaces it. Each minute is a row of the output.
 
-Exit status 1 when a frame was lost, doubled or came out of order, a call ended by itself, the
-server complained, or it holds on to a task or a descriptor after the last call. Memory and delay
-are printed, for people to judge.
+Exit status 1 when a frame was lost, duplicated or reordered, a call ended unexpectedly, the server
+logged an error, or it holds a task or a descriptor after the last call. Memory and delay are
+printed, not judged.
 """
 
 from __future__ import annotations
@@ -49,23 +49,23 @@ PERIOD: Final = 60.0
 
 SHORTEST: Final = 5.0
 LONGEST: Final = 60.0
-"""How long a call lasts, in seconds, evenly spread; never longer than a row."""
+"""The length of a call, in seconds, evenly spread; at most a row."""
 
 PATIENCE: Final = 20.0
-"""The server's, in seconds, for agents and phones: a busy machine is no broken peer."""
+"""The server's timeout for agents and phones, in seconds, generous for a busy machine."""
 
 SET_UP: Final = 60.0
-"""Seconds from a call's webhook to its agent. They take turns, however busy the machine is."""
+"""Deadline from a call's webhook to its agent. Calls are set up one at a time."""
 
 SLACK: Final = 60.0
-"""For a row to come, beyond the time it is of."""
+"""A row may arrive this much later than its period."""
 
 
 # ---- the generator, in a process of its own ------------------------------------------------------
 
 
 class Soak:
-    """Keeps `calls` calls on, and reports every `period` seconds."""
+    """Keeps `calls` calls live, and reports every `period` seconds."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
@@ -140,7 +140,7 @@ class Soak:
         self._integrity.add(down.integrity)
 
     async def _settle(self, phone: PhoneEnd, agent: AgentEnd, up: Flow, down: Flow) -> None:
-        """Wait for the frames on their way; what has not come then, is lost."""
+        """Wait for frames in flight; one that has not arrived after SETTLE counts as lost."""
         until = time.monotonic() + SETTLE
         while time.monotonic() < until and not (up.complete and down.complete):
             if phone.closed.done() or agent.closed.done():
@@ -149,7 +149,7 @@ class Soak:
 
     async def _end(self, phone: PhoneEnd, agent: AgentEnd) -> None:
         if phone.closed.done() or agent.closed.done():
-            way = "ended by itself"
+            way = "ended unexpectedly"
         else:
             way = self._dice.choice(["hung up"] * 4 + ["line lost", "agent hung up"])
         self._ways[way] += 1
@@ -165,7 +165,7 @@ class Soak:
         agent.abort()
 
     def _take(self, up: Flow, down: Flow) -> None:
-        """The delays of this row so far; the flow begins anew."""
+        """Collect the delays of this row so far and clear them in the flows."""
         self._total += up.totals
         self._beyond += up.beyond_framing
         self._down += down.totals
@@ -188,7 +188,7 @@ class Soak:
         self._total, self._beyond, self._down = array("q"), array("q"), array("q")
         self._schedule.lateness = array("q")
         print(msgspec.json.encode(report).decode(), flush=True)
-        # Here, where a row has ended, and not amid the next one's frames.
+        # Here, between two rows, so that it does not delay measured frames.
         gc.collect()
 
 
@@ -218,7 +218,7 @@ class Row:
 
 
 def line(row: Row) -> str:
-    """A row for people."""
+    """Format a row."""
     up, down = row.beyond, row.to_phone
     return (
         f"{row.minute:6.1f}  {row.ended:6}  {row.tasks:5}  {row.descriptors:4}"
@@ -235,12 +235,12 @@ HEAD: Final = (
 
 
 def drift(rows: Sequence[Row]) -> list[str]:
-    """What has changed from the first half to the second, the first row left out: in it the server
-    imports, allocates and fills caches.
+    """Compare the first half of the rows with the second, without the first row, in which the
+    server imports, allocates and fills caches.
     """
     steady = rows[1:]
     if len(steady) < 2:
-        return ["drift: too few rows to tell"]
+        return ["drift: too few rows to compare"]
     half = len(steady) // 2
     early, late = steady[:half], steady[-half:]
 
@@ -264,18 +264,18 @@ def drift(rows: Sequence[Row]) -> list[str]:
 
 
 def judge(end: dict[str, Any], before: tuple[int, int], after: tuple[int, int]) -> list[str]:
-    """What is wrong in the end; `before` and `after` are tasks and descriptors without calls."""
+    """List what is wrong at the end; `before` and `after` are tasks and descriptors when idle."""
     found = Integrity(**end["integrity"])
     wrong = []
     if found.faults:
         wrong.append(
-            f"audio damaged: {found.lost} frames lost, {found.duplicated} twice,"
+            f"audio damaged: {found.lost} frames lost, {found.duplicated} duplicated,"
             f" {found.reordered} out of order, {found.foreign} foreign"
         )
     if not found.sent:
         wrong.append("no audio was sent")
-    if alone := end["ways"].get("ended by itself", 0):
-        wrong.append(f"{alone} calls ended by themselves")
+    if alone := end["ways"].get("ended unexpectedly", 0):
+        wrong.append(f"{alone} calls ended unexpectedly")
     if end["unclosed"]:
         wrong.append(f"{end['unclosed']} sockets were left open")
     if after[0] > before[0]:
@@ -286,7 +286,7 @@ def judge(end: dict[str, Any], before: tuple[int, int], after: tuple[int, int]) 
 
 
 async def soak(options: argparse.Namespace) -> int:
-    """Run it all and print it; the exit status."""
+    """Run the soak, print it, and return the exit status."""
     server_core, generator_core = machine.cores()
     facts = machine.facts()
     say = (lambda *_: None) if options.json else partial(print, flush=True)
@@ -343,7 +343,7 @@ async def _run(
     )
     rows: list[Row] = []
     end: dict[str, Any] = {}
-    say(f"{options.calls} calls at any time, {options.rows} rows of {options.period:g} s\n{HEAD}")
+    say(f"{options.calls} live calls, {options.rows} rows of {options.period:g} s\n{HEAD}")
     try:
         machine.pin(process.pid, core)
         cpu, at = machine.cpu_seconds(server.pid), time.monotonic()
@@ -373,7 +373,7 @@ async def _run(
         await stop(process)
     if not end:
         raise ServerError(f"the generator ended with {process.returncode} before its report")
-    # Connections that are kept alive after a webhook are no leak; what the calls made is gone.
+    # Kept-alive connections of webhooks are no leak; everything of the calls must be closed.
     await _settled(server, before)
     after = await server.tasks(), server.descriptors()
     complaints = [
@@ -393,7 +393,7 @@ async def _reports(process: trio.Process, patience: float) -> AsyncIterator[dict
         with trio.move_on_after(patience) as scope:
             piece = bytes(await process.stdout.receive_some())
         if scope.cancelled_caught:
-            raise ServerError(f"the generator has said nothing for {patience:g} s")
+            raise ServerError(f"the generator printed nothing for {patience:g} s")
         if not piece:
             return
         *whole, rest = (rest + piece).split(b"\n")
@@ -402,13 +402,13 @@ async def _reports(process: trio.Process, patience: float) -> AsyncIterator[dict
 
 
 def main() -> int:
-    """The program; its exit status."""
+    """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks.soak",
-        description="Many calls for a long time, with churn, and what drifts.",
+        description="Run many calls for a long time and show what drifts.",
     )
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--calls", type=int, default=20, help="calls on at any time")
+    parser.add_argument("--calls", type=int, default=20, help="live calls at any time")
     parser.add_argument("--period", type=float, default=PERIOD, help="seconds of one row")
     parser.add_argument("--seed", default="1")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
@@ -420,7 +420,7 @@ def main() -> int:
     if options.generate:
         return _generate(options)
     if options.calls < 1 or options.period <= 0 or options.minutes <= 0:
-        parser.error("at least one call, for more than no time")
+        parser.error("at least one call, and more than 0 seconds")
     options.rows = max(1, round(options.minutes * 60 / options.period))
     try:
         return trio.run(soak, options)
@@ -435,14 +435,14 @@ async def _soak(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    # A collection amid the frames would be taken for the server's delay.
+    # A garbage collection between frames would be measured as the server's delay.
     gc.disable()
     try:
         with asyncio.Runner(loop_factory=exact_loop) as runner:
             runner.run(_soak(options))
     except* (WireError, OSError, TimeoutError) as group:
         print(f"soak: {group.exceptions[0]!r}", file=sys.stderr)
-        os._exit(1)  # the other calls' sockets are of no more interest
+        os._exit(1)  # without closing the other calls' sockets
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The benchmark runs, and its figures are figures. What they are is for people to judge."""
+"""The barge-in benchmark runs and prints plausible figures, which no test judges."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ POSITIVE = ("median_ms", "p99_ms", "max_ms", "server_mean_ms")
 
 
 async def barge_in(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-    # Far above what it takes: a machine busy with other things is no failure.
+    # Far above what it takes, so that a busy machine does not fail the test.
     with trio.fail_after(150):
         return await trio.run_process(
             [sys.executable, "-m", "tests.benchmarks.barge_in", *arguments],

@@ -1,4 +1,4 @@
-"""A count of damaged audio that is always zero would be worth nothing: it can count."""
+"""The count of damaged audio: each kind of damage is counted, and only damage."""
 
 from __future__ import annotations
 
@@ -66,6 +66,20 @@ def test_silence_that_the_server_fills_in_is_no_damage() -> None:
     one.arrived(frame, now=6)
     assert one.integrity.faults == 0
     assert one.silence_bytes == 480
+
+
+def test_silence_between_frames_is_no_damage() -> None:
+    one, [first, second] = flow(2)
+    one.arrived(first + b"\xff" * FRAME_BYTES + second, now=1000)
+    assert one.complete
+    assert one.integrity.faults == 0
+
+
+def test_bytes_that_are_no_frame_are_foreign() -> None:
+    one, [frame] = flow(1)
+    for wrong in (frame[:4] + b"x" * (FRAME_BYTES - 4), frame[:12] + b"99999999" + frame[20:]):
+        one.arrived(wrong, now=1000)
+    assert one.integrity.foreign == 2
 
 
 def test_only_frames_sent_within_the_window_count() -> None:

@@ -1,4 +1,4 @@
-"""The benchmark of prewarming measures what it says."""
+"""The benchmark of prewarming measures what it claims to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.benchmarks.prewarm import (
 
 
 async def test_a_call_of_each_kind() -> None:
-    """No call is quicker than its parts; how much slower is the machine's affair."""
+    """No call is quicker than its parts; how much slower depends on the machine."""
     agent = WELCOME_SECONDS + SETTINGS_SECONDS + SPEECH_SECONDS
     found = await measure(1)
     (cold,), (warm,) = found[False], found[True]

@@ -14,7 +14,7 @@ async def test_a_rolling_restart_drops_no_call() -> None:
         figures = await run(8, 3, 1)
     assert figures.complaints == []
     assert figures.dropped_bytes == 0
-    # Both were restarted, with calls on them, and calls were ended from both sides.
+    # Both were restarted with live calls, and calls were ended by either side.
     assert [name for name, _, _ in figures.restarts] == ["a", "b"]
     assert all(calls for _, calls, _ in figures.restarts)
     assert set(figures.outcomes) == {"caller_hung_up", "agent_ended"}

@@ -1,4 +1,4 @@
-"""The soak runs, and what it looks for it finds."""
+"""The soak runs, and detects what it looks for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ linux_only = pytest.mark.skipif(
 @linux_only
 async def test_a_short_soak() -> None:
     options = ["--minutes", "0.05", "--period", "1.5", "--calls", "2", "--json"]
-    # Far above what it takes: a machine busy with other things is no failure.
+    # Far above what it takes, so that a busy machine does not fail the test.
     with trio.fail_after(150):
         done = await trio.run_process(
             [sys.executable, "-m", "tests.benchmarks.soak", *options],
@@ -59,17 +59,17 @@ def test_a_soak_that_went_well() -> None:
     ("report", "after", "words"),
     [
         (end(lost=1), (9, 12), "1 frames lost"),
-        (end(duplicated=2), (9, 12), "2 twice"),
+        (end(duplicated=2), (9, 12), "2 duplicated"),
         (end(reordered=1), (9, 12), "1 out of order"),
         (end(foreign=1), (9, 12), "1 foreign"),
         (end(sent=0), (9, 12), "no audio"),
         (end(unclosed=1), (9, 12), "left open"),
-        (end(ways={"ended by itself": 1}), (9, 12), "ended by themselves"),
+        (end(ways={"ended unexpectedly": 1}), (9, 12), "ended unexpectedly"),
         (end(), (10, 12), "1 tasks more"),
         (end(), (9, 14), "2 descriptors more"),
     ],
 )
-def test_what_is_wrong_is_told(report: dict[str, Any], after: tuple[int, int], words: str) -> None:
+def test_each_fault_is_reported(report: dict[str, Any], after: tuple[int, int], words: str) -> None:
     [complaint] = judge(report, (9, 12), after)
     assert words in complaint
 
@@ -86,8 +86,8 @@ def test_drift_leaves_the_first_row_out() -> None:
     assert "12.5" in line(rows[0])
 
 
-def test_a_schedule_can_be_left() -> None:
-    """Who is removed is called no more, and the others go on; an empty one can be joined again."""
+def test_a_function_can_be_removed_from_a_schedule() -> None:
+    """A removed function is not called again, the others are; an empty schedule can be refilled."""
 
     async def scenario() -> list[str]:
         called: list[str] = []
@@ -115,7 +115,7 @@ def test_a_schedule_can_be_left() -> None:
         assert "first" not in called
         schedule.remove(second)
         called.clear()
-        while schedule._due:  # noqa: ASYNC110 - nobody tells when it has run empty
+        while schedule._due:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.001)
         add("third")
         await calls("third", 2)

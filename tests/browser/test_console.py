@@ -131,7 +131,7 @@ async def test_a_newcomer_is_told_what_to_do(browser: Browser, tmp_path: Path) -
         def look() -> None:
             browser.open(on.world.base_url)
             shows(browser, "#feed", "Live")
-            shows(browser, "#live", "Nobody is on the line")
+            shows(browser, "#live", "No live calls")
             assert "bridge phone --url " + on.world.base_url in browser.text("#live")
             assert "TWILIO_AUTH_TOKEN" in browser.text("#live")  # else the call is refused
             assert "bridge number" in browser.text("#live")
@@ -140,7 +140,7 @@ async def test_a_newcomer_is_told_what_to_do(browser: Browser, tmp_path: Path) -
             shows(browser, "dialog", "set TWILIO_ACCOUNT_SID")  # there are no credentials
             browser.find("dialog .foot .button").click()
             browser.until(lambda: not browser.all("dialog"))
-            shows(browser, "#recent", "Calls that are over are listed here")
+            shows(browser, "#recent", "Ended calls are listed here")
             browser.pictures("console-empty")
             assert browser.hosts() == {on.world.base_url.removeprefix("http://")}
 
@@ -189,7 +189,7 @@ def talk_is_shown(browser: Browser) -> None:
     shows(browser, ".call .functions li", "book_table()")
     shows(browser, ".call .functions li", "done")
     shows(browser, ".call .functions li", "look_up()")
-    shows(browser, ".call .functions li", "runs")
+    shows(browser, ".call .functions li", "running")
     shows(browser, ".call .state", "Thinking")
     assert "median" in browser.text(".call[open] .plot-of")
 
@@ -316,7 +316,7 @@ async def test_with_a_token_the_page_asks_for_it_once(browser: Browser, tmp_path
             assert browser.text("#feed") == "Connecting"
             browser.find("#sign-in-token").send_keys("the-operators-token\n")
             shows(browser, "#feed", "Live")
-            shows(browser, "#live", "Nobody is on the line")
+            shows(browser, "#live", "No live calls")
             browser.open(on.world.base_url)
             shows(browser, "#feed", "Live")
             assert not browser.all("dialog")
@@ -333,7 +333,7 @@ async def test_trouble_is_told(browser: Browser, tmp_path: Path) -> None:
         await aside(shows, browser, "#feed", "Live")
         bridge.loop_stalled(100.25)  # on a busy machine it may have stalled by itself, too
         await aside(shows, browser, ".tile", "100.")
-        assert any(text.endswith(" s in all") for text in await aside(browser.texts, ".tile"))
+        assert any(text.endswith(" s in total") for text in await aside(browser.texts, ".tile"))
         async with on.world.call() as phone:
             await on.session()
             bridge.begin_drain()
@@ -353,14 +353,14 @@ async def test_what_another_worker_carries_is_said_to_be_there(
         recorder.begin(record)
         await recorder.settle()
         await aside(browser.open, on.world.base_url)
-        await aside(shows, browser, "#live", "One more call is on in another worker process")
+        await aside(shows, browser, "#live", "One more call is live in another worker process")
         await aside(shows, browser, ".row", "Other worker")
-        await aside(shows, browser, ".tile", "in one of 2 workers")
+        await aside(shows, browser, ".tile", "in this one of 2 workers")
         record.outcome = "idle"
         recorder.finish(record)
         await recorder.settle()
-        await aside(shows, browser, ".row", "Nobody spoke")  # at the next look at the records
-        await aside(shows, browser, "#live", "Nobody is on the line.")
+        await aside(shows, browser, ".row", "No one spoke")  # at the next look at the records
+        await aside(shows, browser, "#live", "No live calls.")
 
 
 async def test_many_calls_come_closed_and_open_by_key(browser: Browser, tmp_path: Path) -> None:

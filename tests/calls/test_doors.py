@@ -1,6 +1,6 @@
-"""Who is let in: Twilio by its signature, a call by its ticket, a page by both of its own.
+"""Authentication: Twilio by its signature, a call by its ticket, a page by its origin and a ticket.
 
-The whole application under hypercorn's connection class, in memory. Whoever is refused is refused
+The whole application under hypercorn's connection class, in memory. A refused peer is refused
 before the agent is called.
 """
 
@@ -17,12 +17,12 @@ import pytest
 import trio
 from trio_websocket import ConnectionClosed, ConnectionRejected, wrap_client_stream
 
+from bridge.admission.entrance import TICKET_SECONDS
 from bridge.admission.slots import LEAST_WAITING
 from bridge.config.settings import Secrets
-from bridge.http.app import BUSY
 from bridge.http.twilio_auth import SECONDS_BETWEEN_LINES
+from bridge.http.twilio_hooks import BUSY
 from bridge.local_agent import phrases
-from bridge.service import TICKET_SECONDS
 from bridge.testing.phone.twiml import Hangup, Say
 from bridge.testing.phone.webhook import WebhookError, request, sign
 from tests.world import (
@@ -145,13 +145,13 @@ async def test_without_the_check_it_is_anybodys(autojump_clock: Clock, path: str
         assert await ask(world, path, token=None) in (200, 204)
 
 
-async def test_a_stranger_takes_no_slot_and_hears_nothing(autojump_clock: Clock) -> None:
+async def test_an_unsigned_request_takes_no_slot_and_gets_no_answer(autojump_clock: Clock) -> None:
     async with in_memory() as world:
         form = b"CallSid=" + SID.encode()
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         status, body = await fetch(world, "POST", "/incoming-call", headers, form)
         assert (status, body) == (403, b"")
-        assert len(world.app.extensions["bridge"].admission) == 0
+        assert len(world.app.extensions["bridge"].entrance.slots) == 0
 
 
 async def test_what_was_checked_is_in_the_log_now_and_then(autojump_clock: Clock) -> None:
@@ -242,7 +242,7 @@ async def refused_at_start(world: World, start: str) -> str:
     assert world.agent.connections == before
     ended = [line for line in world.logs if line["event"] == "call ended"][-1]
     assert ended["outcome"] == "protocol_error"
-    assert len(world.app.extensions["bridge"].admission) == 0
+    assert len(world.app.extensions["bridge"].entrance.slots) == 0
     reason: str = ended["reason"]
     return reason
 
@@ -262,7 +262,7 @@ async def test_a_start_needs_its_calls_ticket(autojump_clock: Clock) -> None:
         assert await refused_at_start(world, nonsense) == "not a ticket"
         other = changed(good, callSid="CA" + "6" * 32)
         assert await refused_at_start(world, other) == "the ticket of another call"
-        page = world.app.extensions["bridge"].ticket(SID, "softphone")
+        page = world.app.extensions["bridge"].entrance.ticket(SID, "softphone")
         page_s = changed(good, customParameters={"ticket": page})
         assert "for a softphone" in await refused_at_start(world, page_s)
 
@@ -281,12 +281,12 @@ async def test_a_ticket_expires(autojump_clock: Clock, monkeypatch: pytest.Monke
     async with in_memory() as world:
         start = start_message(world.app, SID)
         bridge = world.app.extensions["bridge"]
-        before = bridge.epoch
-        monkeypatch.setattr(bridge, "epoch", lambda: before() + TICKET_SECONDS + 3)
+        before = bridge.entrance.epoch
+        monkeypatch.setattr(bridge.entrance, "epoch", lambda: before() + TICKET_SECONDS + 3)
         assert "a ticket that expired" in await refused_at_start(world, start)
 
 
-async def test_the_ticket_is_for_nobody_elses_eyes(autojump_clock: Clock) -> None:
+async def test_the_ticket_is_not_shown_to_agents_or_in_the_log(autojump_clock: Clock) -> None:
     """Not for prompts, functions and hooks, nor for the log."""
     using = settings(agent={"greeting": "{caller} {ticket}"})
     async with in_memory(using=using) as world, world.call() as phone:
@@ -305,9 +305,9 @@ async def test_without_the_rule_no_ticket_is_needed(autojump_clock: Clock) -> No
         async with media_socket(world) as socket:
             await socket.send_message(start)
             await world.agent.wait_for_session()
-            assert len(world.app.extensions["bridge"].admission) == 1
+            assert len(world.app.extensions["bridge"].entrance.slots) == 1
         await world.quiet()
-        assert len(world.app.extensions["bridge"].admission) == 0
+        assert len(world.app.extensions["bridge"].entrance.slots) == 0
 
 
 async def test_a_server_that_is_full_lets_no_socket_past_it(autojump_clock: Clock) -> None:
@@ -377,7 +377,7 @@ async def test_a_page_calls(autojump_clock: Clock) -> None:
         assert status == 200
         assert call["phrases"] == phrases(), "the agent is on this machine"
         assert call["parameters"].items() >= {"From": "softphone", "To": "+15557654321"}.items()
-        assert len(bridge.admission) == 1
+        assert len(bridge.entrance.slots) == 1
         address, _, path = call["stream_url"].partition(HOST)
         assert address == "ws://"
         async with media_socket(world, ORIGIN, path) as socket:
@@ -386,9 +386,9 @@ async def test_a_page_calls(autojump_clock: Clock) -> None:
             await session.applied.wait()
             assert session.settings is not None
             assert session.settings["agent"]["greeting"] == "Sales."
-            assert len(bridge.admission) == 1
+            assert len(bridge.entrance.slots) == 1
         await world.quiet()
-        assert len(bridge.admission) == 0
+        assert len(bridge.entrance.slots) == 0
 
 
 async def test_a_pages_socket_needs_the_ticket_and_a_page_of_ours(autojump_clock: Clock) -> None:
@@ -399,7 +399,7 @@ async def test_a_pages_socket_needs_the_ticket_and_a_page_of_ours(autojump_clock
         assert await status_of(world, [(b"Origin", b"http://evil.example")], path) == 403
         assert await status_of(world, ORIGIN, path.partition("?")[0]) == 403
         assert await status_of(world, ORIGIN, path[:-1] + "_") == 403
-        phones = world.app.extensions["bridge"].ticket(SID)
+        phones = world.app.extensions["bridge"].entrance.ticket(SID)
         assert await status_of(world, ORIGIN, f"/media-stream?ticket={phones}") == 403
         # The ticket that let the socket in must come again, once, for the same call.
         for start in (
@@ -430,7 +430,7 @@ async def test_a_page_needs_what_the_control_api_needs(
             assert (await ask_for_a_call(world, body))[0] == 400
         status, answer = await ask_for_a_call(world, b'{"agent": "nobody"}')
         assert (status, answer["field"]) == (422, "agent")
-        assert len(world.app.extensions["bridge"].admission) == 0
+        assert len(world.app.extensions["bridge"].entrance.slots) == 0
     secrets = Secrets(twilio_auth_tokens=(AUTH_TOKEN,), api_token="api-token-0123456789")
     monkeypatch.setattr("tests.world.SECRETS", secrets)
     async with in_memory() as world:
@@ -467,15 +467,15 @@ async def test_a_call_that_another_process_let_in_is_carried(autojump_clock: Clo
             async with media_socket(here) as socket:
                 await socket.send_message(start)
                 await here.agent.wait_for_session(2)
-                assert len(bridge.admission) == 2
+                assert len(bridge.entrance.slots) == 2
                 # But it says busy to the next, and is not ready for more.
                 async with here.call() as one_more:
                     await one_more.wait_ended()
                 assert one_more.verbs == [Say(BUSY), Hangup()]
-                assert bridge.full
+                assert bridge.entrance.is_full(bridge.settings_now())
             await phone.hang_up()
         await here.quiet()
-        assert len(bridge.admission) == 0
+        assert len(bridge.entrance.slots) == 0
 
 
 async def test_who_only_looks_whether_the_socket_opens_was_no_call(autojump_clock: Clock) -> None:

@@ -106,7 +106,7 @@ async def connect(world: World, nursery: trio.Nursery) -> WebSocketConnection:
 
 def ticketed(world: World, **more: Any) -> str:
     """A start with the ticket its webhook was given."""
-    ticket = world.app.extensions["bridge"].ticket(CALL)
+    ticket = world.app.extensions["bridge"].entrance.ticket(CALL)
     parameters = more.pop("customParameters", {"From": "+15551234567", "To": "+15557654321"})
     return start(customParameters={**parameters, "ticket": ticket}, **more)
 

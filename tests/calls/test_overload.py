@@ -1,5 +1,5 @@
-"""Three times as many callers as there are lines: the cap is exact, nobody is dropped, nobody
-waits, and a moment later everything is as before. On the virtual clock."""
+"""Three times as many callers as slots: the limit is exact, no live call is dropped, no caller
+waits, and afterwards all slots are free. On the virtual clock."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import trio
 
-from bridge.http.app import BUSY
+from bridge.http.twilio_hooks import BUSY
 from bridge.testing.agent.server import AgentSession
 from bridge.testing.phone.phone import SimulatedPhone
 from bridge.testing.phone.twiml import Hangup, Say
@@ -86,7 +86,7 @@ async def test_three_times_the_cap(autojump_clock: Clock) -> None:
             for caller in busy:
                 assert caller.phone.verbs == [Say(BUSY), Hangup()]
                 assert caller.seconds[0] < 1.0
-            assert len(bridge.admission) == 0
+            assert len(bridge.entrance.slots) == 0
         assert world.agent.connections == 1 + 2 * CAP
         assert {line["outcome"] for line in world.logs if line["event"] == "call ended"} == {
             "caller_hung_up"

@@ -239,7 +239,7 @@ async def test_nothing_is_left_whenever_it_ends(
         with trio.fail_after(teardown + 2):
             await bridge.calls.wait_until_empty()
         assert len(bridge.prewarming) == 0
-        assert bridge.admission.waiting == 0
+        assert bridge.entrance.slots.waiting == 0
         if answers_close:
             with trio.fail_after(teardown + 1):
                 await world.agent.wait_until_idle()
@@ -279,7 +279,7 @@ async def test_with_several_processes_it_is_off_and_says_so_once(
     server = replace(WARM.server, workers=2 if by == "bridge serve" else 1)
     async with running(using=replace(WARM, server=server)) as world:
         # What hypercorn's worker says of itself; see `bridge.server.hypercorn.worker`.
-        world.app.extensions["bridge"].alone = by == "bridge serve"
+        world.app.extensions["bridge"].entrance.alone = by == "bridge serve"
         for _ in range(2):
             await announce(world)
         await trio.sleep(1)

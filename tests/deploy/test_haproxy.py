@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from bridge.http.app import BUSY, ELSEWHERE, create_app
+from bridge.http.app import create_app
+from bridge.http.twilio_hooks import BUSY, ELSEWHERE
 
 FILE = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
 CONFIG = FILE.read_text()

@@ -62,7 +62,7 @@ async def test_nothing_is_wrong_and_then_something_is(tmp_path: Path) -> None:
     assert code == 1
     assert output.startswith("WRONG  agent      nothing listens at 127.0.0.1:1")
     assert "-> start the agent (`bridge agent`)" in output.splitlines()[0]
-    assert errors.startswith("bridge: 1 thing wrong; nothing listens at 127.0.0.1:1")
+    assert errors.startswith("bridge: 1 problem: nothing listens at 127.0.0.1:1")
 
 
 async def _port_of(world: World) -> int:

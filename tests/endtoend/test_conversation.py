@@ -173,7 +173,8 @@ async def test_a_function_in_flight_does_not_hold_the_call(name: str) -> None:
                 began = trio.current_time()
                 await phone.hang_up()
             await world.quiet()
-            assert trio.current_time() - began < 5
+            # Half of what the thread sleeps.
+            assert trio.current_time() - began < 15
             ending = await bridge_of(world).recorder.ending_of(phone.call_sid)
         assert ending.outcome == "caller_hung_up"
     finally:

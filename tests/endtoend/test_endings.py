@@ -613,7 +613,7 @@ async def test_the_agent_refuses_the_settings() -> None:
 
 async def test_the_agent_resets_during_the_handshake() -> None:
     """The agent reader notices, `agent_unreachable`; not only when the timeout is over."""
-    never = quiet(answers_handshake=False)
+    never = quiet(answers_handshake=False, handshake_timeout=TEARDOWN)
     async with scene(behaviour=never, using=IMPATIENT, failing_agent_lines=True) as stage:
         async with stage.call() as phone:
             await until(lambda: stage.agent.connections == 1)
@@ -627,8 +627,11 @@ async def test_the_agent_resets_during_the_handshake() -> None:
 # ---- both, and nobody ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("phones_way", [hang_up, lose, reset])
-@pytest.mark.parametrize("agents_way", [closes_in_trouble, resets, errs])
+# All pairs, at every step, are played in tests/sweep.
+@pytest.mark.parametrize(
+    ("phones_way", "agents_way"),
+    [(hang_up, errs), (lose, closes_in_trouble), (reset, resets)],
+)
 async def test_both_sides_end_at_the_same_instant(phones_way: Leave, agents_way: Any) -> None:
     """Whoever is noticed first is the cause; the other changes nothing. One outcome, one line."""
     now = trio.Event()

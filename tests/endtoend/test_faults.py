@@ -26,7 +26,7 @@ from bridge.testing.agent.server import AgentSession, Behaviour, SimulatedAgent
 from bridge.testing.speech import SILENCE
 from tests.endtoend.lossy import Weather, bad_line
 from tests.endtoend.scene import USING, scene, until
-from tests.endtoend.test_signals import SERVE, WORDS, Server, running, talk
+from tests.endtoend.servers import SERVE, WORDS, Server, running, talk
 from tests.world import QUIET
 
 SECOND = bytes(range(1, 201)) * 40  # a second of audio without silence in it

@@ -107,7 +107,7 @@ async def test_a_call_that_ends_by_itself_is_a_failure() -> None:
     assert code == 1
     assert err == "bridge: 1 of 2 calls ended before the caller hung up"
     assert "calls      2 admitted, 0 refused" in out
-    assert "the agent is not ours" in out
+    assert "this command is not the agent" in out
 
 
 async def test_the_token_is_another() -> None:
@@ -151,7 +151,7 @@ def test_the_agents_port_is_taken(monkeypatch, capsys) -> None:
         port = taken.getsockname()[1]
         code, _, err = run(monkeypatch, capsys, "--agent-port", str(port))
     assert code == 1
-    assert err.startswith(f"bridge: cannot be the agent on port {port}")
+    assert err.startswith(f"bridge: cannot listen as the agent on port {port}")
 
 
 @pytest.mark.parametrize(

@@ -284,14 +284,14 @@ async def test_the_demo_calls_and_is_up_until_ctrl_c(tmp_path: Path) -> None:
     with trio.fail_after(PATIENCE):
         try:
             said = b""
-            while b"Ctrl-C ends it." not in said:
+            while b"Press Ctrl-C to stop." not in said:
                 piece = await process.stderr.receive_some(65536)
                 assert piece, said.decode()
                 said += piece
             banner = said.decode()
             address = banner.partition("softphone  ")[2].partition("/softphone")[0]
             assert address.startswith("http://127.0.0.1:")
-            assert "it knows 2 phrases" in banner
+            assert "understands 2 phrases" in banner
             assert "a table for ⟨four⟩" in banner
             assert (tmp_path / "opened").read_text() == f"{address}/softphone"
             async with httpx.AsyncClient(trust_env=False) as client:

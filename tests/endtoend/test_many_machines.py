@@ -16,7 +16,7 @@ import trio
 from bridge.testing.agent.server import AgentSession, SimulatedAgent
 from bridge.testing.phone.phone import SimulatedPhone
 from bridge.testing.phone.twiml import ConnectStream, Dial, Hangup, Say
-from tests.endtoend.test_signals import SERVE, SERVE_2, Server, running, stopped
+from tests.endtoend.servers import SERVE, SERVE_2, Server, running, stopped
 from tests.integration.records.postgres import Cluster, cluster
 from tests.world import AUTH_TOKEN, QUIET
 

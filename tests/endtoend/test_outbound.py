@@ -25,7 +25,8 @@ import trio
 
 from bridge.config.file import FixedConfig
 from bridge.config.settings import Secrets, Settings
-from bridge.http.app import BUSY, create_app
+from bridge.http.app import create_app
+from bridge.http.twilio_hooks import BUSY
 from bridge.server.serve import hypercorn_config, serve
 from bridge.testing.agent.server import AgentSession, Script, SimulatedAgent, silent
 from bridge.testing.agent.voice import speech_for
@@ -326,14 +327,14 @@ async def test_a_call_that_is_dialled_has_a_line_from_the_first_ring_on() -> Non
         assert phone.verbs == [Say(BUSY), Hangup()]
         async with place.picked_up(call) as phone:
             await place.agent.wait_for_session()
-            assert len(place.bridge.admission) == 1
+            assert len(place.bridge.entrance.slots) == 1
             await phone.hang_up()
         await place.over()
         # Nobody answers: the line is free when Twilio says so.
         call = await place.dial()
-        assert len(place.bridge.admission) == 1
+        assert len(place.bridge.entrance.slots) == 1
         await place.report(call, place.twilio.reports(call, ["completed"], "no-answer"))
-        assert len(place.bridge.admission) == 0
+        assert len(place.bridge.entrance.slots) == 0
 
 
 async def test_a_call_that_nobody_answers_is_recorded_as_that(recorded: Settings) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from bridge.http.app import BUSY
+from bridge.http.twilio_hooks import BUSY
 from bridge.testing.agent.server import AgentSession
 from bridge.testing.phone.twiml import Hangup, Say
 from tests.world import AUTH_TOKEN, World, on_loopback, settings
@@ -71,7 +71,7 @@ async def test_three_times_the_cap() -> None:
                 offer = Offer(world)
                 await offer.make(number)
                 offers.append(offer)
-                assert len(world.app.extensions["bridge"].admission) == 0
+                assert len(world.app.extensions["bridge"].entrance.slots) == 0
                 greeted = 1000 * statistics.median(offer.greeted)
                 line = f"{number} offered: {len(offer.greeted)} greeted after {greeted:.0f} ms"
                 if offer.refused:

@@ -90,4 +90,4 @@ async def test_ctrl_c_hangs_up() -> None:
         await process.stderr.aclose()
     assert process.returncode == 130
     assert b"caller_hung_up" in result
-    assert b"faults    none" in result
+    assert b"errors    none" in result

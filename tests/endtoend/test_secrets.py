@@ -12,7 +12,7 @@ import trio
 
 from bridge.testing.agent.server import AgentSession, Behaviour, SimulatedAgent
 from bridge.testing.phone.phone import SimulatedPhone
-from tests.endtoend.test_signals import SERVE_2, Server, _children, _command, running
+from tests.endtoend.servers import SERVE_2, Server, children_of, command_of, running
 from tests.world import AUTH_TOKEN, QUIET
 
 SECRETS = {
@@ -74,8 +74,8 @@ async def test_no_secret_is_in_anything_that_was_written_or_shown(tmp_path: Path
                 await phone.hang_up()
         await it.logged("call ended", 4)
         shown += await pages(it)
-        for pid in {it.process.pid, *_children(it.process.pid)}:
-            shown += [_command(pid), *thread_names(pid)]
+        for pid in {it.process.pid, *children_of(it.process.pid)}:
+            shown += [command_of(pid), *thread_names(pid)]
         it.signal(15)
         assert await it.ended() == 0
     log = [json.dumps(line, ensure_ascii=False) for line in it.lines] + it.other

@@ -1,21 +1,15 @@
 """SIGTERM, SIGINT and sudden death: real processes, real sockets, live calls.
 
-The server runs as it is run in production, in every way it can be: `bridge serve` with one process
-and with two, plain hypercorn with none, one and two workers. The phones and the agent are in the
-test. What a server did is read from its log.
+Draining and SIGINT are tried in every way to run the server: `bridge serve` with one process and
+with two, plain hypercorn with none, one and two workers. All else is tried with two workers of
+each, or where only one of them can do it.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,299 +17,34 @@ import pytest
 import trio
 
 from bridge.server.stopping import SAME_REQUEST_SECONDS
-from bridge.testing.agent.server import AgentSession, SimulatedAgent
+from bridge.testing.agent.server import AgentSession
 from bridge.testing.phone.phone import SimulatedPhone
 from bridge.testing.phone.twiml import ConnectStream, Hangup, Say
-from bridge.testing.speech import SILENCE
-from tests.world import AUTH_TOKEN, QUIET
+from tests.endtoend.servers import (
+    HYPERCORN_0,
+    HYPERCORN_1,
+    HYPERCORN_2,
+    PATIENCE,
+    SERVE,
+    SERVE_2,
+    WORDS,
+    Mode,
+    Server,
+    a_call_on_each,
+    end_of,
+    running,
+    stopped,
+    talk,
+    write_config,
+)
+from tests.world import AUTH_TOKEN
 
-# For a machine that does other things at the same time; a test that works needs a few seconds.
-PATIENCE = 60.0
-
-# As long as nobody wants it to end: longer than any test.
-LONG = 300
-
-# Without silence, so that silence filled in by a stalled machine can be told from it.
-WORDS = bytes(range(1, 201)) * 20
-
-
-@dataclass(frozen=True)
-class Mode:
-    """A way to run the server: its name, and how many processes carry calls."""
-
-    name: str
-    workers: int
-    serve: bool
-
-    def command(self) -> list[str]:
-        if self.serve:
-            return [sys.executable, "-c", "from bridge.cli import main; main()", "serve"]
-        workers = self.name.rpartition(" ")[2]
-        options = ["--worker-class", "trio", "--bind", "127.0.0.1:0", "--workers", workers]
-        return [sys.executable, "-m", "hypercorn", *options, "bridge.asgi:app"]
-
-
-SERVE = Mode("serve", 1, serve=True)
-SERVE_2 = Mode("serve, 2 workers", 2, serve=True)
-HYPERCORN_0 = Mode("hypercorn -w 0", 1, serve=False)
-HYPERCORN_1 = Mode("hypercorn -w 1", 1, serve=False)
-HYPERCORN_2 = Mode("hypercorn -w 2", 2, serve=False)
 ALL = [SERVE, SERVE_2, HYPERCORN_0, HYPERCORN_1, HYPERCORN_2]
-HYPERCORNS_PARENT = [HYPERCORN_1, HYPERCORN_2]
 TWO = [SERVE_2, HYPERCORN_2]
-
-
-WITH_PARENT = [SERVE_2, HYPERCORN_1, HYPERCORN_2]
 
 
 def modes(*wanted: Mode) -> Any:
     return pytest.mark.parametrize("mode", wanted, ids=lambda mode: mode.name)
-
-
-class Server:
-    """A running server. `lines` is its log, `other` whatever else it wrote to standard error."""
-
-    def __init__(self, process: trio.Process, agent: SimulatedAgent) -> None:
-        self.process = process
-        self.agent = agent
-        self.base_url = ""
-        self.lines: list[dict[str, Any]] = []
-        self.other: list[str] = []
-        self._changed = trio.Event()
-        self._gone = trio.Event()
-
-    async def read(self, stream: trio.abc.ReceiveStream) -> None:
-        """Follow standard error until the last process that has it is gone."""
-        rest = b""
-        while received := await stream.receive_some():
-            *lines, rest = (rest + received).split(b"\n")
-            for line in filter(None, lines):
-                try:
-                    self.lines.append(json.loads(line))
-                except ValueError:
-                    self.other.append(line.decode(errors="replace"))
-            self._changed.set()
-            self._changed = trio.Event()
-        self._gone.set()
-        self._changed.set()
-
-    async def logged(self, event: str, count: int = 1, **facts: Any) -> dict[str, Any]:
-        """Wait for the `count`-th line about an event that has these facts."""
-        while True:
-            found = self.find(event, **facts)
-            if len(found) >= count:
-                return found[count - 1]
-            assert not self._gone.is_set(), f"{event}: never logged; {self.lines} {self.other}"
-            await self._changed.wait()
-
-    def find(self, event: str, **facts: Any) -> list[dict[str, Any]]:
-        """The lines about an event (by the beginning of its words) that have these facts."""
-        return [
-            line
-            for line in self.lines
-            if line["event"].startswith(event) and facts.items() <= line.items()
-        ]
-
-    async def ended(self) -> int:
-        """Wait until the server has ended, its workers too; its exit status."""
-        status = await self.process.wait()
-        await self._gone.wait()
-        return status
-
-    async def gone(self) -> None:
-        """Wait until no process is left that has our pipe."""
-        await self._gone.wait()
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the process that was started."""
-        self.process.send_signal(number)
-
-    def signal_all(self, number: signal.Signals) -> None:
-        """Send a signal to all processes, the parent first, as systemd and terminals do."""
-        self.signal(number)
-        for pid in self.workers():
-            os.kill(pid, number)
-
-    def workers(self) -> list[int]:
-        """The processes that carry calls, the oldest first."""
-        children = _children(self.process.pid)
-        # multiprocessing has a helper of its own.
-        carrying = [pid for pid in children if b"resource_tracker" not in _command(pid)]
-        return carrying or [self.process.pid]
-
-    def phone(self, *, strict: bool = True) -> SimulatedPhone:
-        """Strict: what Twilio would complain about fails the test."""
-        return SimulatedPhone(strict=strict, auth_token=AUTH_TOKEN)
-
-    @asynccontextmanager
-    async def call(
-        self, *, strict: bool = True
-    ) -> AsyncIterator[tuple[SimulatedPhone, AgentSession]]:
-        """A call that is on: both sides have heard each other."""
-        number = self.agent.opened + 1
-        async with self.phone(strict=strict).place_call(self.base_url) as phone:
-            session = await self.agent.wait_for_session(number)
-            await session.applied.wait()
-            await talk(phone, session)
-            yield phone, session
-
-    async def get(self, path: str) -> int:
-        """The status of a page."""
-        host, _, port = self.base_url.removeprefix("http://").partition(":")
-        stream = await trio.open_tcp_stream(host, int(port))
-        async with stream:
-            await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-            answer = bytes(await stream.receive_some())
-        return int(answer.split()[1])
-
-
-Talk = tuple[SimulatedPhone, AgentSession, int]
-
-
-async def end_of(pid: int) -> None:
-    """Wait until a process that is not our child has ended."""
-    descriptor = os.pidfd_open(pid)
-    try:
-        await trio.lowlevel.wait_readable(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@asynccontextmanager
-async def stopped(pid: int) -> AsyncIterator[None]:
-    """While it lasts, that process does nothing, and what comes in is another's."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        while _facts(pid)[0] != "T":  # noqa: ASYNC110  # the kernel tells only its parent
-            await trio.sleep(0.01)
-        yield
-    finally:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
-
-
-@asynccontextmanager
-async def a_call_on_each(it: Server) -> AsyncIterator[tuple[Talk, Talk]]:
-    """Two calls on two workers: phone, agent's session and the worker's process of each."""
-    first, second = it.workers()
-    async with AsyncExitStack() as stack:
-        async with stopped(second):
-            one = await stack.enter_async_context(it.call(strict=False))
-        async with stopped(first):
-            other = await stack.enter_async_context(it.call())
-        yield (*one, first), (*other, second)
-
-
-async def talk(phone: SimulatedPhone, session: AgentSession, worker: int = 0) -> None:
-    """Both sides say something, and both are heard."""
-    heard, said = phone.heard_seconds, session.received_audio.replace(SILENCE, b"").count(WORDS)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(phone.say, WORDS)
-        nursery.start_soon(session.say, "words", WORDS)
-    await phone.wait_heard(heard + len(WORDS) / 8000)
-    while session.received_audio.replace(SILENCE, b"").count(WORDS) <= said:  # noqa: ASYNC110
-        await trio.sleep(0.02)  # audio wakes nobody
-
-
-def _command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
-def _facts(pid: int) -> list[str]:
-    """State, parent and so on of a process; the state of one that is gone is X."""
-    try:
-        # The command's name is in brackets, and may have anything in it.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ["X", "0"]
-
-
-def _children(parent: int) -> list[int]:
-    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    facts = {pid: _facts(pid) for pid in pids}
-    return sorted(pid for pid in pids if facts[pid][0] not in "ZX" and facts[pid][1] == str(parent))
-
-
-def write_config(folder: Path, agent_port: int, mode: Mode, more: str = "", **server: Any) -> None:
-    values = {"bind": "127.0.0.1:0", "drain_seconds": LONG, **server}
-    if mode.serve:
-        values["workers"] = mode.workers
-    lines = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
-    (folder / "config.toml").write_text(
-        "\n".join(
-            [
-                "[server]",
-                *lines,
-                "[deepgram]",
-                f'url = "ws://127.0.0.1:{agent_port}/v1/agent/converse"',
-                "[logging]",
-                'format = "json"',
-                more,
-            ]
-        )
-    )
-
-
-@asynccontextmanager
-async def running(
-    mode: Mode,
-    folder: Path,
-    *,
-    agent: SimulatedAgent | None = None,
-    more: str = "",
-    prefix: tuple[str, ...] = (),
-    env: Mapping[str, str] | None = None,
-    patience: float = PATIENCE,
-    **server: Any,
-) -> AsyncIterator[Server]:
-    """A server that is ready for calls; whatever happens, nothing of it is left afterwards.
-
-    `more` is appended to its configuration, whose last table is `[logging]`; `prefix` goes before
-    its command and `env` into its environment.
-    """
-    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    environment["DEEPGRAM_API_KEY"] = "dg-test-key-0123456789"
-    environment["TWILIO_AUTH_TOKEN"] = AUTH_TOKEN
-    environment.update(env or {})
-    with trio.fail_after(patience):
-        async with trio.open_nursery() as nursery:
-            agent = agent or SimulatedAgent(behaviour=QUIET)
-            port = await nursery.start(agent.serve)
-            write_config(folder, port, mode, more, **server)
-            process = await trio.lowlevel.open_process(
-                [*prefix, *mode.command()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                cwd=folder,
-                env=environment,
-            )
-            assert process.stderr is not None
-            it = Server(process, agent)
-            pids = {process.pid}
-            try:
-                nursery.start_soon(it.read, process.stderr)
-                for number in range(mode.workers):
-                    running_on = await it.logged("Running on", number + 1)
-                it.base_url = running_on["event"].split()[2]
-                if mode is SERVE_2:
-                    await it.logged("worker serves", 2)
-                pids |= set(it.workers())
-                yield it
-                assert it.find("call ended", outcome="internal_error") == []
-            finally:
-                pids |= set(it.workers())
-                for line in it.find("worker started"):
-                    pids.add(line["pid"])
-                for pid in pids:
-                    if _command(pid) and b"python" in _command(pid):
-                        os.kill(pid, signal.SIGKILL)
-                with trio.move_on_after(10, shield=True):
-                    await process.wait()
-            nursery.cancel_scope.cancel(reason="the test is over")
 
 
 async def draining(it: Server, workers: int) -> None:
@@ -345,7 +74,7 @@ def told_goodbye(session: AgentSession) -> bool:
 # ---- SIGTERM ------------------------------------------------------------------------------------
 
 
-@modes(*ALL)
+@modes(SERVE_2, HYPERCORN_1)
 async def test_sigterm_with_nothing_live(mode: Mode, tmp_path: Path) -> None:
     async with running(mode, tmp_path) as it:
         assert await it.get("/readyz") == 200
@@ -356,7 +85,7 @@ async def test_sigterm_with_nothing_live(mode: Mode, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "everybody"),
-    [*((mode, False) for mode in ALL), *((mode, True) for mode in WITH_PARENT)],
+    [*((mode, False) for mode in ALL), *((mode, True) for mode in TWO)],
     ids=lambda value: value.name if isinstance(value, Mode) else "all" if value else "one",
 )
 async def test_sigterm_lets_a_live_call_go_on(mode: Mode, everybody: bool, tmp_path: Path) -> None:
@@ -374,7 +103,7 @@ async def test_sigterm_lets_a_live_call_go_on(mode: Mode, everybody: bool, tmp_p
         assert it.other == []
 
 
-@modes(*ALL)
+@modes(SERVE_2, HYPERCORN_1)
 async def test_when_drain_seconds_are_over_the_agent_says_goodbye(
     mode: Mode, tmp_path: Path
 ) -> None:
@@ -390,7 +119,7 @@ async def test_when_drain_seconds_are_over_the_agent_says_goodbye(
         assert it.other == []
 
 
-@modes(SERVE, SERVE_2, HYPERCORN_0)
+@modes(SERVE_2, HYPERCORN_0)
 async def test_a_second_sigterm_ends_the_calls_at_once(mode: Mode, tmp_path: Path) -> None:
     async with running(mode, tmp_path) as it:
         async with it.call() as (phone, session):
@@ -406,7 +135,7 @@ async def test_a_second_sigterm_ends_the_calls_at_once(mode: Mode, tmp_path: Pat
         assert it.other == []
 
 
-@modes(*HYPERCORNS_PARENT)
+@modes(HYPERCORN_2)
 async def test_hypercorns_parent_cannot_stop_its_workers_at_once(
     mode: Mode, tmp_path: Path
 ) -> None:
@@ -444,18 +173,19 @@ async def test_with_calls_on_both_workers_neither_is_cut(mode: Mode, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("mode", "everybody", "status"),
+    ("mode", "everybody", "status", "after_sigterm"),
     [
-        (SERVE, False, 130),
-        (SERVE_2, False, 130),
-        (SERVE_2, True, 130),
-        (HYPERCORN_0, False, 0),
-        (HYPERCORN_1, True, 0),
-        (HYPERCORN_2, True, 0),
+        (SERVE, False, 130, False),
+        (SERVE_2, False, 130, False),
+        (SERVE_2, True, 130, False),
+        (SERVE_2, True, 130, True),
+        (HYPERCORN_0, False, 0, False),
+        (HYPERCORN_0, False, 0, True),
+        (HYPERCORN_1, True, 0, False),
+        (HYPERCORN_2, True, 0, False),
     ],
     ids=lambda value: value.name if isinstance(value, Mode) else str(value),
 )
-@pytest.mark.parametrize("after_sigterm", [False, True], ids=["first", "after SIGTERM"])
 async def test_sigint_ends_the_calls_at_once(
     mode: Mode, everybody: bool, status: int, after_sigterm: bool, tmp_path: Path
 ) -> None:
@@ -474,7 +204,7 @@ async def test_sigint_ends_the_calls_at_once(
         assert it.other == []
 
 
-@modes(*HYPERCORNS_PARENT)
+@modes(HYPERCORN_2)
 async def test_sigint_to_hypercorns_parent_alone_drains(mode: Mode, tmp_path: Path) -> None:
     async with running(mode, tmp_path) as it:
         async with it.call() as (phone, session):
@@ -520,7 +250,7 @@ async def test_when_a_worker_of_hypercorns_is_killed_the_others_drain(tmp_path: 
         assert len(it.find("call ended", outcome="caller_hung_up")) == 1
 
 
-@modes(*HYPERCORNS_PARENT)
+@modes(HYPERCORN_2)
 async def test_sighup_makes_hypercorn_drain_and_begin_anew(mode: Mode, tmp_path: Path) -> None:
     async with running(mode, tmp_path) as it:
         async with it.call() as (phone, session):
@@ -553,7 +283,7 @@ async def test_one_worker_can_be_drained_and_replaced(tmp_path: Path) -> None:
         assert await it.ended() == 0
 
 
-@modes(*WITH_PARENT)
+@modes(*TWO)
 async def test_workers_drain_and_end_when_their_parent_is_killed(
     mode: Mode, tmp_path: Path
 ) -> None:

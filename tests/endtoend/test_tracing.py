@@ -23,7 +23,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from bridge import log as logs
 from bridge import service
-from bridge.config.settings import LoggingSettings
 from bridge.functions import Functions
 from bridge.telemetry import tracing
 from bridge.telemetry.tracing import Tracing, tracing_for
@@ -259,17 +258,16 @@ async def test_every_line_about_a_call_has_its_sid(monkeypatch: pytest.MonkeyPat
     stream = io.StringIO()
     monkeypatch.setattr(logs, "configure", lambda *_, **__: None)
     before = structlog.get_config()
-    logs_of = LoggingSettings(format="json", level="debug")
     with trio.fail_after(30):
         async with on_loopback(conversation, using=settings()) as world:
             monkeypatch.undo()
-            logs.configure(logs_of, stream=stream)
+            logs.configure(format="json", level="debug", stream=stream)
             try:
                 sids = {await a_call(world)}
                 await world.quiet()
             finally:
                 structlog.configure(**before)
-                logs.configure(LoggingSettings())
+                logs.configure()
                 structlog.configure(**before)
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     # An exporter of an earlier test may still be trying.

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import trio
 
-from tests.endtoend.test_signals import SERVE_2, Server, a_call_on_each, running, stopped
+from tests.endtoend.servers import SERVE_2, Server, a_call_on_each, running, stopped
 
 
 async def scrape(it: Server) -> dict[str, float]:

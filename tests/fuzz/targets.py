@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated, Any, Final
+from urllib.parse import parse_qsl, urlsplit
 from xml.etree import ElementTree
 
 import msgspec
@@ -21,8 +22,8 @@ import trio
 import trio.testing
 from werkzeug.datastructures import Headers
 
-from bridge.addresses import BadHost, is_loopback, public_address
-from bridge.admission.ticket import Tickets
+from bridge.addresses import BadHost, PublicAddress, is_loopback, public_address
+from bridge.admission.ticket import BadTicket, Tickets
 from bridge.call.keypad import Keypad
 from bridge.config import settings as config
 from bridge.config import toml as config_text
@@ -32,11 +33,15 @@ from bridge.deepgram.context_hook import _read as read_context
 from bridge.deepgram.context_hook import _UnusableError
 from bridge.functions.errors import BadArguments
 from bridge.functions.parameters import MAX_EXPLANATION, parameters_of
-from bridge.http.call_status import BadStatus, Progress, read_status
-from bridge.http.dialling import BadRequest, check_request, outbound_parameters, read_request
-from bridge.http.operator_auth import Gate
-from bridge.http.proxies import Asked, asked, is_same_origin
-from bridge.http.saying import MAX_WORDS, read_words
+from bridge.http.dialling import (
+    check_request,
+    outbound_parameters,
+    read_request,
+    webhook_address,
+)
+from bridge.http.json_api import MAX_WORDS, BadRequest, read_words
+from bridge.http.operator_auth import Gate, NotAuthorised
+from bridge.http.proxies import RequestOrigin, is_same_origin, request_origin
 from bridge.local_agent.dialogue import load_dialogue
 from bridge.local_agent.understanding import Understanding
 from bridge.log import _redactor, mask_number
@@ -45,6 +50,7 @@ from bridge.testing.agent.schema import Refused, check_settings
 from bridge.testing.phone.strict import MessageError, read_message
 from bridge.testing.phone.twiml import TwimlError, read_twiml
 from bridge.twilio import messages, signature, twiml
+from bridge.twilio.call_status import BadStatus, Progress, read_status
 from tests.unit.server.echo import Echo
 from tests.unit.server.wire import UPGRADE, frame, serving
 
@@ -111,12 +117,15 @@ def agent_message(data: bytes) -> None:
 def dial_request(data: bytes) -> None:
     try:
         call = check_request(read_request(data), {"sales": ["+15557654321"]})
+        url = webhook_address(PublicAddress("https://x", "wss://x"), call)
     except BadRequest as error:
         assert error.status in (400, 422)
         return
     assert re.fullmatch(r"\+[1-9][0-9]{1,14}", call.to)
+    parameters = outbound_parameters(dict(parse_qsl(urlsplit(url).query, keep_blank_values=True)))
+    assert parameters == {**call.variables, **({"agent": call.agent} if call.agent else {})}
     try:
-        document = twiml.connect_stream("wss://x/y", action="https://x", parameters=call.parameters)
+        document = twiml.connect_stream("wss://x/y", action="https://x", parameters=parameters)
     except ValueError as error:
         raise AssertionError from error
     ElementTree.fromstring(document)
@@ -214,16 +223,22 @@ def host_header(data: bytes) -> None:
 def proxy_headers(data: bytes) -> None:
     given = " ".join(text_of(data).split())
     headers = Headers([("Host", "inside"), *((name, given) for name in _FORWARDED)])
-    believed = asked("10.0.0.7", "http", headers, ["10.0.0.0/8"])
+    believed = request_origin("10.0.0.7", "http", headers, ["10.0.0.0/8"])
     assert believed.client == "10.0.0.7" or ipaddress.ip_address(believed.client)
     assert believed.scheme in ("http", "https")
     assert not set("/?#@\\ ,") & set(believed.host)
-    stranger = asked("198.51.100.1", "http", headers, ["10.0.0.0/8"])
-    assert stranger == Asked("198.51.100.1", "http", "inside")
+    stranger = request_origin("198.51.100.1", "http", headers, ["10.0.0.0/8"])
+    assert stranger == RequestOrigin("198.51.100.1", "http", "inside")
     assert not is_same_origin(given, stranger, "") or given.lower().endswith("//inside")
 
 
 _FORWARDED: Final = ("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host")
+
+
+def must_raise(expected: type[Exception], act: Callable[..., object], *arguments: object) -> None:
+    with suppress(expected):
+        act(*arguments)
+        raise AssertionError("accepted")
 
 
 @target("Bearer x", "Basic eDp5", "https://voice.example.com", "127.0.0.1:5000", "cross-site")
@@ -233,8 +248,8 @@ def credentials(data: bytes) -> None:
     gate = Gate(lambda: 0.0)
     for name in ("Authorization", "Origin", "Host", "Sec-Fetch-Site"):
         headers = Headers({"Host": "127.0.0.1", name: given})
-        assert gate.refusal("token-0123456789", headers, "127.0.0.1") is not None
-        assert gate.refusal("", headers, "198.51.100.1") is not None
+        for token, peer in (("token-0123456789", "127.0.0.1"), ("", "198.51.100.1")):
+            must_raise(NotAuthorised, gate.check, token, headers, peer)
 
 
 @target("https://voice.example.com/incoming-call?x=%41&bodySHA256=00")
@@ -252,7 +267,7 @@ def signed_address(data: bytes) -> None:
 @target(Tickets([b"k" * 32]).issue("CA" + "0" * 32, 0, lifetime=60))
 def ticket(data: bytes) -> None:
     tickets = Tickets([b"another key of 32 bytes or so...."])
-    assert tickets.check(text_of(data), "CA" + "0" * 32, 1)
+    must_raise(BadTicket, tickets.use, text_of(data), "CA" + "0" * 32, 1)
 
 
 def _book(

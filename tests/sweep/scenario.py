@@ -241,7 +241,7 @@ def play(
             async with trio.open_nursery() as nursery:
                 await world(nursery)
         run.guard_hit = guard.cancelled_caught
-        run.live_calls += len(bridge.calls) + len(bridge.admission)
+        run.live_calls += len(bridge.calls) + len(bridge.entrance.slots)
 
     async def world(nursery: trio.Nursery) -> None:
         agent = SimulatedAgent(script, behaviour)

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import pytest
@@ -15,7 +15,6 @@ import structlog
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bridge.config.settings import LoggingSettings, Secrets
 from bridge.log import TEXT_LIMIT, configure, get_logger
 
 Format = Literal["console", "json"]
@@ -44,12 +43,10 @@ def start(
     *,
     level: Any = "info",
     mask: bool = True,
-    secrets: Secrets | None = None,
+    secrets: Sequence[str] = (),
 ) -> io.StringIO:
     stream = io.StringIO()
-    configure(
-        LoggingSettings(format=form, level=level, mask_numbers=mask), stream=stream, secrets=secrets
-    )
+    configure(format=form, level=level, mask_numbers=mask, stream=stream, secrets=secrets)
     return stream
 
 
@@ -101,7 +98,7 @@ class TestConsole:
         for no_color in ("", "1"):
             monkeypatch.setenv("NO_COLOR", no_color)
             terminal = Terminal()
-            configure(LoggingSettings(), stream=terminal)
+            configure(stream=terminal)
             log.info("event", key="value\x1b[31m")
             assert ("\x1b[32m" in terminal.getvalue()) is not bool(no_color)
             assert "\x1b[31m" not in terminal.getvalue()
@@ -195,7 +192,7 @@ class TestLibraries:
         assert stream.getvalue() == ""
 
     def test_same_processors(self) -> None:
-        stream = start("json", secrets=Secrets(api_token="hunter2hunter2"))
+        stream = start("json", secrets=["hunter2hunter2"])
         try:
             raise ValueError("hunter2hunter2")
         except ValueError:
@@ -276,7 +273,7 @@ class TestNeverRaises:
             def write(self, text: str) -> int:
                 raise error
 
-        configure(LoggingSettings(), stream=Broken())
+        configure(stream=Broken())
         log.error("lost")
         logging.getLogger("library").error("lost")
 
@@ -284,16 +281,16 @@ class TestNeverRaises:
         stream = start()
         stream.close()
         log.error("lost")
-        configure(LoggingSettings(), stream=stream)
+        configure(stream=stream)
 
     def test_no_standard_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("sys.stderr", None)
-        configure(LoggingSettings())
+        configure()
         log.error("lost")
 
     def test_a_stream_that_only_knows_ascii(self) -> None:
         raw = io.BytesIO()
-        configure(LoggingSettings(), stream=io.TextIOWrapper(raw, "ascii"))
+        configure(stream=io.TextIOWrapper(raw, "ascii"))
         log.info("event", text="déjà vu")
         assert b'text="d\\xe9j\\xe0 vu"\n' in raw.getvalue()
 
@@ -349,7 +346,7 @@ secret_text = st.text("0123456789abcdefXYZ+/=\"\\'%{}", min_size=12, max_size=40
 @example(secret="quote'inside", before='"', after="\\")
 @example(secret="x" * 12, before="y" * (TEXT_LIMIT - 6), after="")
 def test_secrets_never_appear(form: Format, secret: str, before: str, after: str) -> None:
-    stream = start(form, secrets=Secrets(deepgram_api_key=secret, api_token="other-token"))
+    stream = start(form, secrets=[secret, "other-token"])
     text = before + secret + after
     log.error(
         "event",
@@ -368,6 +365,6 @@ def test_secrets_never_appear(form: Format, secret: str, before: str, after: str
 
 
 def test_a_short_secret_does_not_strike_out_words() -> None:
-    stream = start(secrets=Secrets(api_token="call"))
+    stream = start(secrets=["call"])
     log.info("call started")
     assert "call started" in stream.getvalue()

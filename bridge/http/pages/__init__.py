@@ -1,26 +1,25 @@
-"""The pages: plain HTML, CSS and JavaScript out of the package, with the headers that keep them to
-themselves.
+"""The console and the softphone: HTML, CSS and JavaScript from the package, with their headers.
 
-A page is a shell. It holds no data and no secret: what it shows it asks the control API for, with
-the operator's token. So with a token set anybody may have the shell, and the API decides; without
-one the whole of it is for this machine only, as the API is. Nothing comes from another host, no
-script or style stands in the HTML, and no other site may put a page into a frame.
+A page is a shell without data and without secrets: it requests its data from the control API, with
+the operator's token. So with a token every client may load the shell, and the API decides about the
+data; without one, only clients on this machine may load it, as with the API. Nothing is loaded from
+another host, the HTML contains no script or style, and no other site may frame a page.
 
-The files are small and are read once. A browser keeps them, and asks each time whether they have
-changed: an upgrade of the server never meets yesterday's script.
+The files are small and are read once. Browsers cache them and revalidate at each use, so that a
+page never runs the scripts of an older server.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from typing import Final, NamedTuple
 
-from quart import Blueprint, Response, g, request
+from quart import Blueprint, Response, request
 
-from bridge.http.operator_auth import Seen, may_see_pages
+from bridge.http.current import current_bridge, origin_of, peer_of
+from bridge.http.operator_auth import may_see_pages
 
 _TYPES: Final = {
     ".css": "text/css; charset=utf-8",
@@ -29,8 +28,8 @@ _TYPES: Final = {
     ".svg": "image/svg+xml",
 }
 
-# Scripts and styles are files of ours. The socket's addresses are named besides 'self', because
-# not every browser takes a wss address for the page's own.
+# Scripts and styles come from this server. The media socket's addresses are listed besides 'self',
+# because some browsers do not count wss:// as the page's own origin.
 # https://developer.mozilla.org/docs/Web/HTTP/Reference/Headers/Content-Security-Policy
 _POLICY: Final = "; ".join(
     (
@@ -54,62 +53,62 @@ _NOT_HERE: Final = (
 
 
 class Asset(NamedTuple):
-    """One file as it is served."""
+    """One file, as it is served."""
 
     body: bytes
     content_type: str
     etag: str
 
 
-def pages_blueprint(token: Callable[[], str]) -> Blueprint:
-    """The routes of the pages: `GET /`, `GET /softphone`, `GET /assets/<name>`.
+pages = Blueprint("pages", __name__)
 
-    `token` gives BRIDGE_API_TOKEN or "", asked at each request.
-    """
-    pages = Blueprint("pages", __name__)
 
-    @pages.before_request
-    async def let_in() -> Response | None:
-        client = request.scope.get("client")
-        if may_see_pages(token(), request.headers, str(client[0]) if client else ""):
-            return None
-        return Response(_NOT_HERE, status=403, content_type="text/plain; charset=utf-8")
+@pages.before_request
+async def refuse_remote_clients() -> Response | None:
+    """Refuse clients on other machines where no BRIDGE_API_TOKEN is set."""
+    if may_see_pages(current_bridge().api_token, request.headers, peer_of(request)):
+        return None
+    return Response(_NOT_HERE, status=403, content_type="text/plain; charset=utf-8")
 
-    @pages.after_request
-    async def keep_to_itself(response: Response) -> Response:
-        response.headers["Content-Security-Policy"] = _POLICY.format(host=_host())
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
-        microphone = "(self)" if request.endpoint == "pages.softphone" else "()"
-        response.headers["Permissions-Policy"] = (
-            f"microphone={microphone}, camera=(), geolocation=()"
-        )
-        # Kept, but never used without asking.
-        response.headers["Cache-Control"] = "no-cache"
-        return response
 
-    @pages.get("/")
-    async def console() -> Response:
-        return _serve(load("console.html"))
+@pages.after_request
+async def secure(response: Response) -> Response:
+    """Restrict what a page may load, and who may load it."""
+    response.headers["Content-Security-Policy"] = _POLICY.format(host=_host())
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    microphone = "(self)" if request.endpoint == "pages.softphone" else "()"
+    response.headers["Permissions-Policy"] = f"microphone={microphone}, camera=(), geolocation=()"
+    # Cached, and revalidated at each use.
+    response.headers["Cache-Control"] = "no-cache"
+    return response
 
-    @pages.get("/softphone")
-    async def softphone() -> Response:
-        return _serve(load("softphone.html"))
 
-    @pages.get("/assets/<name>")
-    async def asset(name: str) -> Response:
-        found = assets().get(name)
-        if found is None:
-            return Response("There is no such file.\n", status=404, content_type="text/plain")
-        return _serve(found)
+@pages.get("/")
+async def console() -> Response:
+    """Serve the console."""
+    return _serve(load("console.html"))
 
-    return pages
+
+@pages.get("/softphone")
+async def softphone() -> Response:
+    """Serve the softphone."""
+    return _serve(load("softphone.html"))
+
+
+@pages.get("/assets/<name>")
+async def asset(name: str) -> Response:
+    """Serve a script, a style or an icon."""
+    found = assets().get(name)
+    if found is None:
+        return Response("There is no such file.\n", status=404, content_type="text/plain")
+    return _serve(found)
 
 
 @cache
 def load(name: str) -> Asset:
-    """A file of this package. Raises FileNotFoundError."""
+    """Return a file of this package. Raises FileNotFoundError."""
     body = files(__name__).joinpath(name).read_bytes()
     suffix = name[name.rindex(".") :]
     return Asset(body, _TYPES[suffix], hashlib.sha256(body).hexdigest()[:32])
@@ -117,7 +116,7 @@ def load(name: str) -> Asset:
 
 @cache
 def assets() -> dict[str, Asset]:
-    """What `/assets/` has, by name: the files of the folder and nothing else, whatever is asked."""
+    """Return the files of `/assets/` by name."""
     folder = files(__name__).joinpath("assets")
     names = sorted(item.name for item in folder.iterdir())
     return {name: load(f"assets/{name}") for name in names if name[name.rfind(".") :] in _TYPES}
@@ -133,7 +132,6 @@ def _serve(asset: Asset) -> Response:
 
 
 def _host() -> str:
-    """What the browser asked for, without what would end a directive or begin another."""
-    seen: Seen | None = g.get("seen")
-    host = seen.hosts[0] if seen is not None else request.headers.get("Host", "")
+    """Return the request's host, without characters that would end the policy's directive."""
+    host = origin_of(request).host
     return "".join(char for char in host if char.isascii() and (char.isalnum() or char in ".-:[]_"))

@@ -28,7 +28,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.typing import AppWrapper
 
 from bridge.log import get_logger
-from bridge.server.limits import Crowd
+from bridge.server.limits import ConnectionLimiter
 from bridge.transport.byte_stream import RECEIVE_BYTES, close_at_once
 from bridge.transport.tcp_keepalive import notice_when_vanished
 
@@ -49,13 +49,13 @@ CONNECTION_KEY: Final = "bridge.connection"
 
 
 # Those of this process.
-_crowd = Crowd()
+_limiter = ConnectionLimiter()
 
 
 class GuardedTCPServer(TCPServer):
     """One connection of hypercorn's, with its failures contained and its waits bounded."""
 
-    crowd = _crowd
+    limiter = _limiter
 
     def __init__(self, app: AppWrapper, config: Config, *args: Any) -> None:
         super().__init__(app, config, *args)
@@ -79,8 +79,8 @@ class GuardedTCPServer(TCPServer):
 
     async def run(self) -> None:
         """Serve the connection. Raises nothing but cancellation and what is not an Exception."""
-        if not self.crowd.enter(self, self._make_room):
-            log.warning("too many connections, one turned away", limit=self.crowd.limit)
+        if not self.limiter.admit(self, self._make_room):
+            log.warning("too many connections, one turned away", limit=self.limiter.limit)
             return await trio.aclose_forcefully(self.stream)
         notice_when_vanished(self.stream)
         try:
@@ -90,7 +90,7 @@ class GuardedTCPServer(TCPServer):
             # Caused by the peer or by hypercorn, and over: a warning, with what an expert needs.
             log.warning("connection failed", errors=repr(group.exceptions))
         finally:
-            self.crowd.left(self)
+            self.limiter.closed(self)
         return None
 
     def _make_room(self) -> None:
@@ -125,9 +125,9 @@ class GuardedTCPServer(TCPServer):
             # over, which is while hypercorn starts the timer for the idle connection.
             if isinstance(event, Updated):
                 if event.idle:
-                    self.crowd.waits(self, self._make_room)
+                    self.limiter.idle(self, self._make_room)
                 else:
-                    self.crowd.asks(self)
+                    self.limiter.busy(self)
             elif isinstance(event, Closed):
                 self._given_back.set()
             with trio.CancelScope(shield=isinstance(event, Updated)):

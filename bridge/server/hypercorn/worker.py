@@ -78,7 +78,7 @@ async def hypercorn_worker(app: Any, config: Config, **options: Any) -> None:
             "to an empty folder to have the sum, or run bridge serve"
         )
     adopt(config, settings)
-    bridge.alone = config.workers <= 1
+    bridge.entrance.alone = config.workers <= 1
     stop = Stop(bridge)
     parents_wish = options.pop("shutdown_trigger", None)
     # Signals reach the main thread only; elsewhere they are somebody else's.

@@ -1,8 +1,8 @@
-"""What is unknown or variable about a real Voice Agent server, as parameters.
+"""Parameters for what is undocumented or varies in a real Voice Agent server.
 
-Deepgram publishes no idle timeout, close codes, frame sizes or rejection bodies for the agent, and
-real sessions differ in which events they send. A client must work with all of it, so each such
-fact is a knob here, with the commonest value as its default.
+Deepgram documents no idle timeout, close codes, frame sizes or rejection bodies for the agent, and
+real sessions differ in the events they send. A client must work with all variants, so each is a
+parameter here, with the most common value as its default.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     # The agent's voice (developers.deepgram.com/docs/voice-agent-agent-audio-done)
     chunk_bytes: ChunkSizes = (1280, 517, 2003, 960)
-    """Sizes of the binary messages, taken in turn and over again."""
+    """Sizes of the binary messages, used in rotation."""
     speed: Seconds = 2.0
     """How many times faster than real time audio is sent; 0: all at once."""
     reply_delay: Seconds = 0.0
-    """Silence before each reply, as the think provider's time to first word."""
+    """Silence before each reply, like the think provider's time to the first word."""
     audio_before_text: bool = False
     """True: an utterance's first audio comes before its ConversationText."""
 
@@ -64,9 +64,9 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     speech_threshold: Count = 400
     """Loudness that counts as speech: root mean square of the samples as 16-bit linear."""
     speech_onset: Seconds = 0.1
-    """So much above the threshold is the start of speech."""
+    """This long above the threshold is the start of speech."""
     speech_end: Seconds = 0.5
-    """So much below the threshold is the end of speech."""
+    """This long below the threshold is the end of speech."""
     stale_chunks: Count = 2
     """Chunks of the interrupted reply that still come after UserStartedSpeaking."""
     stale_delay: Seconds = 0.02

@@ -1,4 +1,4 @@
-"""What the agent does with each message from its client: one function for each type.
+"""The simulated agent's handlers of client messages: one function per type.
 
 Rules: developers.deepgram.com/docs/voice-agent-message-flow and the page of each message there.
 A message against the rules raises Refused, which the session turns into Error and close.
@@ -7,9 +7,9 @@ A message against the rules raises Refused, which the session turns into Error a
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bridge.testing.agent.record import Turn
+from bridge.testing.agent.record import CallerTurn
 from bridge.testing.agent.schema import (
     ANY,
     INVALID,
@@ -23,15 +23,13 @@ from bridge.testing.agent.schema import (
     check_speak,
     check_think,
 )
-
-if TYPE_CHECKING:
-    from bridge.testing.agent.session import AgentSession
+from bridge.testing.agent.session_protocol import Session
 
 MAX_QUEUED_INJECTIONS = 16  # more than this waiting to be spoken are refused
 FILLER = "One moment, please."
 
 
-async def handle_message(session: AgentSession, message: Json) -> None:
+async def handle_message(session: Session, message: Json) -> None:
     """Act on one message of the client.
 
     Raises:
@@ -52,7 +50,7 @@ async def handle_message(session: AgentSession, message: Json) -> None:
     await handler(session, message)
 
 
-async def _settings(session: AgentSession, message: Json) -> None:
+async def _settings(session: Session, message: Json) -> None:
     if session.settings is not None:
         raise Refused("SETTINGS_ALREADY_APPLIED", "Settings have already been applied.")
     check_settings(message)
@@ -69,17 +67,17 @@ async def _settings(session: AgentSession, message: Json) -> None:
         audio = message["audio"].get(side) or {}
         if {key: audio.get(key) for key in wanted} != wanted:
             session.faults.append(f"audio.{side}: the simulated agent knows mulaw at 8000 Hz only")
-            session.receiver.deaf |= side == "input"
+            session.deaf |= side == "input"
     if (message["audio"].get("output") or {}).get("container", "none") != "none":
         session.faults.append("audio.output.container: the simulated agent sends none")
     session.start()
 
 
-async def _keep_alive(session: AgentSession, message: Json) -> None:
+async def _keep_alive(session: Session, message: Json) -> None:
     session.keepalives += 1
 
 
-async def _set_think(session: AgentSession, think: Any) -> None:
+async def _set_think(session: Session, think: Any) -> None:
     session.think = think
     first = think[0] if isinstance(think, list) and think else think
     prompt = first.get("prompt") or "" if isinstance(first, dict) else ""
@@ -88,32 +86,32 @@ async def _set_think(session: AgentSession, think: Any) -> None:
         await session.warning("PROMPT_TOO_LONG", f"The prompt was cut at {MAX_PROMPT} characters.")
 
 
-async def _update_prompt(session: AgentSession, message: Json) -> None:
+async def _update_prompt(session: Session, message: Json) -> None:
     # It adds to the prompt, which real sessions confirm, whatever one page says.
     session.prompt = f"{session.prompt}\n{message['prompt']}".strip()
     await session.send({"type": "PromptUpdated"})
 
 
-async def _update_think(session: AgentSession, message: Json) -> None:
+async def _update_think(session: Session, message: Json) -> None:
     check_think(message["think"], live=_think_live(session))
     await _set_think(session, message["think"])
     await session.send({"type": "ThinkUpdated"})
 
 
-async def _update_think_live(session: AgentSession, message: Json) -> None:
+async def _update_think_live(session: Session, message: Json) -> None:
     if not _think_live(session):
         raise Refused(UNPARSABLE, "Think Live is not enabled for this project.")
     await session.send({"type": "ThinkLiveUpdated"})
 
 
-async def _update_speak(session: AgentSession, message: Json) -> None:
+async def _update_speak(session: Session, message: Json) -> None:
     assert session.settings is not None
     check_speak(message["speak"], session.settings["audio"].get("output") or {})
     session.speak = message["speak"]
     await session.send({"type": "SpeakUpdated"})
 
 
-async def _update_listen(session: AgentSession, message: Json) -> None:
+async def _update_listen(session: Session, message: Json) -> None:
     listen = message["listen"]
     before = dict(session.listen.get("provider") or {})
     # A partial update, except that language_hints left out are cleared.
@@ -127,7 +125,7 @@ async def _update_listen(session: AgentSession, message: Json) -> None:
     await session.send({"type": "ListenUpdated"})
 
 
-async def _inject_agent_message(session: AgentSession, message: Json) -> None:
+async def _inject_agent_message(session: Session, message: Json) -> None:
     behavior = message.get("behavior") or "default"
     if behavior not in ("default", "queue", "interrupt"):
         raise Refused(UNPARSABLE, f"InjectAgentMessage: unknown behavior `{behavior}`")
@@ -154,7 +152,7 @@ async def _inject_agent_message(session: AgentSession, message: Json) -> None:
     session.inject(text, kind)
 
 
-async def _refuse_injection(session: AgentSession, why: str) -> None:
+async def _refuse_injection(session: Session, why: str) -> None:
     session.event(f"injection refused: {why}")
     refusal: Json = {"type": "InjectionRefused"}
     if session.behaviour.injection_refused_message:
@@ -162,34 +160,34 @@ async def _refuse_injection(session: AgentSession, why: str) -> None:
     await session.send(refusal)
 
 
-async def _inject_user_message(session: AgentSession, message: Json) -> None:
+async def _inject_user_message(session: Session, message: Json) -> None:
     await session.user_said(message["content"], trigger="manual")
-    session.add_turn(Turn(text=message["content"]))
+    session.add_turn(CallerTurn(text=message["content"]))
 
 
-async def _function_call_response(session: AgentSession, message: Json) -> None:
+async def _function_call_response(session: Session, message: Json) -> None:
     call = session.calls.answer(message)
     if call is not None:
         await session.function_answered(call)
 
 
-async def _force_end_turn(session: AgentSession, message: Json) -> None:
+async def _force_end_turn(session: Session, message: Json) -> None:
     if (session.listen.get("provider") or {}).get("version") == "v2":
-        await session.receiver.end_turn()
+        await session.end_turn()
     else:
         await session.warning("FORCE_END_TURN_UNSUPPORTED", "ForceEndTurn needs a v2 listen model.")
 
 
-async def _nothing(session: AgentSession, message: Json) -> None:
+async def _nothing(session: Session, message: Json) -> None:
     """Recorded by the session; there is no think provider here to take it."""
 
 
-def _think_live(session: AgentSession) -> bool:
+def _think_live(session: Session) -> bool:
     agent = (session.settings or {}).get("agent")
     return isinstance(agent, dict) and agent.get("think_live") is not None
 
 
-Handler = Callable[["AgentSession", Json], Awaitable[None]]
+Handler = Callable[[Session, Json], Awaitable[None]]
 _HANDLERS: dict[str, tuple[Handler, Mapping[str, Any] | None]] = {
     "Settings": (_settings, None),  # has a schema of its own
     "KeepAlive": (_keep_alive, {}),

@@ -1,4 +1,4 @@
-"""The agent's side of function calls: what was asked of the client, and what has come back.
+"""The agent's side of function calls: requests and the client's responses.
 
 Rules: developers.deepgram.com/docs/voice-agent-function-call-request, .../function-call-response
 and .../function-call-cancelled. Responses are matched by id; one that comes after the call was
@@ -19,8 +19,8 @@ Json = dict[str, Any]
 
 
 @dataclass(eq=False)
-class FunctionCall:
-    """One function the agent asked for. `response` is None until it is answered."""
+class SimulatedFunctionCall:
+    """One requested function call. `response` is None until it is answered."""
 
     id: str
     name: str
@@ -48,22 +48,22 @@ class FunctionCall:
         return {**self.request(), "response": self.response or ""}
 
 
-class FunctionCalls:
-    """All calls of a session, by id. `faults` takes what a client did wrong but is tolerated."""
+class SimulatedFunctionCalls:
+    """All function calls of a session, by id. Tolerated mistakes of the client go to `faults`."""
 
     def __init__(self, faults: list[str]) -> None:
         self._faults = faults
         self._numbers = itertools.count(1)
-        self.all: dict[str, FunctionCall] = {}
+        self.all: dict[str, SimulatedFunctionCall] = {}
         self.late_responses: list[Json] = []
 
-    def new(self, functions: Iterable[Json]) -> list[FunctionCall]:
-        """Calls from plain items: name, and optionally arguments (object or JSON text), id,
+    def new(self, functions: Iterable[Json]) -> list[SimulatedFunctionCall]:
+        """Make calls from plain items: name, and optionally arguments (object or JSON text), id,
         client_side, thought_signature, and response (for server-side ones)."""
         calls = []
         for item in functions:
             arguments = item.get("arguments", {})
-            call = FunctionCall(
+            call = SimulatedFunctionCall(
                 id=item.get("id") or f"fc_{next(self._numbers):08x}",
                 name=item["name"],
                 arguments=arguments if isinstance(arguments, str) else json.dumps(arguments),
@@ -77,8 +77,8 @@ class FunctionCalls:
             calls.append(call)
         return calls
 
-    def answer(self, message: Json) -> FunctionCall | None:
-        """The call that a FunctionCallResponse settles; None if it is late or settles nothing."""
+    def answer(self, message: Json) -> SimulatedFunctionCall | None:
+        """Return the call that a FunctionCallResponse answers; None if it is late or unmatched."""
         call = self._asked(message)
         if call is None:
             return None
@@ -96,8 +96,8 @@ class FunctionCalls:
         call.settled.set()
         return call
 
-    def cancel(self, ids: Iterable[str] | None = None) -> list[FunctionCall]:
-        """Cancel these calls (None: all that wait) and return those that were waiting."""
+    def cancel(self, ids: Iterable[str] | None = None) -> list[SimulatedFunctionCall]:
+        """Cancel these calls (None: all pending) and return those that were pending."""
         wanted = list(self.all) if ids is None else list(ids)
         waiting = [self.all[i] for i in wanted if not self.all[i].settled.is_set()]
         for call in waiting:
@@ -105,7 +105,7 @@ class FunctionCalls:
             call.settled.set()
         return waiting
 
-    def _asked(self, message: Json) -> FunctionCall | None:
+    def _asked(self, message: Json) -> SimulatedFunctionCall | None:
         if message.get("id") is not None:
             call = self.all.get(message["id"])
             if call is None or not call.client_side:

@@ -1,7 +1,7 @@
-"""When the caller speaks: a detector by loudness, on the clock of the audio itself.
+"""Speech detection by loudness, timed by the audio itself.
 
-It recognises no words. Its clock is the number of bytes it was fed, so that the same audio gives
-the same answer whether it comes in real time, late, or all at once.
+It recognises no words. Its clock is the number of bytes processed, so the same audio gives the same
+result in real time, late, or all at once.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ class SpeechDetector:
         self._end = max(1, round(end * BYTES_PER_SECOND / WINDOW))
         self._rest = b""  # less than one window
         self._position = 0  # bytes in whole windows
-        self._run = 0  # windows in a row that speak for a change of state
+        self._run = 0  # consecutive windows that indicate a change of state
         self._recent: deque[bytes] = deque(maxlen=self._onset + PREROLL // WINDOW)
         self._utterance = bytearray()
         self._start = 0
         self.speaking = False
 
     def feed(self, audio: bytes) -> list[Onset | Heard]:
-        """Take µ-law of any length; return what it shows, in order."""
+        """Process µ-law of any length; return the events in it, in order."""
         data = self._rest + audio
         whole = len(data) - len(data) % WINDOW
         self._rest = data[whole:]
@@ -69,7 +69,7 @@ class SpeechDetector:
         return [event for event in found if event is not None]
 
     def end_turn(self) -> Heard | None:
-        """End the utterance here and now (ForceEndTurn); None if nobody speaks."""
+        """End the utterance by force (ForceEndTurn); None if the caller is not speaking."""
         return self._finish() if self.speaking else None
 
     def _window(self, window: bytes) -> Onset | Heard | None:

@@ -1,4 +1,4 @@
-"""The tasks of a session that run by themselves: opening it, and ending it when time is up.
+"""Background tasks of a session: its opening, and its end by timeouts.
 
 Order: developers.deepgram.com/docs/voice-agent-message-flow. Limits:
 developers.deepgram.com/docs/voice-agent-errors-warnings.
@@ -6,26 +6,23 @@ developers.deepgram.com/docs/voice-agent-errors-warnings.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import trio
 
-if TYPE_CHECKING:
-    from bridge.testing.agent.session import AgentSession
+from bridge.testing.agent.session_protocol import Session
 
-FOREVER = float("inf")
+NEVER = float("inf")
 WARN_BEFORE_END = 300.0  # seconds; the Warning comes at 1:55 of a session of 2:00 hours
 
 
-async def welcome(session: AgentSession) -> None:
-    """Send Welcome; that the client may send Settings without waiting for it is tolerated."""
+async def welcome(session: Session) -> None:
+    """Send Welcome. A client that sends Settings before it is tolerated."""
     if session.behaviour.sends_welcome:
         await trio.sleep(session.behaviour.welcome_delay)
         await session.send({"type": "Welcome", "request_id": session.request_id})
         session.welcomed.set()
 
 
-async def apply_settings(session: AgentSession) -> None:
+async def apply_settings(session: Session) -> None:
     """Settings are accepted: SettingsApplied, then the script and the greeting."""
     knobs = session.behaviour
     if knobs.settings_error:
@@ -37,7 +34,7 @@ async def apply_settings(session: AgentSession) -> None:
     await trio.sleep(knobs.settings_applied_delay)
     assert session.settings is not None
     session.mouth.experimental = bool(session.settings.get("experimental"))
-    # Before it is sent: the client may answer with audio before our sending has returned.
+    # Set before sending: the client may send audio before our send returns.
     session.applied.set()
     await session.send({"type": "SettingsApplied"})
     if knobs.unknown_messages:
@@ -46,7 +43,7 @@ async def apply_settings(session: AgentSession) -> None:
         session.nursery.start_soon(_stop_reading, session)
     # Started before the greeting, yet spoken after it: the greeting takes its turn to speak
     # before it lets any other task run.
-    session.nursery.start_soon(session.script, session)
+    session.start_script()
     agent = session.settings["agent"]
     greeting = agent.get("greeting") if isinstance(agent, dict) else None
     if knobs.greeting is not None:
@@ -55,13 +52,13 @@ async def apply_settings(session: AgentSession) -> None:
         await session.say(greeting)
 
 
-async def watch_time(session: AgentSession) -> None:
-    """End the session when the client is idle for too long, or the session too old."""
+async def watch_time(session: Session) -> None:
+    """End the session when the client is idle, or the session is open, for too long."""
     knobs = session.behaviour
-    end = session.opened_at + (knobs.max_session or FOREVER)
-    warn_at = end - WARN_BEFORE_END if knobs.max_session > WARN_BEFORE_END else FOREVER
+    end = session.opened_at + (knobs.max_session or NEVER)
+    warn_at = end - WARN_BEFORE_END if knobs.max_session > WARN_BEFORE_END else NEVER
     while not session.failed:
-        idle_at = session.last_sign + (knobs.idle_timeout or FOREVER)
+        idle_at = session.last_sign + (knobs.idle_timeout or NEVER)
         await trio.sleep_until(min(idle_at, end, warn_at))
         now = trio.current_time()
         if session.failed:
@@ -69,9 +66,9 @@ async def watch_time(session: AgentSession) -> None:
         if now >= end:
             await session.error("MAXIMUM_SESSION_LENGTH_REACHED", "The session is too long.")
         elif now >= warn_at:
-            warn_at = FOREVER
+            warn_at = NEVER
             await session.warning("MAXIMUM_SESSION_LENGTH_APPROACHING", "It ends in 5 minutes.")
-        elif now >= session.last_sign + (knobs.idle_timeout or FOREVER):
+        elif now >= session.last_sign + (knobs.idle_timeout or NEVER):
             await session.error(
                 "CLIENT_MESSAGE_TIMEOUT",
                 "We waited too long for a websocket message. Please ensure that you're sending "
@@ -79,6 +76,6 @@ async def watch_time(session: AgentSession) -> None:
             )
 
 
-async def _stop_reading(session: AgentSession) -> None:
+async def _stop_reading(session: Session) -> None:
     await trio.sleep(session.behaviour.stops_reading_after)
     session.stop_reading()

@@ -1,28 +1,21 @@
-"""The receiving side of a session: reads, records, listens, and hands messages on."""
+"""The receiving side of a session: reads, records, detects speech, dispatches messages."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import msgspec
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from bridge.testing.agent.client_messages import handle_message
 from bridge.testing.agent.hearing import BYTES_PER_SECOND, Heard, Onset, SpeechDetector
-from bridge.testing.agent.record import Turn, keep
+from bridge.testing.agent.record import CallerTurn, keep
 from bridge.testing.agent.schema import UNPARSABLE, Refused
-
-if TYPE_CHECKING:
-    from bridge.testing.agent.session import AgentSession
+from bridge.testing.agent.session_protocol import Session
 
 
 class Receiver:
-    """Takes in all that the client of `session` sends over `ws`.
+    """Reads everything that the client of `session` sends over `ws`."""
 
-    `deaf` is set when the caller's audio is of a format the simulated agent cannot hear.
-    """
-
-    def __init__(self, session: AgentSession, ws: WebSocketConnection) -> None:
+    def __init__(self, session: Session, ws: WebSocketConnection) -> None:
         knobs = session.behaviour
         self._session = session
         self._ws = ws
@@ -30,10 +23,9 @@ class Receiver:
             knobs.speech_threshold, knobs.speech_onset, knobs.speech_end
         )
         self._reports = 0
-        self.deaf = not knobs.hears
 
     async def run(self) -> None:
-        """Read until the client has gone; every message it sent is recorded, in order."""
+        """Read until the client is gone; record every message in order."""
         while True:
             try:
                 message = await self._ws.get_message()
@@ -56,7 +48,7 @@ class Receiver:
             return
         heard = self._detector.end_turn()
         if heard is not None:
-            self._session.add_turn(Turn(heard=heard))
+            self._session.add_turn(CallerTurn(heard=heard))
 
     async def _audio(self, audio: bytes) -> None:
         session = self._session
@@ -68,7 +60,7 @@ class Receiver:
         if not session.applied.is_set():
             keep(session.faults, "audio before SettingsApplied")
         await self._report_latency()
-        if self.deaf:
+        if session.deaf:
             return
         if session.senses is not None:
             await session.senses.hear(audio)
@@ -82,10 +74,10 @@ class Receiver:
             await self._session.user_started_speaking()
         else:
             self._session.event(f"caller spoke {found.seconds:.1f} s")
-            self._session.add_turn(Turn(heard=found))
+            self._session.add_turn(CallerTurn(heard=found))
 
     async def _report_latency(self) -> None:
-        # Once in so much caller audio rather than by a clock: no task, and the same every time.
+        # Per amount of caller audio, not by a clock: needs no task and is deterministic.
         every = self._session.behaviour.latency_every
         if every and self._session.applied.is_set():
             due = int(self._session.received_bytes / BYTES_PER_SECOND / every)

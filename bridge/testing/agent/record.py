@@ -1,4 +1,4 @@
-"""What a session of the simulated agent has seen, and waiting for more of it."""
+"""The observations of a session of the simulated agent, and waiting for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bridge.testing.agent.behaviour import Behaviour
 from bridge.testing.agent.hearing import Heard
 from bridge.testing.agent.schema import Json
 
-MAX_ENTRIES = 1_000_000  # of each list; later ones are acted on as ever, but not kept
+MAX_ENTRIES = 1_000_000  # per list; later ones are handled but not recorded
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Closed:
 
 
 @dataclass(frozen=True)
-class Turn:
+class CallerTurn:
     """One turn of the caller: speech, or the text of an InjectUserMessage."""
 
     heard: Heard | None = None
@@ -44,7 +44,7 @@ class Observations:
     - `messages`: (time, message) of each JSON message received; `keepalives`: how many KeepAlive
     - `sent`: (time, message) of each JSON message sent; `sent_audio_bytes`
     - `turns`: the caller's turns in order; `onsets`: seconds into their audio at which they began
-    - `faults`: what a client should not have done, whether a real server refuses or tolerates it
+    - `faults`: mistakes of the client, whether a real server refuses or tolerates them
     """
 
     def __init__(self, behaviour: Behaviour) -> None:
@@ -66,7 +66,7 @@ class Observations:
         self.sent: list[tuple[float, Json]] = []
         self.sent_audio_bytes = 0
         self.keepalives = 0
-        self.turns: list[Turn] = []
+        self.turns: list[CallerTurn] = []
         self.onsets: list[float] = []
         self.faults: list[str] = []
 
@@ -78,20 +78,20 @@ class Observations:
     async def wait_for_end_of_speech(self) -> Heard:
         """Wait for the caller's next utterance to end, and return it."""
         while True:
-            turn: Turn = await self._next("heard", self.turns)
+            turn: CallerTurn = await self._next("heard", self.turns)
             if turn.heard is not None:
                 return turn.heard
 
     async def wait_for_user_message(self) -> str:
         """Wait for the next InjectUserMessage, and return its text."""
         while True:
-            turn: Turn = await self._next("text", self.turns)
+            turn: CallerTurn = await self._next("text", self.turns)
             if turn.text is not None:
                 return turn.text
 
-    async def wait_for_turn(self) -> Turn:
+    async def wait_for_turn(self) -> CallerTurn:
         """Wait for the caller's next turn, spoken or injected."""
-        turn: Turn = await self._next("turn", self.turns)
+        turn: CallerTurn = await self._next("turn", self.turns)
         return turn
 
     async def wait_for_message(self, kind: str) -> Json:
@@ -108,12 +108,12 @@ class Observations:
             await self._changed.wait()
 
     def wake(self) -> None:
-        """Let those who wait look again."""
+        """Wake the waiting tasks to check their conditions."""
         self._changed.set()
         self._changed = trio.Event()
 
     def record_audio(self, audio: bytes) -> None:
-        """Note audio from the client."""
+        """Record audio from the client."""
         self.last_sign = trio.current_time()
         room = max(0, self.behaviour.max_recorded_bytes - len(self.received_audio))
         self.received_audio += audio[:room]
@@ -121,14 +121,14 @@ class Observations:
         keep(self.audio_log, (self.last_sign, len(audio)))
 
     def record_message(self, message: Json) -> None:
-        """Note a JSON message from the client."""
+        """Record a JSON message from the client."""
         now = trio.current_time()
         if message.get("type") != "KeepAlive" or self.behaviour.keep_alive_counts:
             self.last_sign = now
         keep(self.messages, (now, message))
 
     async def _next(self, cursor: str, items: list[Any]) -> Any:
-        """The first item that this kind of waiting has not returned yet."""
+        """Wait for the first item that this cursor has not returned yet."""
         seen = self._cursors.get(cursor, 0)
         await self.wait_until(lambda: len(items) > seen)
         self._cursors[cursor] = seen + 1
@@ -137,6 +137,6 @@ class Observations:
 
 
 def keep(items: list[Any], item: Any) -> None:
-    """Append, as long as there is room: a server that runs for weeks must not fill its memory."""
+    """Append, up to MAX_ENTRIES: a server that runs for weeks must not fill its memory."""
     if len(items) < MAX_ENTRIES:
         items.append(item)

@@ -1,4 +1,4 @@
-"""What a Voice Agent server accepts from its client, and the Error it gives for the rest.
+"""The schema of client messages that a Voice Agent server accepts, and its Errors for others.
 
 Deepgram's schema is strict: a key it does not know ends the session. The tables below hold, for
 each object, the keys it may have ("!" marks a required one) and the type each must have.
@@ -135,7 +135,7 @@ NEEDS_ENDPOINT = {"groq", "aws_bedrock", "eleven_labs", "aws_polly"}
 
 
 def check(where: str, value: Any, keys: Mapping[str, Any]) -> Json:
-    """`value` if it is an object with the `keys` of one table.
+    """Return `value` if it is an object with these `keys`.
 
     Raises:
         Refused: UNPARSABLE_CLIENT_MESSAGE, naming the key at fault.
@@ -159,7 +159,7 @@ def check(where: str, value: Any, keys: Mapping[str, Any]) -> Json:
 
 
 def check_settings(settings: Json) -> None:
-    """Accept a whole Settings message, or raise Refused."""
+    """Check a Settings message; raise Refused if it is invalid."""
     check("Settings", settings, SETTINGS)
     check("flags", settings.get("flags") or {}, {"history": bool})
     audio = check("audio", settings["audio"], {"input": dict, "output": dict})
@@ -186,7 +186,7 @@ def check_settings(settings: Json) -> None:
 
 
 def check_listen(listen: Any) -> None:
-    """Accept agent.listen or the `listen` of UpdateListen, or raise Refused."""
+    """Check agent.listen or the `listen` of UpdateListen; raise Refused if it is invalid."""
     provider = check("agent.listen", listen, {"provider!": dict})["provider"]
     flux = str(provider.get("model", "")).startswith("flux-")
     if provider.get("version") == "v2":
@@ -200,7 +200,7 @@ def check_listen(listen: Any) -> None:
 
 
 def check_think(think: Any, *, live: bool = False) -> None:
-    """Accept agent.think or the `think` of UpdateThink, one or a list, or raise Refused."""
+    """Check agent.think or the `think` of UpdateThink, one or a list; raise Refused if invalid."""
     for block in think if isinstance(think, list) else [think]:
         check("agent.think", block, THINK)
         _check_provider("agent.think", block, THINK_PROVIDERS)
@@ -211,7 +211,7 @@ def check_think(think: Any, *, live: bool = False) -> None:
 
 
 def check_speak(speak: Any, output: Json) -> None:
-    """Accept agent.speak or the `speak` of UpdateSpeak, one or a list, or raise Refused.
+    """Check agent.speak or the `speak` of UpdateSpeak, one or a list; raise Refused if invalid.
 
     `output` is Settings.audio.output, which limits the voices.
     """

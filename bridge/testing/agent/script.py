@@ -1,6 +1,6 @@
-"""What the simulated agent says and does: scripts from TOML files, and the built-in one.
+"""Scripts of the simulated agent: from TOML files, and the built-in echo.
 
-A script file, every part of it optional:
+A script file; every part is optional:
 
     greeting = "Hello!"             # in place of the greeting in Settings
     repeat = false                  # start again after the last turn
@@ -8,14 +8,14 @@ A script file, every part of it optional:
     [behaviour]                     # the fields of bridge.testing.agent.behaviour.Behaviour
     speed = 4.0
 
-    [[turns]]                       # taken one after another, each after the caller's utterance
-    heard = "What time is it?"      # what the caller is taken to have said
+    [[turns]]                       # in order, each after an utterance of the caller
+    heard = "What time is it?"      # what the caller is reported to have said
     call = [{ name = "get_time", arguments = { zone = "UTC" } }]
     say = "It is noon."
     audio = "noon.wav"              # or a clip's name, or "echo": the caller's own voice
 
     [[turns]]
-    after_seconds = 20              # not after an utterance, but so long after the turn before
+    after_seconds = 20              # not after an utterance, but this long after the turn before
     say = "Goodbye."
     close = 1000
 
@@ -36,7 +36,7 @@ import trio
 
 from bridge.testing.agent.behaviour import Behaviour, CloseCode, Seconds
 from bridge.testing.agent.hearing import Heard
-from bridge.testing.agent.record import Turn
+from bridge.testing.agent.record import CallerTurn
 from bridge.testing.agent.session import AgentSession, Script
 from bridge.testing.agent.voice import CLIPS, DEFAULT_GREETING
 from bridge.testing.speech import load_clip, read_wav
@@ -46,10 +46,10 @@ ECHO = "echo"
 
 
 class ScriptError(ValueError):
-    """A script file that cannot be used: names the file, the field and the remedy, in one line."""
+    """A script file cannot be used; the message names the file, the field and the remedy."""
 
 
-class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ScriptedCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One function the agent calls."""
 
     name: str
@@ -70,7 +70,7 @@ class ScriptTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     after_seconds: Seconds | None = None
     text: str | None = None
     heard: str | None = None
-    call: list[Call] = []
+    call: list[ScriptedCall] = []
     say: str | None = None
     audio: str | None = None
     error: Failing | None = None
@@ -106,7 +106,7 @@ ECHO_BEHAVIOUR = Behaviour(require_key=False, greeting=DEFAULT_GREETING)
 
 
 def speech_as_text(heard: Heard) -> str:
-    """What can honestly be written of speech that was heard but not recognised."""
+    """Describe speech that was detected but not recognised."""
     return f"(speech, {heard.seconds:.1f} s)"
 
 
@@ -137,7 +137,7 @@ def _parse(data: dict[str, Any], folder: Path) -> tuple[Script, Behaviour]:
         _check_keys(where, turn, ScriptTurn)
         _check_keys(f"{where}.error", turn.get("error"), Failing)
         for index, call in enumerate(tables(turn.get("call"))):
-            _check_keys(f"{where}.call[{index}]", call, Call)
+            _check_keys(f"{where}.call[{index}]", call, ScriptedCall)
     try:
         script = msgspec.convert(data, ScriptFile)
     except msgspec.ValidationError as error:
@@ -215,7 +215,7 @@ class _Runner:
         return b"" if last is None or last.heard is None else last.heard.audio
 
 
-def _spoken(turn: Turn) -> bool:
+def _spoken(turn: CallerTurn) -> bool:
     return turn.heard is not None
 
 

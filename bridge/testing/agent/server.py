@@ -1,8 +1,8 @@
-"""The simulated agent: a server that speaks Deepgram's Voice Agent protocol (V1) to its clients.
+"""The simulated agent: a server for Deepgram's Voice Agent protocol (V1).
 
-It is written from the protocol's description alone and shares nothing with `bridge.deepgram`, so
-that a misreading there shows as a failure here. It answers over TCP, or over any stream that a test
-gives it; on a mock clock a session of minutes takes milliseconds.
+It is written from the documentation and shares no code with `bridge.deepgram`, so that a misreading
+there fails here. It serves TCP, or any stream that a test passes in; on a mock clock a session of
+minutes takes milliseconds.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from trio_websocket import (
 )
 
 from bridge.testing.agent.behaviour import Behaviour
-from bridge.testing.agent.function_calls import FunctionCall
+from bridge.testing.agent.function_calls import SimulatedFunctionCall
 from bridge.testing.agent.hearing import Heard
-from bridge.testing.agent.record import Closed, Turn
+from bridge.testing.agent.record import CallerTurn, Closed
 from bridge.testing.agent.session import AgentSession, Script, Senses
 from bridge.testing.agent.speaking import Utterance
 from bridge.testing.agent.wire import Wire
@@ -32,13 +32,13 @@ from bridge.testing.agent.wire import Wire
 __all__ = [
     "AgentSession",
     "Behaviour",
+    "CallerTurn",
     "Closed",
-    "FunctionCall",
     "Heard",
     "Script",
     "Senses",
     "SimulatedAgent",
-    "Turn",
+    "SimulatedFunctionCall",
     "Utterance",
     "silent",
 ]
@@ -58,7 +58,7 @@ REASONS = {
 
 
 async def silent(session: AgentSession) -> None:
-    """The script that does nothing: the protocol is answered, the greeting is spoken."""
+    """Do nothing: the protocol is answered and the greeting is spoken."""
 
 
 class SimulatedAgent:
@@ -185,7 +185,7 @@ class SimulatedAgent:
         # A client that cannot set headers offers ["token", KEY]; only its offer may be echoed.
         offered = request.proposed_subprotocols
         ws = None
-        # Gone before it was answered: there is nobody to tell.
+        # The client left before it was answered.
         with trio.move_on_after(knobs.send_timeout), suppress(ConnectionClosed):
             ws = await request.accept(
                 subprotocol=offered[0] if offered else None,
@@ -275,7 +275,7 @@ class _ReaderHome:
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
-        self.scope = trio.CancelScope(shield=True)
+        self.scope = trio.CancelScope(shield=True)  # deadline: close_timeout, by its owner
         self.finished = trio.Event()
 
     def start_soon(self, task: Callable[..., Awaitable[object]], *args: object) -> None:

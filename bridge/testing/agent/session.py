@@ -1,7 +1,7 @@
-"""One session of the simulated agent: what a script can do, and what it can see.
+"""One session of the simulated agent: the actions of a script, and the recorded observations.
 
-What the client sends is taken in by `receiving` and answered in `client_messages`; the voice is in
-`speaking`, function calls in `calling`. This module ties them to one websocket and ends them
+`receiving` reads what the client sends, `client_messages` answers it, `speaking` is the voice,
+`function_calls` tracks function calls. This module connects them to one websocket and ends them
 together.
 """
 
@@ -18,10 +18,10 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 from wsproto.utilities import LocalProtocolError
 
 from bridge.testing.agent.behaviour import Behaviour
-from bridge.testing.agent.function_calls import FunctionCall, FunctionCalls
+from bridge.testing.agent.function_calls import SimulatedFunctionCall, SimulatedFunctionCalls
 from bridge.testing.agent.lifetime import apply_settings, watch_time, welcome
 from bridge.testing.agent.receiving import Receiver
-from bridge.testing.agent.record import Closed, Observations, Turn, keep
+from bridge.testing.agent.record import CallerTurn, Closed, Observations, keep
 from bridge.testing.agent.schema import Json
 from bridge.testing.agent.speaking import Mouth, Utterance
 from bridge.testing.agent.wire import Wire
@@ -32,21 +32,21 @@ Script = Callable[["AgentSession"], Awaitable[None]]
 
 
 class Senses(Protocol):
-    """Real ears and a real voice for one session, in place of the detector by loudness and of
-    recorded clips. Nothing here raises for what goes wrong with them: they end the session by an
-    Error, and wait until it has ended.
+    """Speech recognition and synthesis for one session, instead of the loudness detector and
+    recorded clips. Failures raise nothing: they end the session with an Error, and wait for its
+    end.
     """
 
     async def run(self, session: AgentSession, *, task_status: trio.TaskStatus[None] = ...) -> None:
-        """Live as long as the session; started before Welcome."""
+        """Run for the whole session; started before Welcome."""
         ...
 
     async def hear(self, audio: bytes) -> None:
-        """Take the caller's µ-law at 8 kHz. What it shows is told to the session in `run`."""
+        """Process the caller's µ-law at 8 kHz; `run` reports the results to the session."""
         ...
 
     async def speak(self, text: str) -> bytes:
-        """The speech of `text`: µ-law at 8 kHz."""
+        """Return the speech of `text`: µ-law at 8 kHz."""
         ...
 
     async def end_turn(self) -> None:
@@ -55,7 +55,7 @@ class Senses(Protocol):
 
 
 class AgentSession(Observations):
-    """The server's side of one Voice Agent session: what a script can do; see Observations, too.
+    """The server's side of one Voice Agent session, for scripts; see also Observations.
 
     `number` is 1 for the server's first session; `authorization` is that header; `headers` are
     all of the handshake's, names in lower case; `path` is the one that was asked for. `calls` has
@@ -92,8 +92,9 @@ class AgentSession(Observations):
         self.failed = False
         self.user_speaking = False
         self.injecting = 0
+        self.deaf = not behaviour.hears
         self.receiver = Receiver(self, ws)
-        self.calls = FunctionCalls(self.faults)
+        self.calls = SimulatedFunctionCalls(self.faults)
         voice = None if senses is None else senses.speak
         self.mouth = Mouth(behaviour, self.send, self._assistant_text, voice)
 
@@ -117,13 +118,13 @@ class AgentSession(Observations):
         return utterance
 
     async def user_started_speaking(self) -> None:
-        """The caller speaks: UserStartedSpeaking, and the current utterance stops."""
+        """Report that the caller speaks: send UserStartedSpeaking, stop the current utterance."""
         self.user_speaking = True
         self.mouth.interrupt()
         await self.send({"type": "UserStartedSpeaking"})
 
     async def user_said(self, text: str, *, trigger: str = "eot_threshold") -> None:
-        """The caller's turn is confirmed as `text`: ConversationText{user}, History, EndOfTurn."""
+        """Confirm the caller's turn as `text`: ConversationText{user}, History, EndOfTurn."""
         self.user_speaking = False
         self.event(f"caller: {text}")
         message: Json = {"type": "ConversationText", "role": "user", "content": text}
@@ -142,8 +143,8 @@ class AgentSession(Observations):
 
     async def call_functions(
         self, functions: Iterable[Json], *, timeout: float | None = None
-    ) -> list[FunctionCall]:
-        """FunctionCallRequest; wait until the client has answered every call, or it is cancelled.
+    ) -> list[SimulatedFunctionCall]:
+        """Send FunctionCallRequest; wait until every call is answered or cancelled.
 
         Each item has name and optionally arguments (object or JSON text), id, client_side,
         thought_signature, and response for a server-side one. Each answer is echoed and reported
@@ -166,14 +167,14 @@ class AgentSession(Observations):
         return calls
 
     async def cancel_functions(self, ids: Iterable[str] | None = None) -> None:
-        """FunctionCallCancelled for these calls, or all that wait; later answers are dropped."""
+        """Send FunctionCallCancelled for these calls (default: all pending); drop later answers."""
         cancelled = self.calls.cancel(ids)
         if cancelled:
             functions = [{"id": call.id, "name": call.name} for call in cancelled]
             await self.send({"type": "FunctionCallCancelled", "functions": functions})
 
     async def error(self, code: str, description: str = "", *, close: bool | None = None) -> None:
-        """A fatal Error, then the close that the behaviour has, or `close` says."""
+        """Send a fatal Error; then close if `close`, or by default if the behaviour says so."""
         self.event(f"error {code}")
         field = "message" if self.behaviour.legacy_errors else "description"
         await self.send({"type": "Error", field: description or code, "code": code})
@@ -184,11 +185,11 @@ class AgentSession(Observations):
             await self.close(self.behaviour.error_close_code)
 
     async def warning(self, code: str, description: str = "") -> None:
-        """A Warning, which is not fatal."""
+        """Send a Warning, which is not fatal."""
         await self.send({"type": "Warning", "description": description or code, "code": code})
 
     async def latency_report(self, **latencies: float) -> None:
-        """A LatencyReport, e.g. `latency_report(tts_latency=0.21)`, in seconds."""
+        """Send a LatencyReport, e.g. `latency_report(tts_latency=0.21)`, in seconds."""
         await self.send({"type": "LatencyReport", **latencies})
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
@@ -205,14 +206,14 @@ class AgentSession(Observations):
         await trio.lowlevel.checkpoint()
 
     def stop_reading(self) -> None:
-        """Read nothing more from the client, and keep the connection."""
+        """Stop reading from the client, but keep the connection."""
         self._wire.stop_reading()
 
     async def send(self, message: Json | bytes) -> None:
         """Send one message as it is: an object as JSON, bytes as audio.
 
-        Sent whole or not at all: a cancelled send would leave half a frame on the wire. Once the
-        client has gone it is dropped, and the session ends when all the client sent is read.
+        Shielded, within `send_timeout`: a cancelled send would leave half a frame on the wire. When
+        the client is gone the message is dropped, and the session ends when all input is read.
         """
         data = message if isinstance(message, bytes) else msgspec.json.encode(message).decode()
         with trio.move_on_after(self.behaviour.send_timeout, shield=True) as scope:
@@ -225,14 +226,14 @@ class AgentSession(Observations):
             except (ConnectionClosed, LocalProtocolError):
                 pass
         if scope.cancelled_caught:
-            self._lost("the client took nothing for too long")
+            self._lost("the client did not read for too long")
         # The shield above holds back cancellation, so a loop of sends needs this to be cancellable.
         await trio.lowlevel.checkpoint()
 
     # The life of a session.
 
     async def run(self) -> None:
-        """Hold the session until it ends; nothing of it is left running afterwards."""
+        """Run the session until it ends; no task outlives it."""
         self.event("session opened")
         try:
             with self._scope:
@@ -254,6 +255,14 @@ class AgentSession(Observations):
         """Settings are accepted: apply them, greet, and start the script."""
         self.nursery.start_soon(apply_settings, self)
 
+    def start_script(self) -> None:
+        """Run the script in the session's nursery."""
+        self.nursery.start_soon(self.script, self)
+
+    async def end_turn(self) -> None:
+        """End the caller's turn by force (ForceEndTurn)."""
+        await self.receiver.end_turn()
+
     def inject(self, text: str, behavior: str) -> None:
         """Speak an InjectAgentMessage as soon as the agent's current utterance has ended."""
         self.injecting += 1
@@ -265,7 +274,7 @@ class AgentSession(Observations):
         if self.behaviour.history and flags.get("history", True):
             await self.send({"type": "History", **content})
 
-    async def function_answered(self, call: FunctionCall) -> None:
+    async def function_answered(self, call: SimulatedFunctionCall) -> None:
         """Echo a function's response and report it, as real sessions do."""
         content = call.response or ""
         await self.send(
@@ -273,14 +282,14 @@ class AgentSession(Observations):
         )
         await self.history({"function_calls": [call.history()]})
 
-    def add_turn(self, turn: Turn) -> None:
-        """Record a turn of the caller and wake who waits for it."""
+    def add_turn(self, turn: CallerTurn) -> None:
+        """Record a turn of the caller and wake the waiting tasks."""
         self.user_speaking = False
         keep(self.turns, turn)
         self.wake()
 
     def event(self, text: str) -> None:
-        """Tell who watches the server (the command line) what happened."""
+        """Report what happened to `on_event` (the command line prints it)."""
         if self._on_event is not None:
             self._on_event(self, text)
 
@@ -318,6 +327,6 @@ class AgentSession(Observations):
         self.closed = Closed(code, reason, "agent", now)
         self._wire.initiating_close = True
         with trio.move_on_after(self.behaviour.close_timeout, shield=True):
-            # The error says that the connection was already beyond a closing handshake.
+            # Raised when the connection is already past a closing handshake.
             with suppress(LocalProtocolError):
                 await self._ws.aclose(code, reason or None)

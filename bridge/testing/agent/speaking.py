@@ -1,4 +1,4 @@
-"""The simulated agent's mouth: one utterance at a time, faster than real time, until interrupted.
+"""The simulated agent's speech: one utterance at a time, faster than real time, interruptible.
 
 The order of messages is that of developers.deepgram.com/docs/voice-agent-message-flow: each
 sentence's ConversationText about where its audio begins, binary audio, AgentAudioDone after the
@@ -33,7 +33,7 @@ class Utterance:
     stopped: trio.Event = field(default_factory=trio.Event, repr=False)
 
     def stop(self) -> None:
-        """Generate no more of it."""
+        """Stop generating it."""
         self.interrupted = True
         self.stopped.set()
 

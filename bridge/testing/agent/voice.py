@@ -1,6 +1,6 @@
-"""The simulated agent's voice: recorded clips for the sentences it knows, a hum for all others.
+"""The simulated agent's voice: recorded clips for known sentences, a hum for all others.
 
-A hum as long as the words would take lets any script be heard without a speech synthesiser.
+The hum lasts as long as the words would, so any script can be heard without a synthesiser.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The transport of a simulated agent's session, which can be made to misbehave.
+"""The transport of a simulated agent's session, with faults on request.
 
-trio-websocket answers Close and Ping frames by itself and closes TCP on its own; the faults a test
-wants lie underneath it, in the byte stream.
+trio-websocket answers Close and Ping frames and closes TCP by itself, so faults are injected below
+it, in the byte stream.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PONG = 0x8A
 
 
 class Wire(trio.abc.Stream):
-    """A stream that swallows what the behaviour says is never sent, and can stop reading."""
+    """A stream that withholds what the behaviour says, and can stop reading."""
 
     def __init__(self, transport: trio.abc.Stream, behaviour: Behaviour) -> None:
         self._transport = transport
@@ -29,7 +29,7 @@ class Wire(trio.abc.Stream):
         self.initiating_close = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send, except an answer to the client's Close or Ping that the behaviour withholds."""
+        """Send, except answers to the client's Close or Ping that the behaviour withholds."""
         first = data[0] if data else 0
         if first == CLOSE and not self._behaviour.answers_close and not self.initiating_close:
             self._held = True
@@ -40,11 +40,11 @@ class Wire(trio.abc.Stream):
             await self._transport.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
-        """As the transport has it."""
+        """Wait like the transport."""
         await self._transport.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Receive; once reading has stopped, nothing comes until `linger` seconds have passed."""
+        """Receive; after `stop_reading`, wait `linger` seconds and raise BrokenResourceError."""
         data = b"" if self._stopped else await self._transport.receive_some(max_bytes)
         if self._stopped:
             await trio.sleep(self._behaviour.linger)
@@ -52,7 +52,7 @@ class Wire(trio.abc.Stream):
         return data
 
     def stop_reading(self) -> None:
-        """Read nothing more: the client's data stays in the network's buffers."""
+        """Stop reading: the client's data stays in the network's buffers."""
         self._stopped = True
 
     async def reset(self) -> None:
@@ -71,13 +71,13 @@ class Wire(trio.abc.Stream):
             await self._transport.aclose()
 
     async def finish(self) -> None:
-        """Let go of the transport; one held open stays until the client closes it, or `linger`."""
+        """Close the transport; one held open stays until the client closes it, or for `linger`."""
         try:
             if self._held:
                 with trio.move_on_after(self._behaviour.linger):
                     while await self._transport.receive_some(65536):
                         pass
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # gone already, which is what was waited for
+            pass  # closed by the client, as expected
         finally:
             await trio.aclose_forcefully(self._transport)

@@ -1,1 +1,1 @@
-"""A load of many calls on a running bridge: both ends of each, cheap, on an absolute schedule."""
+"""A load generator: both ends of many calls against a running bridge, on an absolute schedule."""

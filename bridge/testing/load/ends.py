@@ -1,8 +1,7 @@
-"""The two ends of a call: Twilio's media socket, and the agent's server. Faithful in what costs.
+"""The two ends of a call: Twilio's media socket and the agent's server, as cheap as possible.
 
-They speak the protocols as far as a call in good health needs, so that the server does its whole
-work; what they are sent beyond that is counted as unexpected. For faithful peers, see
-`bridge.testing`; these here are cheap instead.
+They implement the protocols as far as a normal call needs, so that the server does all of its work;
+other messages are counted as unexpected. `bridge.testing.phone` and `.agent` are complete instead.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ _from_server = msgspec.json.Decoder(_FromServer)
 
 
 class AgentEnd(WebSocket):
-    """The agent's end of one session: takes Settings, then audio both ways."""
+    """The agent's end of one session: accepts Settings, then audio both ways."""
 
     def __init__(self, on_ready: Callable[[AgentEnd], None]) -> None:
         super().__init__()
@@ -57,10 +56,10 @@ class AgentEnd(WebSocket):
         self.downlink: Flow | None = None
 
     def on_head(self, head: bytes) -> None:
-        """Accept the session and say Welcome."""
+        """Accept the session and send Welcome."""
         key = header(head, b"sec-websocket-key")
         if not key:
-            raise WireError("what connects to the agent is no websocket")
+            raise WireError("a connection to the agent is not a websocket")
         self.write(
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Accept: " + accept_value(key) + b"\r\n\r\n"
@@ -68,7 +67,7 @@ class AgentEnd(WebSocket):
         self.send(TEXT, _WELCOME)
 
     def on_message(self, kind: int, payload: bytes, now: int) -> None:
-        """Audio is accounted for, Settings are applied, KeepAlive is ignored."""
+        """Account for audio, apply Settings, ignore KeepAlive."""
         if kind == BINARY:
             if self.uplink is not None:
                 self.uplink.arrived(payload, now)
@@ -106,7 +105,7 @@ class PhoneEnd(WebSocket):
         self.first_audio_at: int | None = None
 
     def on_connected(self) -> None:
-        """Ask for the upgrade as Twilio does, without permessage-deflate."""
+        """Request the upgrade as Twilio does, without permessage-deflate."""
         self.write(
             f"GET {self._path} HTTP/1.1\r\nHost: {self._host}\r\nUpgrade: websocket\r\n"
             "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
@@ -114,7 +113,7 @@ class PhoneEnd(WebSocket):
         )
 
     def on_head(self, head: bytes) -> None:
-        """The server has answered the upgrade: introduce the call."""
+        """Check the answer to the upgrade and send `connected` and `start`."""
         status = head.split(b"\r\n", 1)[0].decode("latin-1")
         if " 101 " not in status + " ":
             kind = RefusedError if " 503" in status or " 429" in status else WireError
@@ -133,7 +132,7 @@ class PhoneEnd(WebSocket):
         self._say(self._numbered({"event": "start", "start": start}))
 
     def on_message(self, kind: int, payload: bytes, now: int) -> None:
-        """Audio is accounted for, a mark comes back at once: playback keeps up with the clock."""
+        """Account for audio; return marks at once, since playback keeps up with the clock."""
         message = _from_server.decode(payload)
         if message.event == "media" and message.media is not None:
             if self.first_audio_at is None:
@@ -162,7 +161,7 @@ class PhoneEnd(WebSocket):
         )
 
     def stop(self) -> None:
-        """The caller hangs up."""
+        """Hang up: send `stop`."""
         details = {"accountSid": self._sids.account, "callSid": self._sids.call}
         self._say(self._numbered({"event": "stop", "stop": details}))
 
@@ -175,7 +174,7 @@ class PhoneEnd(WebSocket):
 
 
 class Sids:
-    """Twilio's names for one call."""
+    """Twilio's SIDs of one call."""
 
     def __init__(self) -> None:
         self.account = "AC" + secrets.token_hex(16)
@@ -184,7 +183,7 @@ class Sids:
 
 
 class RefusedError(WireError):
-    """The server does not take this call, and says so as it should: busy, or no media socket."""
+    """The server refused this call in a regular way: busy, or no media socket."""
 
 
 @dataclass(frozen=True)
@@ -201,8 +200,8 @@ class Target:
 async def place_call(target: Target) -> PhoneEnd:
     """Call the server: its webhook, then the media socket that the TwiML names, up to `start`.
 
-    Raises RefusedError when it does not take the call, another WireError when its answer is wrong,
-    OSError when it is not there.
+    Raises RefusedError when it refuses the call, another WireError for an invalid answer, OSError
+    when it cannot be reached.
     """
     sids, placed_at = Sids(), time.monotonic_ns()
     stream = await _webhook(target, sids)
@@ -228,7 +227,7 @@ async def place_call(target: Target) -> PhoneEnd:
 
 
 async def _webhook(target: Target, sids: Sids) -> ConnectStream:
-    """The stream that the webhook's TwiML connects the call to."""
+    """Request the webhook; return the stream that its TwiML connects the call to."""
     url = target.url.rstrip("/") + target.webhook
     form = voice_form(
         call_sid=sids.call,

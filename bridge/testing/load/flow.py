@@ -1,18 +1,18 @@
-"""One direction of one call as the benchmark sees it: stamped frames go in, delays come out. Pure.
+"""One direction of one call as the load generator sees it: stamped frames in, delays out. Sans-I/O.
 
-A µ-law frame may hold any bytes, so each carries who it is: a mark, the call's number and its own
-number in the flow. When it was sent stands in a table under that number. The receiving end cuts
-what arrives, in messages of whatever size the server chose, back into the frames of the sender.
+A µ-law frame may hold any bytes, so each carries its identity: a mark, the call's number and its
+own number in the flow, in decimal digits. Digits survive a server that converts µ-law to PCM and
+back, which turns 0x7F into 0xFF. A table holds the time at which each number was sent. The
+receiving end splits messages of any size back into the frames of the sender.
 
-Two delays are taken, because the server sends larger frames than it receives. The *total* delay of
-a frame includes the time it waited for its larger frame to fill. The last frame of each message
-waited for nothing: its delay is what is left *beyond framing*. All times are in nanoseconds of
-one monotonic clock, which both ends share.
+Two delays are taken, because the server may send larger frames than it receives. The *total* delay
+of a frame includes the time it waited for its larger frame to fill. The last frame of each message
+waited for nothing: its delay is what is left *beyond framing*. All times are in nanoseconds of one
+monotonic clock, which both ends share. Where both ends are the phone's, the delay is a round trip.
 """
 
 from __future__ import annotations
 
-import struct
 from array import array
 from dataclasses import dataclass
 from typing import Final
@@ -22,16 +22,17 @@ FRAME_BYTES: Final = 160
 
 FRAME_NS: Final = 20_000_000
 
-_STAMP: Final = struct.Struct("!4sII")
 _MARK: Final = b"\x01\x02\x03\x04"
-# Not µ-law silence, which the server may send on its own account.
-_FILLER: Final = b"\x55" * (FRAME_BYTES - _STAMP.size)
+_CALL_ENDS: Final = len(_MARK) + 8
+_STAMP_ENDS: Final = _CALL_ENDS + 8
+# Not µ-law silence, which the server may insert itself.
+_FILLER: Final = b"\x55" * (FRAME_BYTES - _STAMP_ENDS)
 _SILENCE: Final = b"\xff"
 
 
 @dataclass
 class Window:
-    """The time in which frames are sent whose delays count."""
+    """The period in which frames are sent whose delays count, in ns."""
 
     begins: float = float("inf")
     ends: float = float("inf")
@@ -39,7 +40,7 @@ class Window:
 
 @dataclass
 class Integrity:
-    """What went wrong with audio. `foreign` frames belong to another call or to nobody."""
+    """Damage to audio, in frames. `foreign` frames belong to another call or to none."""
 
     sent: int = 0
     lost: int = 0
@@ -49,11 +50,11 @@ class Integrity:
 
     @property
     def faults(self) -> int:
-        """How many frames did not arrive once, whole and in order."""
+        """The number of frames that did not arrive once, whole and in order."""
         return self.lost + self.duplicated + self.reordered + self.foreign
 
     def add(self, other: Integrity) -> None:
-        """Count the other's frames too."""
+        """Add the other's counts."""
         self.sent += other.sent
         self.lost += other.lost
         self.duplicated += other.duplicated
@@ -62,10 +63,10 @@ class Integrity:
 
 
 class Flow:
-    """Frames of one call in one direction, numbered from 0. `call` is below 2**32."""
+    """Frames of one call in one direction, numbered from 0. `call` is below 10**8."""
 
     def __init__(self, call: int, window: Window) -> None:
-        self._call = call
+        self._identity = b"%b%08d" % (_MARK, call)
         self._window = window
         self._sent_at = array("q")
         self._seen = bytearray()
@@ -83,13 +84,13 @@ class Flow:
         number = len(self._sent_at)
         self._sent_at.append(now)
         self._seen.append(0)
-        return _STAMP.pack(_MARK, self._call, number) + _FILLER
+        return b"%b%08d%b" % (self._identity, number, _FILLER)
 
     def arrived(self, audio: bytes, now: int) -> None:
-        """Take what the other end received in one message."""
+        """Account for the audio of one message at the receiving end."""
         self.messages += 1
         if audio[:1] == _SILENCE and audio.count(_SILENCE) == len(audio):
-            # Filled in by the server where the phone sent nothing; nobody is missing it.
+            # Inserted by the server where the phone sent nothing.
             self.silence_bytes += len(audio)
             return
         if self._rest:
@@ -98,9 +99,12 @@ class Flow:
         self._rest = audio[whole:]
         last = -1
         for start in range(0, whole, FRAME_BYTES):
-            mark, call, number = _STAMP.unpack_from(audio, start)
-            if mark != _MARK or call != self._call or number >= len(self._sent_at):
-                self._found.foreign += 1
+            number = self._number(audio, start)
+            if number is None:
+                if audio.count(_SILENCE, start, start + FRAME_BYTES) == FRAME_BYTES:
+                    self.silence_bytes += FRAME_BYTES  # the agent's echo, sent on with other audio
+                else:
+                    self._found.foreign += 1
                 continue
             self._account(number)
             last = number
@@ -109,6 +113,15 @@ class Flow:
                 self.totals.append(now - sent_at)
         if last >= 0 and self._window.begins <= self._sent_at[last] < self._window.ends:
             self.beyond_framing.append(now - self._sent_at[last])
+
+    def _number(self, audio: bytes, start: int) -> int | None:
+        """The number of the frame at `start`; None if it is not a frame of this flow."""
+        if audio[start : start + _CALL_ENDS] != self._identity:
+            return None
+        digits = audio[start + _CALL_ENDS : start + _STAMP_ENDS]
+        if not digits.isdigit() or (number := int(digits)) >= len(self._sent_at):
+            return None
+        return number
 
     def _account(self, number: int) -> None:
         if self._seen[number]:
@@ -123,12 +136,12 @@ class Flow:
 
     @property
     def complete(self) -> bool:
-        """Has every frame that was sent arrived?"""
+        """Whether every frame that was sent has arrived."""
         return self._arrived == len(self._sent_at)
 
     @property
     def integrity(self) -> Integrity:
-        """What has become of the frames sent so far."""
+        """The integrity of the frames sent so far."""
         sent = len(self._sent_at)
         found = self._found
         return Integrity(

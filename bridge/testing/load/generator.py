@@ -1,11 +1,10 @@
 """The load generator: both ends of many calls in one process, on an absolute schedule.
 
-The schedule knows no "20 ms after the last frame": each frame is due at a time fixed from the
-start, and a late one is sent at once. How late says whether the generator kept up, and with it
-whether the figures are worth anything.
+Each frame is due at a time fixed at the start, not 20 ms after the frame before, and a late one is
+sent at once. The lateness shows whether the generator kept up, and whether the figures are valid.
 
-On asyncio, and not on Trio: what measures must cost less than what is measured. Every step has a
-deadline.
+It runs on asyncio instead of Trio, because it must cost less than what it measures. Every step has
+a deadline.
 """
 
 from __future__ import annotations
@@ -46,12 +45,12 @@ GOLDEN: Final = (math.sqrt(5) - 1) / 2
 if sys.platform == "linux":
 
     class ExactSelector(selectors.EpollSelector):
-        """Epoll that wakes up on time. Epoll counts in milliseconds, rounded up; that bunches
-        frames which are due one after the other, and bunched frames are cheaper to serve.
+        """Epoll that wakes up on time. Epoll rounds up to milliseconds, which bunches frames that
+        are due one after the other, and bunched frames are cheaper to serve.
         """
 
         def select(self, timeout: float | None = None) -> list[Any]:
-            """As the base class does, but to the microsecond."""
+            """Select like the base class, but with microsecond timeouts."""
             if timeout is not None and timeout > 0:
                 # An epoll descriptor can itself be waited for.
                 select.select([self.fileno()], [], [], timeout)
@@ -63,22 +62,25 @@ else:
 
 
 def exact_loop() -> asyncio.AbstractEventLoop:
-    """An event loop whose timers are punctual."""
+    """Make an event loop with exact timers."""
     loop = asyncio.SelectorEventLoop(ExactSelector())
-    # What ends a socket is looked at where it matters; after a failure there are many, and the
-    # first has been told in one line.
+    # Ends of sockets are checked where they matter; after a failure there are many of them, and
+    # the first has been reported.
     loop.set_exception_handler(lambda *_: None)
     return loop
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to do to whom.
+class LoadPlan:
+    """The plan of a load.
 
-    `agent_socket` listens where the server's `deepgram.url` points: then the agent is ours, too,
-    and delays and damage are measured both ways. Without one only the phones are ours.
+    `agent_socket` listens where the server's `deepgram.url` points: the generator is then the agent
+    as well, and measures delays and damage both ways. Without it, it is only the phones.
     `server_pid` is a process of this machine, `server_core` the core it is pinned to.
     `strict`: a call that is refused or ends by itself is an error, and not a figure.
+    `agent` makes the agent's end of a session. With `echo` each phone expects its own audio back,
+    from an agent that returns it or from a server that needs no agent, and round trips are measured
+    in place of one-way delays.
     """
 
     target: Target
@@ -90,10 +92,12 @@ class Plan:
     server_core: int | None = None
     strict: bool = True
     warm_up: float = WARM_UP
+    agent: Callable[[Callable[[AgentEnd], None]], AgentEnd] = AgentEnd
+    echo: bool = False
 
 
 class Schedule:
-    """Calls functions every 20 ms, each at its own phase, until told to stop."""
+    """Calls functions every 20 ms, each at its own phase, until stopped."""
 
     def __init__(self, window: Window) -> None:
         self._loop = asyncio.get_running_loop()
@@ -106,7 +110,7 @@ class Schedule:
         self.lateness = array("q")
 
     def add(self, first: int, send: Callable[[], None]) -> int:
-        """From `first` on, in ns of the monotonic clock; returns a number to `remove` it by."""
+        """Call `send` from `first` on (monotonic ns); return a number for `remove`."""
         number = next(self._numbers)
         heapq.heappush(self._due, (first, number, send))
         if self._running and self._timer is None:
@@ -114,11 +118,11 @@ class Schedule:
         return number
 
     def remove(self, number: int) -> None:
-        """Call that one no more."""
+        """Stop calling the function with this number."""
         self._removed.add(number)
 
     def run(self) -> None:
-        """Begin, and go on in the background."""
+        """Start; continues in the background."""
         self._running, self._timer = True, None
         due = self._due
         while due and (now := time.monotonic_ns()) >= due[0][0]:
@@ -135,19 +139,19 @@ class Schedule:
             self._timer = self._loop.call_at(due[0][0] / 1e9, self.run)
 
     def stop(self) -> None:
-        """No frame is sent any more."""
+        """Stop sending frames."""
         self._running = False
         if self._timer is not None:
             self._timer.cancel()
 
 
 class Load:
-    """A number of calls, carried once, and what was measured on the way.
+    """Carries a number of calls once and measures them.
 
-    `on_measuring` is called when the measured time begins.
+    `on_measuring` is called when the measurement begins.
     """
 
-    def __init__(self, plan: Plan, on_measuring: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, plan: LoadPlan, on_measuring: Callable[[], None] = lambda: None) -> None:
         self._plan = plan
         self._on_measuring = on_measuring
         self._window = Window()
@@ -156,13 +160,14 @@ class Load:
         self._agents: list[AgentEnd] = []
         self._uplinks: list[Flow] = []
         self._downlinks: list[Flow] = []
+        self._trips: list[Flow] = []
         self._refusals: list[str] = []
         self._setup_ns: list[int] = []
 
     async def run(self) -> dict[str, Any]:
         """Place the calls, measure, hang up; return the raw figures, times in ns.
 
-        Raises WireError, TimeoutError or OSError when a call does not go as calls go.
+        Raises WireError, TimeoutError or OSError when a call fails.
         """
         idle_kb = self._rss()
         server = await self._serve_agent()
@@ -181,8 +186,13 @@ class Load:
                 end.abort()
             if server is not None:
                 server.close()
-        integrity = {"uplink": Integrity(), "downlink": Integrity()}
-        for name, flows in (("uplink", self._uplinks), ("downlink", self._downlinks)):
+        directions = {
+            "uplink": self._uplinks,
+            "downlink": self._downlinks,
+            "round_trip": self._trips,
+        }
+        integrity = {name: Integrity() for name in directions}
+        for name, flows in directions.items():
             for flow in flows:
                 integrity[name].add(flow.integrity)
         return {
@@ -191,6 +201,7 @@ class Load:
             "uplink_beyond_ns": _all(flow.beyond_framing for flow in self._uplinks),
             "uplink_total_ns": _all(flow.totals for flow in self._uplinks),
             "downlink_total_ns": _all(flow.totals for flow in self._downlinks),
+            "round_trip_ns": _all(flow.totals for flow in self._trips),
             "lateness_ns": sorted(schedule.lateness),
             "integrity": {name: vars(found) for name, found in integrity.items()},
             "unexpected": sum(phone.unexpected for phone in self._phones),
@@ -211,11 +222,11 @@ class Load:
             return None
         loop = asyncio.get_running_loop()
         return await loop.create_server(
-            lambda: AgentEnd(self._ready.put_nowait), sock=self._plan.agent_socket
+            lambda: self._plan.agent(self._ready.put_nowait), sock=self._plan.agent_socket
         )
 
     async def _set_up(self) -> None:
-        """One call after the other, so that each session is known to belong to its call."""
+        """Set the calls up one at a time, so that each session can be matched to its call."""
         for number in range(self._plan.calls):
             try:
                 async with asyncio.timeout(SET_UP_EACH):
@@ -225,15 +236,17 @@ class Load:
                     raise
                 self._refusals.append(str(refusal))
                 while not self._ready.empty():
-                    # Opened ahead of a call that then was refused: it belongs to nobody.
+                    # Prewarmed for a call that was then refused: it belongs to no call.
                     self._ready.get_nowait().abort()
 
     async def _set_up_one(self, number: int) -> None:
         phone = await place_call(self._plan.target)
         # Known from here on, so that whatever happens its socket is closed.
         self._phones.append(phone)
-        up, down = Flow(number, self._window), Flow(number, self._window)
-        phone.uplink = up
+        up = phone.uplink = Flow(number, self._window)
+        if self._plan.echo:
+            phone.downlink = up
+            self._trips.append(up)
         if self._plan.agent_socket is not None:
             ready = asyncio.ensure_future(self._ready.get())
             first: set[asyncio.Future[Any]] = {ready, phone.closed}
@@ -242,15 +255,17 @@ class Load:
                 ready.cancel()
                 raise WireError("the server ended a call before it had an agent for it")
             agent = ready.result()
-            agent.uplink = up
-            phone.downlink = agent.downlink = down
             self._agents.append(agent)
-            self._uplinks.append(up)
-            self._downlinks.append(down)
+            if not self._plan.echo:
+                down = Flow(number, self._window)
+                agent.uplink = up
+                phone.downlink = agent.downlink = down
+                self._uplinks.append(up)
+                self._downlinks.append(down)
         self._setup_ns.append(time.monotonic_ns() - phone.placed_at)
 
     def _begin(self) -> Schedule:
-        """Callers and agents begin to speak, as if they had never heard of each other."""
+        """Start all callers and agents speaking, each at its own phase."""
         schedule = Schedule(self._window)
         start = time.monotonic_ns() + FRAME_NS
         # Multiples of the golden ratio spread any number of calls evenly, over the 20 ms of a
@@ -258,7 +273,7 @@ class Load:
         spread = self._plan.frame_ms * 1e6
         for number, phone in enumerate(self._phones):
             schedule.add(start + int(spread * (number * GOLDEN % 1)), phone.speak)
-        for number, agent in enumerate(self._agents):
+        for number, agent in enumerate(() if self._plan.echo else self._agents):
             schedule.add(start + int(spread * ((number * GOLDEN + 0.5) % 1)), agent.speak)
         schedule.run()
         return schedule
@@ -291,7 +306,7 @@ class Load:
         return None if pid is None else machine.rss_kb(pid)
 
     async def _sleep(self, seconds: float) -> None:
-        """Sleep; when strict, wake up and say so when a socket closes under a call."""
+        """Sleep; if strict, raise when a socket closes during a call."""
         if not self._plan.strict:
             await asyncio.sleep(seconds)
             return
@@ -304,7 +319,7 @@ class Load:
 
     async def _settle(self) -> None:
         """Wait for the frames on their way."""
-        flows = [*self._uplinks, *self._downlinks]
+        flows = [*self._uplinks, *self._downlinks, *self._trips]
         deadline = time.monotonic() + SETTLE
         # Polled, once at the end: an event would cost something for every frame before.
         while time.monotonic() < deadline and not all(  # noqa: ASYNC110
@@ -316,6 +331,8 @@ class Load:
         """All callers hang up; return how many sockets the server left open."""
         for phone in self._phones:
             phone.stop()
+            if self._plan.echo and self._plan.agent_socket is None:
+                phone.close()  # as Twilio does; only bridge is tested for closing it first
         closed = {end.closed for end in (*self._phones, *self._agents)}
         _, still_open = await asyncio.wait(closed, timeout=TEAR_DOWN)
         return len(still_open)

@@ -1,4 +1,4 @@
-"""What the machine is, what a process has used of it, and keeping two programs off one core."""
+"""Describes the machine, measures a process, and pins processes to cores."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ _PROCESS_CLOCK = 2
 
 
 def cores() -> tuple[int | None, int | None]:
-    """A core for the server and another for the load generator; None where that cannot be had."""
+    """Return a core for the server and another for the load generator; None if unavailable."""
     if not hasattr(os, "sched_getaffinity"):
         return None, None
     available = sorted(os.sched_getaffinity(0))
     if len(available) < 2:
         return None, None
-    # Interrupts are served on the lowest core by default, which is no place to measure on.
+    # Interrupts are handled by the lowest core by default: do not measure there.
     return available[-1], available[0]
 
 
 def pin(pid: int, core: int | None) -> None:
-    """Keep a process, 0 for this one, on a core; None leaves it where it is."""
+    """Pin a process (0: this one) to a core; None does nothing."""
     if core is not None:
         os.sched_setaffinity(pid, {core})
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time the process has used, its ended threads included."""
+    """Return the user and system time of the process, ended threads included."""
     try:
-        # In nanoseconds, where /proc counts in hundredths: too coarse for one call.
+        # In nanoseconds; /proc has hundredths of a second, too coarse for one call.
         return time.clock_gettime(~pid << 3 | _PROCESS_CLOCK)
     except OSError:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -41,13 +41,13 @@ def cpu_seconds(pid: int) -> float:
 
 
 def rss_kb(pid: int) -> float:
-    """Resident memory of the process, in KB (1024 bytes)."""
+    """Return the resident memory of the process, in KB (1024 bytes)."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1024
 
 
 def core_busy_seconds(core: int | None) -> float | None:
-    """How long a core has worked or was stolen by the hypervisor; None if that cannot be told."""
+    """Return the busy and stolen time of a core; None if unknown."""
     try:
         lines = Path("/proc/stat").read_text().splitlines()
     except OSError:
@@ -62,7 +62,7 @@ def core_busy_seconds(core: int | None) -> float | None:
 
 
 def facts() -> dict[str, str]:
-    """What a reader must know of the machine to compare figures."""
+    """Describe the machine, for comparing figures."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "cores": str(os.cpu_count()),

@@ -1,4 +1,4 @@
-"""What a load has shown, for people and for programs. Pure."""
+"""The figures of a load, as data and as text."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 LATE_MS: Final = 5.0
-"""A generator later than this sends frames in bunches: what it measures is partly itself."""
+"""A generator later than this sends frames in bunches and partly measures itself."""
 
 
 def at_share(ordered: Sequence[int], share: float) -> float:
-    """The time, in ms, that this share of `ordered` times in ns does not exceed; 0 for none."""
+    """Return the quantile `share` of the `ordered` times (ns) in ms; 0 for none."""
     if not ordered:
         return 0.0
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] / 1e6
@@ -20,7 +20,7 @@ def at_share(ordered: Sequence[int], share: float) -> float:
 
 @dataclass(frozen=True)
 class Spread:
-    """Some times, in ms."""
+    """Statistics of times, in ms."""
 
     median: float
     p99: float
@@ -28,7 +28,7 @@ class Spread:
 
     @classmethod
     def of(cls, ordered: Sequence[int]) -> Spread | None:
-        """Of times in ns, in ascending order; None when there are none."""
+        """Summarise times in ns, in ascending order; None when there are none."""
         if not ordered:
             return None
         return cls(*(round(at_share(ordered, share), 3) for share in (0.5, 0.99, 1.0)))
@@ -77,7 +77,7 @@ class Summary:
 
     @property
     def complaint(self) -> str:
-        """What makes this load a failure, "" when nothing does. A refusal is none."""
+        """Why this load failed, or "". Refused calls are not a failure."""
         if self.damaged:
             return (
                 f"audio damaged: {self.frames_lost} frames lost, {self.frames_duplicated} twice, "
@@ -91,7 +91,7 @@ class Summary:
 
 
 def summary(calls: int, raw: Mapping[str, Any]) -> Summary:
-    """From what `Load.run` returns."""
+    """Summarise what `Load.run` returns."""
     both = [raw["integrity"]["uplink"], raw["integrity"]["downlink"]]
     frames = {f"frames_{name}": sum(one[name] for one in both) for name in both[0]}
     admitted, seconds = raw["admitted"], raw["seconds"]
@@ -118,7 +118,7 @@ def summary(calls: int, raw: Mapping[str, Any]) -> Summary:
 
 
 def lines(found: Summary) -> list[str]:
-    """The figures for people."""
+    """Format the figures for people."""
     told = [
         f"calls      {found.admitted} admitted, {found.refused} refused,"
         f" {found.seconds:.0f} s measured"
@@ -130,7 +130,7 @@ def lines(found: Summary) -> list[str]:
     if found.to_phone is None:
         first = found.first_audio
         told.append(f"1st audio  {'none came' if first is None else first}")
-        told.append("delays     not measured: the agent is not ours (see --agent-port)")
+        told.append("delays     not measured: this command is not the agent (see --agent-port)")
     else:
         told.append(f"to agent   {found.to_agent}")
         told.append(f"           {found.to_agent_beyond} beyond framing")

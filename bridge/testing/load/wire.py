@@ -1,9 +1,8 @@
-"""WebSockets (RFC 6455) for the load generator: the least that is correct, to stay out of the way.
+"""WebSockets (RFC 6455) for the load generator: minimal but correct, to cost little.
 
-What measures must cost less than what is measured. A library for everybody's websockets spends
-more on a frame than the kernel does; both ends here send short unfragmented messages, so a frame
-is a few bytes in front of its payload. A peer that does anything else breaks the benchmark with an
-error that says so.
+The generator must cost less than what it measures, and a general library spends more on a frame
+than the kernel does. Both ends here send short unfragmented messages, so a frame is a few bytes in
+front of its payload. A peer that does anything else ends the load with an error that says so.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ _ACCEPT_SUFFIX: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
 class WireError(Exception):
-    """The peer did what no peer of this benchmark should do. Says what."""
+    """The peer did something unexpected; the message says what."""
 
 
 class WebSocket(asyncio.Protocol):
-    """One end of a websocket. Subclasses say what a message means and how to shake hands.
+    """One end of a websocket. Subclasses implement the handshake and handle messages.
 
     `closed` is done when the TCP connection is gone; its exception, if any, is why.
     """
@@ -50,18 +49,18 @@ class WebSocket(asyncio.Protocol):
     # ---- for subclasses --------------------------------------------------------------------
 
     def on_connected(self) -> None:
-        """TCP is connected: the client sends its request."""
+        """Called when TCP is connected: a client sends its request."""
 
     def on_head(self, head: bytes) -> None:
-        """The other side's half of the handshake has come. Raises WireError to refuse it."""
+        """Called with the peer's part of the handshake. Raise WireError to refuse it."""
 
     def on_message(self, kind: int, payload: bytes, now: int) -> None:
-        """A TEXT or BINARY message has come; `now` is when it was read from the socket."""
+        """Called with a TEXT or BINARY message; `now` is when it was read from the socket."""
 
     # ---- sending ---------------------------------------------------------------------------
 
     def send(self, kind: int, payload: bytes) -> None:
-        """Send one message, below 64 KiB. A socket that is gone swallows it."""
+        """Send one message, below 64 KiB. Dropped when the socket is closed."""
         assert self._transport is not None
         if self._transport.is_closing():
             return
@@ -82,7 +81,7 @@ class WebSocket(asyncio.Protocol):
         self._transport.write(data)
 
     def close(self) -> None:
-        """Say Close, once."""
+        """Send a Close frame, once."""
         if not self._said_close and self._transport is not None:
             self._said_close = True
             self.send(_CLOSE, (1000).to_bytes(2, "big"))
@@ -129,7 +128,7 @@ class WebSocket(asyncio.Protocol):
         self.abort()
 
     def _frames(self, data: bytes, now: int) -> int:
-        """Handle every whole frame in `data`; return where the rest begins."""
+        """Handle every complete frame in `data`; return where the rest begins."""
         at, end = 0, len(data)
         while end - at >= 2:
             first, size = data[at], data[at + 1]
@@ -159,18 +158,18 @@ class WebSocket(asyncio.Protocol):
         elif kind == _CLOSE:
             self.close()
             if not self.masks:
-                # RFC 6455, section 7.1.1: it is the server that closes TCP.
+                # RFC 6455, section 7.1.1: the server closes TCP.
                 assert self._transport is not None
                 self._transport.close()
 
 
 def accept_value(key: bytes) -> bytes:
-    """What a server answers to a Sec-WebSocket-Key (RFC 6455, section 4.2.2)."""
+    """Return the Sec-WebSocket-Accept for a Sec-WebSocket-Key (RFC 6455, section 4.2.2)."""
     return base64.b64encode(hashlib.sha1(key + _ACCEPT_SUFFIX, usedforsecurity=False).digest())
 
 
 def header(head: bytes, name: bytes) -> bytes:
-    """The value of a header in the head of an HTTP message, or b""."""
+    """Return the value of a header in the head of an HTTP message, or b""."""
     for line in head.split(b"\r\n")[1:]:
         key, _, value = line.partition(b":")
         if key.strip().lower() == name:

@@ -1,4 +1,4 @@
-"""What can be observed of a call from the caller's side, as plain data, and waiting for it.
+"""The log of a call on the caller's side: events, faults and audio, and waiting for them.
 
 All times are seconds since the call was placed.
 """
@@ -26,18 +26,18 @@ EventKind = Literal[
     "media",  # size: bytes of µ-law received
     "mark",  # text: the name
     "mark_echoed",  # text: the name
-    "clear",  # size: bytes thrown away unheard
+    "clear",  # size: bytes discarded unheard
     "fault",  # text: the fault
-    "closed",  # the server closed the websocket; text: the close code and reason
-    "ended",  # the call is over; text: how
+    "closed",  # the server closed the websocket; text: close code and reason
+    "ended",  # the call has ended; text: how
 ]
 
-# A server that does everything wrong should not fill the memory with complaints.
+# Bounds the memory that a faulty server can fill with faults.
 MAX_FAULTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class PhoneEvent:
     """Something that happened `at` seconds after the call was placed."""
 
     at: float
@@ -48,7 +48,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What Twilio's debugger would hold against the server; `code` is Twilio's."""
+    """An error that Twilio's debugger would report about the server; `code` is Twilio's."""
 
     code: int
     detail: str
@@ -59,7 +59,7 @@ class Fault:
 
 
 class PhoneFault(AssertionError):
-    """The server did what Twilio would warn about; lists every fault."""
+    """The server made mistakes that Twilio would report; lists every fault."""
 
     def __init__(self, faults: list[Fault]) -> None:
         super().__init__("Twilio would report:\n" + "\n".join(f"  {fault}" for fault in faults))
@@ -67,7 +67,7 @@ class PhoneFault(AssertionError):
 
 
 class PhoneTimeoutError(trio.TooSlowError):
-    """What was waited for did not come in time."""
+    """The awaited event did not happen in time."""
 
 
 class CallEndedError(Exception):
@@ -75,12 +75,12 @@ class CallEndedError(Exception):
 
 
 class CallLog:
-    """Everything seen and heard in one call; `on_event` is called with each event as it comes."""
+    """Records one call; `on_event` is called with each event as it happens."""
 
-    def __init__(self, on_event: Callable[[Event], None] | None = None) -> None:
+    def __init__(self, on_event: Callable[[PhoneEvent], None] | None = None) -> None:
         self.began = trio.current_time()
         self.ended_at: float | None = None
-        self.events: list[Event] = []
+        self.events: list[PhoneEvent] = []
         self.faults: list[Fault] = []
         self.sent_audio = bytearray()
         self.received_audio = bytearray()
@@ -89,7 +89,7 @@ class CallLog:
         self._on_event = on_event
 
     def clock(self) -> float:
-        """Trio's clock; the moment the call ended once it has."""
+        """Return the time on Trio's clock, or when the call ended."""
         return trio.current_time() if self.ended_at is None else self.ended_at
 
     def elapsed(self) -> float:
@@ -97,29 +97,29 @@ class CallLog:
         return self.clock() - self.began
 
     def note(self, kind: EventKind, text: str = "", size: int = 0) -> None:
-        """Record an event and wake whoever waits for one."""
-        event = Event(self.elapsed(), kind, text, size)
+        """Record an event and wake the waiting tasks."""
+        event = PhoneEvent(self.elapsed(), kind, text, size)
         self.events.append(event)
         self.wake()
         if self._on_event is not None:
             self._on_event(event)
 
     def wake(self) -> None:
-        """Let whoever waits look again."""
+        """Wake the waiting tasks to check their conditions."""
         self.changed.set()
         self.changed = trio.Event()
 
     def fault(self, code: int, detail: str) -> None:
-        """Record what Twilio would complain about."""
+        """Record an error that Twilio would report; beyond MAX_FAULTS it is dropped."""
         if len(self.faults) < MAX_FAULTS:
             fault = Fault(code, detail, self.elapsed())
             self.faults.append(fault)
             self.note("fault", str(fault))
 
     async def wait(self, due_at: Callable[[], float], seconds: float, what: str) -> None:
-        """Wait until `due_at()`, on Trio's clock; it is asked again whenever something happens.
+        """Wait until `due_at()`, on Trio's clock; it is called again after each event.
 
-        `math.inf` means: not as things stand. Raises `PhoneTimeoutError` after `seconds`.
+        `math.inf` means that no time is known yet. Raises `PhoneTimeoutError` after `seconds`.
         """
         with trio.move_on_after(seconds):
             while (due := due_at()) > trio.current_time():
@@ -127,10 +127,10 @@ class CallLog:
                 with trio.move_on_at(due):
                     await changed.wait()
             return
-        raise PhoneTimeoutError(f"waited {seconds:g} s in vain: {what}")
+        raise PhoneTimeoutError(f"not within {seconds:g} s: {what}")
 
     def heard_at(self, seconds: float) -> float:
-        """When the agent will have been heard for `seconds` in all; `math.inf`: not in sight."""
+        """Return when `seconds` of audio will have been heard; `math.inf` if unknown."""
         now = trio.current_time()
         missing = seconds - self.playback.heard_bytes(now) / RATE
         if missing <= 0:

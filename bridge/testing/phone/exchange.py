@@ -1,9 +1,9 @@
-"""Twilio between a caller and a server: TwiML carried out verb by verb, one media stream at a time.
+"""Twilio's part of a call: carries out TwiML verb by verb, one media stream at a time.
 
 A voice webhook answers TwiML (twilio.com/docs/voice/twiml). `<Connect><Stream>` runs a media stream
 until the server closes it or the caller hangs up; in the first case `<Connect action>` is requested
 and its TwiML carried out, or the next verb is (twilio.com/docs/voice/twiml/connect). A socket that
-cannot be opened, or that breaks, is never opened again: Twilio goes on as if it had been closed.
+cannot be opened, or that breaks, is not opened again: Twilio goes on as if it had been closed.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ import trio
 from bridge.testing.phone import twiml
 from bridge.testing.phone.call_log import CallLog
 from bridge.testing.phone.media_socket import StreamRefusedError, open_media_socket
-from bridge.testing.phone.media_stream import MediaStream, StreamFacts
+from bridge.testing.phone.media_stream import SimulatedMediaStream, StreamFacts
 from bridge.testing.phone.webhook import OpenStream, WebhookError, request, sign, voice_form
 
-MAX_DOCUMENTS = 50  # TwiML documents in one call: a redirect to itself must end somewhere
+MAX_DOCUMENTS = 50  # TwiML documents in one call; bounds a redirect loop
 
 _REDIRECT_LOOP = 11200
 
 Ending = Literal[
     "caller_hung_up",  # the caller hung up
     "dropped",  # the connection was lost, by `drop` or by cancelling the phone
-    "completed",  # the TwiML came to its end, or said <Hangup>
-    "rejected",  # the TwiML said <Reject>
-    "dialled",  # the TwiML said <Dial>: the caller talks to somebody else now
+    "completed",  # the TwiML ended, or had <Hangup>
+    "rejected",  # the TwiML had <Reject>
+    "dialled",  # the TwiML had <Dial>: the caller is connected to another number
     "failed",  # Twilio would say "an application error has occurred" and hang up
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls whom, and how this Twilio behaves; see `SimulatedPhone` for each field."""
+    """The parties of the call and Twilio's behaviour; see `SimulatedPhone` for each field."""
 
     from_number: str
     to_number: str
@@ -50,7 +50,7 @@ class Caller:
 
 
 class Exchange:
-    """Carries one call. `fetch` the first TwiML, then run `carry_out` until the call is over."""
+    """Carries one call: `fetch` the first TwiML, then run `carry_out` until the call has ended."""
 
     def __init__(
         self, caller: Caller, base_url: str, log: CallLog, direction: str = "inbound"
@@ -60,11 +60,11 @@ class Exchange:
         self._base_url = base_url
         self._log = log
         self._line = trio.CancelScope()
-        self._left: Ending | None = None  # set when the caller is the one who ends the call
-        self.connected = trio.Event()  # a media stream is open, or none will be soon
+        self._left: Ending | None = None  # set when the caller ends the call
+        self.connected = trio.Event()  # a media stream is open, or none is to be expected soon
         self.over = trio.Event()
         self.ending: Ending | None = None
-        self.stream: MediaStream | None = None
+        self.stream: SimulatedMediaStream | None = None
         self.stream_sid: str | None = None
         self.verbs: list[twiml.Verb] = []
 
@@ -87,7 +87,7 @@ class Exchange:
         return twiml.read_twiml(answer.body, answer.content_type, url)
 
     async def leave(self, how: Ending) -> None:
-        """The caller hangs up, or is `dropped`; returns when the call is over."""
+        """End the call from the caller's side; return when it has ended."""
         if self.over.is_set():
             return
         self._left = self._left or how
@@ -97,11 +97,11 @@ class Exchange:
             await self.stream.drop()
         else:
             await self.stream.hang_up()
-        await self.over.wait()  # every step of what is then left to do has its own deadline
+        await self.over.wait()  # each remaining step has its own deadline
 
     async def carry_out(self, verbs: list[twiml.Verb]) -> None:
-        """Carry the call from its first TwiML to its end, whoever ends it."""
-        ending: Ending = "dropped"  # by whoever cancels this
+        """Carry out the TwiML until the call ends. Cancelling drops the call."""
+        ending: Ending = "dropped"  # if cancelled
         try:
             with self._line:
                 ending = await self._perform(verbs)
@@ -128,7 +128,7 @@ class Exchange:
         return "failed"
 
     async def _perform_document(self, verbs: list[twiml.Verb]) -> Ending | twiml.Redirect:
-        """Carry out verbs in order; gives how the call ended, or where to go on."""
+        """Carry out verbs in order; return how the call ended, or where to continue."""
         for verb in verbs:
             self.verbs.append(verb)
             if not isinstance(verb, twiml.ConnectStream):
@@ -152,11 +152,11 @@ class Exchange:
                 case twiml.Dial():
                     return "dialled"
                 case twiml.Say():
-                    pass  # takes no time here; what Twilio's voice says is not µ-law we have
+                    pass  # takes no time: there is no audio of Twilio's voice
         return "completed"
 
     async def _connect(self, connect: twiml.ConnectStream) -> None:
-        """Run one media stream to its end; a socket that does not open is a fault, and goes on."""
+        """Run one media stream to its end; a socket that does not open is recorded as a fault."""
         headers = [(b"User-Agent", b"Twilio.TmeWs/1.0")]
         if self._caller.auth_token is not None:
             signed = "wss" + connect.url[connect.url.index("://") :]
@@ -177,20 +177,20 @@ class Exchange:
             opening = open_media_socket(address, headers, self._caller.open_stream)
             async with opening as (socket, stream):
                 self.stream_sid = facts.stream_sid
-                self.stream = MediaStream(socket, stream, facts, self._log, self.connected)
+                self.stream = SimulatedMediaStream(socket, stream, facts, self._log, self.connected)
                 await self.stream.run()
         except (StreamRefusedError, twiml.TwimlError) as error:
             self._log.fault(error.code, f"{connect.url}: {error.detail}")
         finally:
             if self.stream is not None:
                 self.stream = None
-                # What has not been played by now never is: Twilio goes on with the TwiML.
+                # The rest is never played: Twilio goes on with the TwiML.
                 self._log.playback.clear(trio.current_time())
                 self._log.wake()
 
 
 def describe(verb: twiml.Verb) -> str:
-    """What Twilio does on a verb, in a few words."""
+    """Describe what Twilio does for a verb."""
     match verb:
         case twiml.Say(text):
             return f"says “{text}”"
@@ -199,9 +199,9 @@ def describe(verb: twiml.Verb) -> str:
         case twiml.Hangup():
             return "hangs up"
         case twiml.Reject(reason):
-            return f"refuses the call ({reason})"
+            return f"rejects the call ({reason})"
         case twiml.Redirect(url):
-            return f"goes on with {url}"
+            return f"continues with {url}"
         case twiml.Dial(number):
             return f"dials {number}"
         case twiml.ConnectStream(url):

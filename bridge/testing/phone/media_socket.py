@@ -1,9 +1,9 @@
-"""A websocket client whose opening and closing always end, whatever the server does.
+"""A websocket client that opens and closes within deadlines, whatever the server does.
 
-trio-websocket's own `open_websocket` waits for ever for a server that accepts TCP and then says
-nothing, and for one that never closes TCP; and it hides why a handshake failed. Here the reader
-task lives in a nursery of ours, sheltered from cancellation from outside until the websocket is
-closed (a close handshake needs its reader), and every phase has a deadline.
+trio-websocket's own `open_websocket` waits without a deadline for a server that accepts TCP but
+sends nothing, and for one that never closes TCP; and it hides why a handshake failed. Here the
+reader task runs in our own nursery, shielded until the websocket is closed (the close handshake
+needs it), and every phase has a deadline.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from bridge.testing.phone.twiml import Address
 from bridge.testing.phone.webhook import OpenStream
 
 OPEN_SECONDS = 10.0  # TCP, TLS and handshake together
-CLOSE_SECONDS = 2.0  # for the server's half of the close handshake, and of TCP
+CLOSE_SECONDS = 2.0  # for the server's part of the close handshake and of closing TCP
 
 HANDSHAKE_FAILED = 31920
 CONNECTION_TIMEOUT = 31901
 CONNECTION_FAILED = 31903
 
-# One message waiting is trio-websocket's default: while it waits, no ping is answered and no close
-# is seen. When sixteen wait the reader stops reading, and TCP holds the server back.
+# trio-websocket's default is 1: while that message waits, pings and closes are not handled. When
+# the queue is full the reader stops reading, and TCP backpressure slows the server.
 _QUEUE_SIZE = 16
 _RECEIVE_BYTES = 64 * 1024
 
@@ -41,11 +41,11 @@ class StreamRefusedError(Exception):
 
 
 class _Reader:
-    """Stands in for the nursery trio-websocket asks for, of which it uses this one method."""
+    """Replaces the nursery that trio-websocket requires; it calls this one method only."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
-        self.scope = trio.CancelScope(shield=True)
+        self.scope = trio.CancelScope(shield=True)  # deadline: close_seconds, by its owner
         self.opening = trio.CancelScope()
         self.error: Exception | None = None
         self.done = trio.Event()
@@ -58,8 +58,8 @@ class _Reader:
             with self.scope:
                 await function(*args)
         except Exception as error:
-            # Whatever it raises is the server's doing (a rejection, junk, a ping amid closing) and
-            # shows as the socket not opening or being closed: the cause is kept for the first.
+            # Every exception is the server's fault (a rejection, garbage, a ping while closing) and
+            # shows as a socket that does not open or closes; `_refusal` reports the former.
             self.error = error
         finally:
             self.done.set()
@@ -73,13 +73,13 @@ async def open_media_socket(
     open_stream: OpenStream,
     close_seconds: float = CLOSE_SECONDS,
 ) -> AsyncIterator[tuple[WebSocketConnection, trio.abc.Stream]]:
-    """Open a websocket, give it with the stream below it, and close it at the end.
+    """Open a websocket, yield it and its stream, and close it at the end.
 
-    Closing takes `close_seconds` at most, also under cancellation; closing the stream oneself
-    (`trio.aclose_forcefully`) is losing the connection without a word. Raises `StreamRefusedError`
+    Closing takes at most `close_seconds`, also under cancellation. To lose the connection abruptly,
+    close the stream (`trio.aclose_forcefully`). Raises `StreamRefusedError`
     when it does not open within `OPEN_SECONDS`.
     """
-    # Kept, and raised outside the nursery, so that it does not come out in an exception group.
+    # Raised outside the nursery, so that it is not wrapped in an exception group.
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         reader = _Reader(nursery)
@@ -105,7 +105,7 @@ async def open_media_socket(
                 finally:
                     with trio.move_on_after(close_seconds, shield=True):
                         await websocket.aclose()
-                        # A client lets the server close TCP first (RFC 6455, 7.1.1).
+                        # The server closes TCP first (RFC 6455, 7.1.1).
                         await reader.done.wait()
         except OSError as error:
             failure = (

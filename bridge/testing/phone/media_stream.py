@@ -1,8 +1,8 @@
 """One Media Stream as Twilio runs it, over an open websocket, from `connected` to `stop`.
 
-The messages, their order and their types (numbers as strings but for the media format) are those of
-twilio.com/docs/voice/media-streams/websocket-messages, and of traces of real calls where that page
-is silent: 160 bytes every 20 ms, the first timestamp not zero.
+The messages, their order and their types (numbers are strings except in the media format) follow
+twilio.com/docs/voice/media-streams/websocket-messages, completed from traces of real calls: 160
+bytes every 20 ms, a first timestamp that is not zero.
 
 Three tasks: one sends the caller's frames on the clock, one sends marks back when they are due, one
 receives. Twilio never waits for a slow server, and neither does this one for longer than
@@ -28,7 +28,7 @@ from bridge.testing.speech import RATE, SILENCE
 
 FRAME_BYTES = 160
 FRAME_SECONDS = FRAME_BYTES / RATE
-DIGIT_SECONDS = 0.2  # between two keys pressed in a row
+DIGIT_SECONDS = 0.2  # between two consecutive keys
 KEYS = "0123456789*#ABCD"
 
 # A frame is sent whole or not at all, so sending ignores cancellation, for this long: a server that
@@ -40,7 +40,7 @@ PROTOCOL_ERROR = 31924
 BUFFER_OVERFLOW = 31930
 
 _ABNORMAL_CLOSURE = 1006
-_PROTOCOL_CLOSURES = (1002, 1007, 1009)  # broken framing, not UTF-8, too big; whoever noticed
+_PROTOCOL_CLOSURES = (1002, 1007, 1009)  # invalid framing, not UTF-8, too big; from either side
 _SILENT_FRAME = SILENCE * FRAME_BYTES
 
 EndedBy = Literal["caller", "drop", "server"]
@@ -48,7 +48,7 @@ EndedBy = Literal["caller", "drop", "server"]
 
 @dataclass(frozen=True, slots=True)
 class StreamFacts:
-    """What `start` tells the server, and how this Twilio behaves."""
+    """The contents of `start`, and the behaviour of this Twilio."""
 
     account_sid: str
     call_sid: str
@@ -66,8 +66,8 @@ class _Utterance:
     sent: trio.Event = field(default_factory=trio.Event)
 
 
-class MediaStream:
-    """The caller's end of a bidirectional Media Stream; `run` carries it from start to end.
+class SimulatedMediaStream:
+    """Twilio's end of a bidirectional Media Stream; `run` carries it from start to end.
 
     `started` is set once `start` has been sent.
     """
@@ -114,7 +114,7 @@ class MediaStream:
         return self.ended_by
 
     async def say(self, ulaw: bytes) -> None:
-        """Speak: µ-law in frames of 20 ms, the last filled up with silence.
+        """Speak: µ-law in frames of 20 ms, the last one padded with silence.
 
         Returns when the last frame was sent; cancelled, the caller falls silent. Raises
         `CallEndedError` when the stream ends first.
@@ -140,7 +140,7 @@ class MediaStream:
         self._speech_came.set()
 
     async def press(self, digits: str) -> None:
-        """Press keys of the keypad, one after the other. Raises `CallEndedError`."""
+        """Press keys of the keypad in order. Raises `CallEndedError`."""
         if strange := set(digits) - set(KEYS):
             raise ValueError(f"no key on a keypad: {''.join(sorted(strange))}")
         for index, digit in enumerate(digits):
@@ -160,7 +160,7 @@ class MediaStream:
             self._line.cancel("the caller hung up")
 
     async def drop(self) -> None:
-        """Lose the connection: no `stop`, no close, no word."""
+        """Lose the connection abruptly: no `stop`, no close."""
         if self.ended_by is None:
             self.ended_by = "drop"
             await trio.aclose_forcefully(self._connection)
@@ -201,7 +201,7 @@ class MediaStream:
             frame = self._live(FRAME_BYTES)
         elif utterance is None:
             if not self._facts.silence_frames:
-                return  # what was to be said has been taken back
+                return  # `say` was cancelled
             frame = _SILENT_FRAME
         else:
             frame = utterance.frames[utterance.next]
@@ -224,7 +224,7 @@ class MediaStream:
             self._log.note("said")
 
     async def _send_marks(self) -> None:
-        """Marks that were cleared go back at once, the others when they are due."""
+        """Return cleared marks at once, the others when they are due."""
         playback = self._log.playback
         while True:
             names = list(self._cleared_marks)
@@ -283,7 +283,7 @@ class MediaStream:
 
     async def _send(self, event: str, body: dict[str, object]) -> bool:
         if self.ended_by is not None and event != "stop":
-            return False  # nothing follows `stop`, even while it is still on its way
+            return False  # nothing follows `stop`, even while it is being sent
         self._sequence_number += 1
         return await self._send_text(
             {
@@ -295,7 +295,7 @@ class MediaStream:
         )
 
     async def _send_text(self, message: dict[str, object]) -> bool:
-        """Whether it was sent; if not, the receiver has learnt, or will, why the stream is over."""
+        """Send a message; return False if the stream has ended (the receiver learns why)."""
         with trio.move_on_after(SEND_SECONDS, shield=True):
             try:
                 await self._websocket.send_message(json.dumps(message, separators=(",", ":")))

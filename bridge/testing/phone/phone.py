@@ -1,4 +1,4 @@
-"""A simulated phone: a caller and the whole of Twilio between them and the server.
+"""A simulated phone: a caller, and Twilio between the caller and the server.
 
     async with SimulatedPhone(strict=True).place_call("http://127.0.0.1:5000") as phone:
         await phone.wait_heard(1.0)
@@ -10,8 +10,8 @@
 carries the call on in the background as Twilio would: when the server closes the socket the
 `<Connect action>` is requested and what it answers is carried out, and so on until the TwiML or
 the caller ends the call. Meanwhile the caller acts (`say`, `press`, `hang_up`, `drop`), waits
-(`wait_…`) and notices (`events`, `heard`, `faults`). Nothing here uses threads or the wall clock,
-so a call on `trio.testing.MockClock` takes no time.
+(`wait_…`) and observes (`events`, `heard`, `faults`). No threads and no wall clock are used, so a
+call on `trio.testing.MockClock` takes no time.
 
 It shares no code with the bridge: it is a second, independent reading of Twilio's documentation.
 """
@@ -28,14 +28,14 @@ import trio
 from bridge.testing.phone.call_log import (
     CallEndedError,
     CallLog,
-    Event,
     EventKind,
     Fault,
+    PhoneEvent,
     PhoneFault,
     PhoneTimeoutError,
 )
 from bridge.testing.phone.exchange import Caller, Ending, Exchange
-from bridge.testing.phone.media_stream import MediaStream
+from bridge.testing.phone.media_stream import SimulatedMediaStream
 from bridge.testing.phone.twiml import TwimlError, Verb, read_twiml
 from bridge.testing.phone.webhook import (
     OpenStream,
@@ -47,8 +47,8 @@ from bridge.testing.speech import RATE
 
 __all__ = [
     "CallEndedError",
-    "Event",
     "Fault",
+    "PhoneEvent",
     "PhoneFault",
     "PhoneTimeoutError",
     "SimulatedPhone",
@@ -57,7 +57,7 @@ __all__ = [
     "WebhookError",
 ]
 
-WAIT_SECONDS = 60.0  # what the wait_ methods allow unless told otherwise
+WAIT_SECONDS = 60.0  # default timeout of the wait_ methods
 
 
 class SimulatedPhone:
@@ -67,7 +67,7 @@ class SimulatedPhone:
     while the caller says nothing, as happens on some calls. `first_timestamp` (milliseconds) is
     that of the first media message. `strict` makes `place_call` raise `PhoneFault` at its end when
     there were faults. `open_stream(host, port, tls)` makes the connections. `on_event` is called
-    with each `Event` as it happens.
+    with each `PhoneEvent` as it happens.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class SimulatedPhone:
         silence_frames: bool = True,
         first_timestamp: int = 155,
         open_stream: OpenStream = open_network_stream,
-        on_event: Callable[[Event], None] | None = None,
+        on_event: Callable[[PhoneEvent], None] | None = None,
     ) -> None:
         self._caller = Caller(
             from_number=from_number,
@@ -104,12 +104,12 @@ class SimulatedPhone:
     async def place_call(
         self, base_url: str, webhook_path: str = "/incoming-call"
     ) -> AsyncIterator[SimulatedPhone]:
-        """Call the server at `base_url`; on leaving, hang up if the call is still on.
+        """Call the server at `base_url`; hang up when the context closes.
 
-        Gives the phone once the first media stream has started, or the call is over without one,
-        or the TwiML makes the caller wait.
-        Raises `WebhookError` or `TwimlError` when the webhook gives no TwiML that Twilio would take
-        and, when strict, `PhoneFault` at the end, unless the body raised.
+        Yields the phone when the first media stream has started, when the call has ended without
+        one, or when the TwiML makes the caller wait. Raises `WebhookError` or `TwimlError` when the
+        webhook's answer is not TwiML that Twilio accepts and, if strict, `PhoneFault` at the end,
+        unless the body raised.
         """
         exchange = self._new_call(base_url)
         verbs = await exchange.fetch(base_url.rstrip("/") + webhook_path, "POST", "ringing")
@@ -118,10 +118,10 @@ class SimulatedPhone:
 
     @asynccontextmanager
     async def answer(self, document: str | bytes, base_url: str) -> AsyncIterator[SimulatedPhone]:
-        """Be the called party of an outbound call, who answers now; as `place_call` from there on.
+        """Be the called party of an outbound call and answer it; then as `place_call`.
 
-        `document` is the TwiML that came with the request for the call: no webhook is asked for
-        it, and nothing in it can be relative. `call_sid` is the one that Twilio gave the call, and
+        `document` is the TwiML sent with the request for the call: it is not fetched from a
+        webhook, and its URLs must be absolute. `call_sid` is the one that Twilio gave the call, and
         `base_url` is where the server is.
         """
         exchange = self._new_call(base_url, "outbound-api")
@@ -139,7 +139,7 @@ class SimulatedPhone:
 
     @asynccontextmanager
     async def _carried(self, exchange: Exchange, verbs: list[Verb]) -> AsyncIterator[None]:
-        # Kept, and raised outside the nursery, so that it does not come out in an exception group.
+        # Raised outside the nursery, so that it is not wrapped in an exception group.
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(exchange.carry_out, verbs)
@@ -157,16 +157,16 @@ class SimulatedPhone:
     # The caller's actions.
 
     async def say(self, ulaw: bytes) -> None:
-        """Speak µ-law audio; returns when its last frame was sent.
+        """Speak µ-law audio; return when its last frame has been sent.
 
-        Frames are 160 bytes, so the last is filled up with silence. Cancelled, the caller falls
+        Frames are 160 bytes; the last one is padded with silence. When cancelled, the caller falls
         silent. Raises `CallEndedError` when the media stream ends first, or there is none.
         """
         await self._open_media_stream().say(ulaw)
 
     def speak_live(self, source: Callable[[int], bytes]) -> None:
-        """Speak what `source` gives, from now to the end of the media stream: it is asked for each
-        frame when that is due, for so many bytes of µ-law, and must not block.
+        """Speak what `source` returns until the media stream ends. It is called for each frame when
+        the frame is due, with the number of µ-law bytes to return, and must not block.
 
         Raises `CallEndedError` when there is no media stream.
         """
@@ -177,11 +177,11 @@ class SimulatedPhone:
         await self._open_media_stream().press(digits)
 
     async def hang_up(self) -> None:
-        """Hang up: `stop`, then close the socket. Returns when the call is over; idempotent."""
+        """Hang up: `stop`, then close the socket. Returns when the call has ended; idempotent."""
         await self._exchange.leave("caller_hung_up")
 
     async def drop(self) -> None:
-        """Lose the connection abruptly: no `stop`, no close. Returns when the call is over."""
+        """Lose the connection abruptly: no `stop`, no close. Returns when the call has ended."""
         await self._exchange.leave("dropped")
 
     # Waiting. Each raises `PhoneTimeoutError` when `timeout` seconds pass first.
@@ -189,7 +189,7 @@ class SimulatedPhone:
     async def wait_heard(self, seconds: float, timeout: float = WAIT_SECONDS) -> None:
         """Wait until the caller has heard `seconds` of the agent's audio since the call began.
 
-        Raises `CallEndedError` when the call ends before.
+        Raises `CallEndedError` when the call ends first.
         """
         log = self._log
 
@@ -224,13 +224,13 @@ class SimulatedPhone:
         text: str | None = None,
         count: int = 1,
         timeout: float = WAIT_SECONDS,
-    ) -> Event:
+    ) -> PhoneEvent:
         """Wait for the `count`-th event of a kind (and text) since the call began, and return it.
 
-        Raises `CallEndedError` when the call ends without.
+        Raises `CallEndedError` when the call ends without it.
         """
         log = self._log
-        found: list[Event] = []
+        found: list[PhoneEvent] = []
 
         def due() -> float:
             found[:] = [e for e in log.events if e.kind == kind and text in (None, e.text)]
@@ -242,7 +242,7 @@ class SimulatedPhone:
         return found[count - 1]
 
     async def wait_stream_closed(self, timeout: float = WAIT_SECONDS) -> None:
-        """Wait until no media stream is open, whoever ended it."""
+        """Wait until no media stream is open."""
         await self._log.wait(
             lambda: -math.inf if self._exchange.stream is None else math.inf,
             timeout,
@@ -250,18 +250,18 @@ class SimulatedPhone:
         )
 
     async def wait_ended(self, timeout: float = WAIT_SECONDS) -> None:
-        """Wait until the call is over, what the TwiML says after the stream included."""
+        """Wait until the call has ended, including the TwiML after the stream."""
         await self._log.wait(
             lambda: -math.inf if self._exchange.over.is_set() else math.inf,
             timeout,
             "the call to end",
         )
 
-    # What was noticed; all of it also after the call.
+    # Observations; available also after the call.
 
     @property
     def call_sid(self) -> str:
-        """Twilio's name for the call."""
+        """The call SID."""
         return self._caller.call_sid
 
     @property
@@ -276,22 +276,22 @@ class SimulatedPhone:
 
     @property
     def ending(self) -> Ending | None:
-        """How the call ended; None while it is on."""
+        """How the call ended; None during the call."""
         return self._exchange.ending
 
     @property
-    def events(self) -> list[Event]:
+    def events(self) -> list[PhoneEvent]:
         """Everything that happened, in order."""
         return self._log.events
 
     @property
     def faults(self) -> list[Fault]:
-        """What Twilio's debugger would hold against the server."""
+        """The errors that Twilio's debugger would report about the server."""
         return self._log.faults
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the call was placed; how long it lasted, once it is over."""
+        """Seconds since the call was placed; its duration when it has ended."""
         return self._log.elapsed()
 
     @property
@@ -316,7 +316,7 @@ class SimulatedPhone:
 
     @property
     def heard(self) -> bytes:
-        """What the caller heard, as heard, from placing the call on: silence in the gaps."""
+        """What the caller heard since the call was placed, with silence in the gaps."""
         return self.heard_since(0.0)
 
     def heard_since(self, elapsed: float) -> bytes:
@@ -326,7 +326,7 @@ class SimulatedPhone:
 
     @property
     def heard_stretches(self) -> list[tuple[float, float]]:
-        """When audio was played: beginning and end of each stretch, in seconds of the call."""
+        """When audio was played: start and end of each stretch, in seconds of the call."""
         log = self._log
         stretches = log.playback.stretches(log.clock())
         return [(one.start - log.began, one.end - log.began) for one in stretches]
@@ -348,7 +348,7 @@ class SimulatedPhone:
             raise RuntimeError("no call has been placed")
         return self._call[1]
 
-    def _open_media_stream(self) -> MediaStream:
+    def _open_media_stream(self) -> SimulatedMediaStream:
         stream = self._exchange.stream
         if stream is None:
             raise CallEndedError("no media stream is open")

@@ -1,13 +1,13 @@
-"""Twilio's playback buffer: what the server sends, played to the caller in real time.
+"""Twilio's playback buffer: plays the server's audio to the caller in real time. Sans-I/O.
 
 Twilio buffers `media` and plays it in order; it sends a `mark` back when everything before it has
 been played, at once when nothing is buffered; `clear` empties the buffer and sends every
-outstanding mark back (twilio.com/docs/voice/media-streams/websocket-messages). Here that is a pure
-object: the clock is a float of seconds passed in, which must never run backwards.
+outstanding mark back (twilio.com/docs/voice/media-streams/websocket-messages). The current time is
+passed in, in seconds, and must never run backwards.
 
-The audio is kept in *runs*: what was played without a gap. Only a run's beginning is a float of
-seconds; inside it everything is counted in samples, so that an hour of 20 ms pieces adds up exactly
-and a mark is due at an exact time.
+Audio is kept in *runs*, played without a gap. Only the start of a run is a float of seconds; inside
+it everything is counted in samples, so that an hour of 20 ms pieces adds up exactly and each mark
+is due at an exact time.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from bridge.testing.speech import RATE, SILENCE
 
 _HALF_SAMPLE = 0.5 / RATE
-_ROUNDING = 1e-6  # samples: what a float clock may be off by
+_ROUNDING = 1e-6  # samples: the rounding error of a float clock
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class HeardStretch:
     """Audio the caller heard without a gap, from `start` to `end` (seconds on the given clock)."""
 
     start: float
@@ -47,9 +47,9 @@ class _Run:
 
 
 class PlaybackBuffer:
-    """Plays µ-law bytes at 8000 a second from the moment they come; `now` is when it begins.
+    """Plays µ-law at 8000 bytes a second from the moment it arrives; `now` is the start.
 
-    It holds as much as it is sent, as Twilio documents no limit.
+    Unbounded, because Twilio documents no limit.
     """
 
     def __init__(self, now: float) -> None:
@@ -63,21 +63,21 @@ class PlaybackBuffer:
 
     @property
     def sent(self) -> int:
-        """Bytes added so far; always what was or will be heard plus `dropped`."""
+        """Bytes added so far: those heard, those still to be heard, and `dropped`."""
         return self._sent
 
     @property
     def dropped(self) -> int:
-        """Bytes that `clear` threw away unheard."""
+        """Bytes that `clear` discarded unheard."""
         return self._dropped
 
     @property
     def runs_out_at(self) -> float:
-        """When the last byte is or was played: in the past when nothing is buffered."""
+        """The time at which the last byte is played; in the past when nothing is buffered."""
         return self._runs_out_at
 
     def add_audio(self, audio: bytes, now: float) -> None:
-        """Buffer µ-law bytes behind what is there; they play at once when nothing is."""
+        """Append µ-law; it plays at once when nothing is buffered."""
         if not audio:
             return
         self._sent += len(audio)
@@ -93,22 +93,22 @@ class PlaybackBuffer:
         self._runs_out_at = run.end
 
     def add_mark(self, name: str, now: float) -> None:
-        """A mark, due when everything sent before it has been played."""
+        """Add a mark, due when everything sent before it has been played."""
         self._marks.append((max(now, self._runs_out_at), name))
 
     def next_mark_at(self) -> float | None:
-        """When the next mark is due; None when none is pending."""
+        """Return when the next mark is due, or None."""
         return self._marks[0][0] if self._marks else None
 
     def take_due_marks(self, now: float) -> list[str]:
-        """The names of the marks due by now, in the order they came; each is given once."""
+        """Remove and return the names of the marks due by now, in order."""
         names = []
         while self._marks and self._marks[0][0] <= now:
             names.append(self._marks.popleft()[1])
         return names
 
     def clear(self, now: float) -> list[str]:
-        """Throw away what has not been played; gives all pending mark names, in order."""
+        """Discard what has not been played; return all pending mark names, in order."""
         names = [name for _, name in self._marks]
         self._marks.clear()
         if self._runs and self._runs_out_at > now:
@@ -121,19 +121,19 @@ class PlaybackBuffer:
         return names
 
     def queued(self, now: float) -> float:
-        """Seconds of audio still to be played."""
+        """Return the seconds of audio still to be played."""
         return max(0.0, self._runs_out_at - now)
 
     def is_playing(self, now: float) -> bool:
-        """Whether the caller is hearing buffered audio (which may itself be silence)."""
+        """Return whether buffered audio is playing (which may itself be silence)."""
         return self._runs_out_at > now
 
     def heard_bytes(self, now: float) -> int:
-        """How many of the bytes sent have been played."""
+        """Return how many of the bytes sent have been played."""
         return self._heard_before_last_run + (self._runs[-1].played(now) if self._runs else 0)
 
     def heard(self, now: float, since: float | None = None) -> bytes:
-        """What the caller heard from `since` (default: the beginning) to `now`, as heard.
+        """Return what the caller heard from `since` (default: the start) to `now`.
 
         µ-law at 8 kHz with 0xFF where nothing played: one byte for each sample of elapsed time.
         """
@@ -148,10 +148,10 @@ class PlaybackBuffer:
             out[at : at + len(piece)] = piece
         return bytes(out)
 
-    def stretches(self, now: float) -> list[Stretch]:
-        """When audio was heard, gap by gap, up to `now`."""
+    def stretches(self, now: float) -> list[HeardStretch]:
+        """Return when audio was heard, one item per stretch without a gap, up to `now`."""
         return [
-            Stretch(run.start, min(run.end, now), run.cut)
+            HeardStretch(run.start, min(run.end, now), run.cut)
             for run in self._runs
             if run.start < now and run.audio
         ]

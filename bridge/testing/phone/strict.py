@@ -1,4 +1,4 @@
-"""What Twilio makes of each websocket message a server sends it: an instruction or a warning.
+"""Reads a server's websocket messages as strictly as Twilio: instructions, or warnings. Sans-I/O.
 
 The rules, and the warnings 31950 and 31951 for breaking them, are those of
 twilio.com/docs/voice/media-streams/websocket-messages and twilio.com/docs/api/errors. They are
@@ -29,7 +29,7 @@ class Media:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """To be sent back when all audio before it has been played."""
+    """A mark, to be returned when all audio before it has been played."""
 
     name: str
 

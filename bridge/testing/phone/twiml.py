@@ -39,7 +39,7 @@ _STREAM_ATTRIBUTES = {
 
 
 class TwimlError(Exception):
-    """Twilio would refuse this TwiML; `code` is the error its debugger would show."""
+    """Twilio would reject this TwiML; `code` is the error its debugger would show."""
 
     def __init__(self, code: int, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
@@ -68,14 +68,14 @@ class Hangup:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Refuse the call; the caller hears that the number is `reason` ("rejected", "busy")."""
+    """Reject the call; the caller hears that the number is `reason` ("rejected", "busy")."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Redirect:
-    """Fetch other TwiML from the absolute `url` and go on with that."""
+    """Continue with the TwiML at the absolute `url`."""
 
     url: str
     method: str
@@ -174,7 +174,7 @@ def _connect(connect: ElementTree.Element, url: str) -> ConnectStream:
 
 
 def _stream_url(base: str, given: str) -> str:
-    """The websocket address of a `<Stream url>`, which may be relative to the TwiML's own."""
+    """Return the websocket address of a `<Stream url>`, which may be relative to the TwiML's."""
     if not given:
         raise TwimlError(MALFORMED_STREAM_URL, "<Stream> has no url")
     if "?" in given:
@@ -204,7 +204,7 @@ class Address:
 
 
 def address_of(url: str) -> Address:
-    """Take an http, https, ws or wss URL apart. Raises `TwimlError` (11100) when it is none."""
+    """Parse an http, https, ws or wss URL. Raises `TwimlError` (11100) if it is invalid."""
     parts = _split(INVALID_URL, url)
     printable = all("!" <= character <= "~" for character in url)
     if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname or not printable:
@@ -219,7 +219,7 @@ def address_of(url: str) -> Address:
 
 
 def dialled_address(stream_url: str, base_url: str) -> tuple[Address, str | None]:
-    """Where this phone opens `stream_url` when it called `base_url`, and a note if that differs.
+    """Return where a phone that called `base_url` opens `stream_url`; and a note if it differs.
 
     Twilio itself opens wss:// only. A server tried out on this machine has no certificate, so
     wss:// to the very host and port that was called over http:// is opened as ws://, and ws:// is

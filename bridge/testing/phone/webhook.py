@@ -30,7 +30,7 @@ _GEOGRAPHY = ("City", "State", "Zip", "Country")
 
 
 class WebhookError(Exception):
-    """No TwiML came back: `code` is the error Twilio's debugger would show."""
+    """The webhook returned no TwiML; `code` is the error Twilio's debugger would show."""
 
     def __init__(self, code: int, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
@@ -64,7 +64,7 @@ async def open_network_stream(host: str, port: int, tls: bool) -> trio.abc.Strea
 
 
 def sign(url: str, params: Iterable[tuple[str, str]], token: str) -> str:
-    """The X-Twilio-Signature of a request (twilio.com/docs/usage/security).
+    """Return the X-Twilio-Signature of a request (twilio.com/docs/usage/security).
 
     `url` exactly as requested; `params` the form as name and value pairs, empty for GET and for
     websockets. Each distinct pair counts once, in the order of its code points.
@@ -83,7 +83,7 @@ def voice_form(
     caller_name: str | None,
     call_status: str,
 ) -> Form:
-    """The form fields of a voice webhook; unknown geography is sent empty, as Twilio does."""
+    """Return the form of a voice webhook; unknown geography is empty, as with Twilio."""
     form = [
         ("AccountSid", account_sid),
         ("ApiVersion", "2010-04-01"),
@@ -184,6 +184,6 @@ async def _read_answer(connection: h11.Connection, stream: trio.abc.Stream, url:
                 raise WebhookError(RETRIEVAL_FAILED, f"{url}: answered more than 64 KiB")
         elif isinstance(event, h11.EndOfMessage):
             break
-    assert response is not None  # h11 gives no end without a beginning
+    assert response is not None  # h11 yields no end without a start
     types = [value for name, value in response.headers if name == b"content-type"]
     return Answer(response.status_code, (types or [b""])[0].decode("latin-1"), bytes(body))

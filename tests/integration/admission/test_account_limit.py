@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,17 +16,11 @@ from structlog.testing import capture_logs
 from bridge.admission import account_limit as module
 from bridge.admission.account_limit import AccountLimit, check_account_limit
 from bridge.config.settings import ConfigError
-from tests.integration.records.postgres import Cluster, cluster
+from tests.integration.records.postgres import Cluster
 from tests.world import settings
 
 RACER = Path(__file__).with_name("racer.py")
-PATIENCE = 30.0
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Cluster]:
-    with cluster() as database:
-        yield database
+PATIENCE = 60.0
 
 
 @pytest.fixture(autouse=True)
@@ -268,18 +262,18 @@ async def test_while_the_database_is_away_calls_come_and_are_counted_later(
 async def test_a_database_that_hangs_makes_one_caller_wait_and_not_for_long(
     postgres: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "RESERVE_SECONDS", 0.2)
+    monkeypatch.setattr(module, "RETRY_SECONDS", 3600.0)
     url = fresh(postgres)
     async with counting(url) as limit:
         assert await limit.reserve("CA1", 2)
         assert limit._store is not None
+        # A second for one caller; for each of a hundred it would be more than PATIENCE.
+        monkeypatch.setattr(module, "RESERVE_SECONDS", 1.0)
         with limit._store.exclusive(module._LOCK):  # somebody keeps the lock
             assert await limit.reserve("CA2", 2)
             assert limit.trouble == "no answer in time"
-            began = trio.current_time()
             for number in range(100):
                 assert await limit.reserve(f"CAmore{number}", 200)
-            assert trio.current_time() - began < module.RETRY_SECONDS
         assert limit.uncounted == 101
 
 

@@ -11,17 +11,18 @@ SID = "CA" + "0f" * 16
 CHILD = """
 import sys
 from bridge.config.settings import Secrets
-from bridge.admission.ticket import Tickets
-tickets = Tickets(Secrets.from_environment().ticket_keys())
-print(tickets.check(sys.argv[1], sys.argv[2], 1e9) or "holds")
+from bridge.admission.entrance import tickets_from
+tickets = tickets_from(Secrets.from_environment())
+tickets.use(sys.argv[1], sys.argv[2], 1e9)
+print("holds")
 """
 
 PARENT = f"""
 import subprocess, sys
 import bridge.asgi
 from bridge.config.settings import Secrets
-from bridge.admission.ticket import Tickets
-tickets = Tickets(Secrets.from_environment().ticket_keys())
+from bridge.admission.entrance import tickets_from
+tickets = tickets_from(Secrets.from_environment())
 ticket = tickets.issue("{SID}", 1e9, lifetime=60)
 subprocess.run([sys.executable, "-c", {CHILD!r}, ticket, "{SID}"], check=True)
 """

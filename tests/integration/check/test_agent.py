@@ -165,7 +165,7 @@ async def test_a_name_that_does_not_exist():
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     [found] = await check_agents(using("wss://agent.example/"), SECRETS, resolve)
-    assert (found.status, found.what) == ("wrong", "the name agent.example is not known")
+    assert (found.status, found.what) == ("wrong", "the name agent.example cannot be resolved")
     assert "DNS" in found.remedy
 
 

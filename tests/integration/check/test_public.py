@@ -12,7 +12,7 @@ import trio
 import trustme
 from twilio.request_validator import RequestValidator
 
-from bridge.check.public import Address, check_server, likely_addresses, local_address
+from bridge.check.public import ServerAddress, check_server, likely_addresses, local_address
 from bridge.config.settings import Secrets
 from bridge.server.instance import HEADER, instance
 from tests.integration.check.site import Request, Response, site
@@ -57,7 +57,7 @@ async def test_the_real_server_here_and_behind_its_public_address():
     assert {name: one.status for name, one in found.items()} == dict.fromkeys(
         ("server", "public", "signature", "webhook", "socket"), "ok"
     )
-    assert found["signature"].what.endswith("takes what Twilio signs, and nothing else")
+    assert found["signature"].what.endswith("accepts only requests signed by Twilio")
     assert found["public"].what == f"{world.base_url} reaches this server"
 
 
@@ -125,7 +125,7 @@ async def test_a_real_server_that_lets_everybody_in():
         found = by_check(await check_server(using(NOBODY, world.base_url), SECRETS))
         await world.quiet()
     # On this machine it harms nobody; elsewhere it would be wrong.
-    assert "(and, on this machine, all else)" in found["signature"].what
+    assert "(and, on this machine, any)" in found["signature"].what
 
 
 async def test_no_server_runs():
@@ -250,11 +250,15 @@ async def test_a_webhook_that_is_not_there():
 
 
 def test_what_was_written_as_an_address():
-    bare = Address("https://a.example", "https://a.example/incoming-call")
-    assert Address.of("https://a.example") == Address.of("https://a.example/") == bare
-    assert Address.of("https://a.example/incoming-call") == bare
-    assert Address.of("https://a.example/phone/incoming-call").base == "https://a.example/phone"
-    assert Address.of("https://a.example/twiml?x=1") == Address("", "https://a.example/twiml?x=1")
+    bare = ServerAddress("https://a.example", "https://a.example/incoming-call")
+    assert ServerAddress.of("https://a.example") == ServerAddress.of("https://a.example/") == bare
+    assert ServerAddress.of("https://a.example/incoming-call") == bare
+    assert (
+        ServerAddress.of("https://a.example/phone/incoming-call").base == "https://a.example/phone"
+    )
+    assert ServerAddress.of("https://a.example/twiml?x=1") == ServerAddress(
+        "", "https://a.example/twiml?x=1"
+    )
 
 
 def test_where_a_server_is_on_this_machine():

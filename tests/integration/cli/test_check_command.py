@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -16,12 +15,8 @@ KEY = "dg-key-5EC237-0123456789abcdef"
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A working directory and an environment of its own, and logging as it was."""
-    monkeypatch.chdir(tmp_path)
-    for name in list(os.environ):
-        if name.startswith(("BRIDGE_", "DEEPGRAM_", "TWILIO_")):
-            monkeypatch.delenv(name)
+def clean(monkeypatch: pytest.MonkeyPatch, own_environment: None) -> None:
+    """Logging as it was, and an agent that is not there."""
     monkeypatch.setenv("BRIDGE_CONFIG", "")
     monkeypatch.setattr(logs, "configure", lambda *_, **__: None)
     # Nothing listens there: bound by no server, and asked by none of the checks.
@@ -52,7 +47,7 @@ def test_one_line_for_each_finding(monkeypatch, capsys):
     names = ["config", "agent", "server", "twilio", "records", "clock"]
     assert [line.split()[1] for line in lines] == names
     (line,) = err.splitlines()
-    assert line.startswith("bridge: 1 thing wrong; nothing listens at 127.0.0.1:9")
+    assert line.startswith("bridge: 1 problem: nothing listens at 127.0.0.1:9")
 
 
 def test_as_json(monkeypatch, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 
 import pytest
@@ -14,10 +13,7 @@ from tests.unit.http.world import TO
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith(("BRIDGE_", "DEEPGRAM_", "TWILIO_")) or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
+def clean(monkeypatch: pytest.MonkeyPatch, own_environment: None) -> None:
     monkeypatch.setattr(module, "POLL_SECONDS", 0.001)
 
 

@@ -17,14 +17,14 @@ import trio.testing
 from trio_websocket import ConnectionRejected
 
 from bridge.local_agent import pool as pools
-from bridge.local_agent import speech_worker
+from bridge.local_agent import worker_client
 from bridge.local_agent.agent import local_agent
 from bridge.local_agent.dialogue import load_dialogue
 from bridge.local_agent.events import Recognised, Setup, Started
 from bridge.local_agent.pool import Pool
-from bridge.local_agent.speech_worker import SpeechWorker, WorkerBroken, open_worker
 from bridge.local_agent.synthesis import synthesise_all
 from bridge.local_agent.understanding import Understanding
+from bridge.local_agent.worker_client import SpeechWorker, WorkerBroken, open_worker
 from bridge.testing.agent.server import SimulatedAgent
 from tests.unit.testing.agent_client import Client, connected, settings
 
@@ -35,9 +35,7 @@ DIALOGUE = load_dialogue()
 
 KNOWN = {
     "when are you open": "hours",
-    "what is on the menu": "food",
     "my name is robert": "name",
-    "could you repeat that": "repeat",
     "book a table for three people on friday": "book",
     "goodbye": "goodbye",
 }
@@ -128,7 +126,7 @@ async def test_a_turn_is_ended_by_force(speech: dict[str, bytes]) -> None:
 
 async def test_a_word_that_nobody_can_say() -> None:
     setup = Setup(grammar="#JSGF V1.0;", words=["hello", "nyoki"], voice=VOICE)
-    with pytest.raises(WorkerBroken, match=r"how to say nyoki; .*\[pronunciations\]"):
+    with pytest.raises(WorkerBroken, match=r"no pronunciation for nyoki; .*\[pronunciations\]"):
         async with open_worker(setup):
             pass
 
@@ -256,8 +254,8 @@ async def test_a_worker_that_dies_ends_its_session_and_no_other() -> None:
 
 
 async def test_a_worker_that_hangs_ends_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speech_worker, "PING_EVERY", 0.05)
-    monkeypatch.setattr(speech_worker, "PONG_SECONDS", 1.0)
+    monkeypatch.setattr(worker_client, "PING_EVERY", 0.05)
+    monkeypatch.setattr(worker_client, "PONG_SECONDS", 1.0)
     async with agent() as (server, _), connected(server, opening()) as client:
         await client.wait_for("SettingsApplied")
         pid = server.sessions[0].senses._worker.pid  # type: ignore[union-attr]
@@ -316,7 +314,7 @@ async def test_one_is_kept_warm_as_long_as_there_is_room(monkeypatch: pytest.Mon
 
 
 async def test_without_a_first_worker_the_pool_does_not_start() -> None:
-    with pytest.RaisesGroup(pytest.RaisesExc(WorkerBroken, match="no voice 'sam'")):
+    with pytest.RaisesGroup(pytest.RaisesExc(WorkerBroken, match="no engine 'sam'")):
         async with trio.open_nursery() as nursery:
             await nursery.start(Pool(Setup(voice="sam"), 1).run)
 

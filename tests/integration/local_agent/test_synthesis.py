@@ -10,11 +10,11 @@ import pytest
 import trio
 
 from bridge import local_agent
-from bridge.local_agent import speech_worker
+from bridge.local_agent import worker_client
 from bridge.local_agent.events import Setup
 from bridge.local_agent.sound import ulaw_to_samples
-from bridge.local_agent.speech_worker import WorkerBroken, open_worker
 from bridge.local_agent.synthesis import SynthesisError, synthesise, synthesise_all
+from bridge.local_agent.worker_client import WorkerBroken, open_worker
 
 PATIENCE = 120
 
@@ -41,7 +41,7 @@ async def test_text_that_is_odd_is_harmless() -> None:
 async def test_a_voice_that_is_not_there() -> None:
     with (
         trio.fail_after(PATIENCE),
-        pytest.raises(SynthesisError, match="no voice 'sam'; there are"),
+        pytest.raises(SynthesisError, match="no engine 'sam'; there are"),
     ):
         await synthesise("Hello.", voice="sam")
 
@@ -85,8 +85,8 @@ async def test_a_worker_that_crashes_is_noticed() -> None:
 
 
 async def test_a_worker_that_hangs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speech_worker, "PING_EVERY", 0.05)
-    monkeypatch.setattr(speech_worker, "PONG_SECONDS", 0.2)
+    monkeypatch.setattr(worker_client, "PING_EVERY", 0.05)
+    monkeypatch.setattr(worker_client, "PONG_SECONDS", 0.2)
     with trio.fail_after(PATIENCE):
         async with open_worker(Setup()) as worker:
             worker._process.send_signal(19)  # SIGSTOP: there, but it does nothing

@@ -19,14 +19,7 @@ from bridge.config.settings import ConfigError
 from bridge.records import store as stores
 from bridge.records.record import CallRecord, Ending, merge, snapshot, tidy
 from bridge.records.store import SCHEMA_VERSION, Store, StoreError, StoreUnavailable
-from tests.integration.records.postgres import Cluster, cluster
 from tests.unit.records.samples import NASTY, NOON, SID, any_record, record, sid, whole_record
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Cluster]:
-    with cluster() as database:
-        yield database
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -21,7 +21,6 @@ import trio
 from structlog.contextvars import bind_contextvars
 from trio.testing import MockClock
 
-from bridge.config.settings import LoggingSettings
 from bridge.log import configure
 from bridge.server import watchdog
 from bridge.server.watchdog import STACK_CHARACTERS, THRESHOLD, watching
@@ -70,7 +69,7 @@ def log() -> Iterator[Log]:
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
     log = Log()
-    configure(LoggingSettings(format="json"), stream=log)
+    configure(format="json", stream=log)
     yield log
     root.setLevel(level)
     root.handlers[:] = handlers
@@ -459,7 +458,7 @@ class TestTheLine:
         self, stall: Callable[[float], None], log: Log, clock: Clock
     ) -> None:
         console = io.StringIO()
-        configure(LoggingSettings(format="console"), stream=console)
+        configure(format="console", stream=console)
 
         def block() -> None:
             clock.now += 0.3

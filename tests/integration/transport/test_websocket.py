@@ -19,7 +19,7 @@ import trustme
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Message, Ping, Pong, TextMessage
 
-from bridge.server.limits import Pace
+from bridge.server.limits import TokenBucket
 from bridge.transport.byte_stream import SocketBytes, StreamBytes, byte_stream
 from bridge.transport.websocket import (
     FAILURE_SECONDS,
@@ -447,7 +447,7 @@ async def test_the_reason_for_failing_is_not_waited_for_long(autojump_clock: Clo
 
 
 async def test_a_flood_is_received_at_the_pace_of_its_limit(autojump_clock: Clock) -> None:
-    async with connected("memory", pace=Pace(100, 200).spend) as (websocket, peer):
+    async with connected("memory", pace=TokenBucket(100, 200).take) as (websocket, peer):
         await peer.send(*[TextMessage(data="")] * 1000)
         received = 0
         while received < 1000:
@@ -457,7 +457,7 @@ async def test_a_flood_is_received_at_the_pace_of_its_limit(autojump_clock: Cloc
 
 
 async def test_drop_ends_the_pause_of_a_flood(autojump_clock: Clock) -> None:
-    async with connected("memory", pace=Pace(1, 1).spend) as (websocket, peer):
+    async with connected("memory", pace=TokenBucket(1, 1).take) as (websocket, peer):
         await peer.send(*[TextMessage(data="")] * 100)
         await websocket.receive()
         async with trio.open_nursery() as nursery:

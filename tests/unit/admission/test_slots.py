@@ -12,9 +12,34 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from trio.testing import wait_all_tasks_blocked
 
-from bridge.admission.slots import LEAST_WAITING, RESERVED_SECONDS, Admission, Limits
+from bridge.admission.slots import (
+    LEAST_WAITING,
+    RESERVED_SECONDS,
+    Admission,
+    Entry,
+    Limits,
+    NotAdmitted,
+)
 
 TWO = Limits(2)
+
+
+async def reserve(admission: Admission, sid: str, caller: str, limits: Limits) -> str:
+    """Reserve a slot, and return the reason if that is refused, else ""."""
+    try:
+        await admission.reserve(sid, caller, limits)
+    except NotAdmitted as error:
+        return str(error)
+    return ""
+
+
+def bind(entry: Entry, sid: str, caller: str, *, promised: bool = False) -> str:
+    """Bind a slot, and return the reason if that is refused, else ""."""
+    try:
+        entry.bind(sid, caller, promised=promised)
+    except NotAdmitted as error:
+        return str(error)
+    return ""
 
 
 class Clock:
@@ -38,40 +63,39 @@ def admission(clock: Clock) -> Admission:
 
 
 async def test_the_cap_is_exact(admission: Admission) -> None:
-    assert await admission.reserve("CA1", "", TWO) == ""
+    assert await reserve(admission, "CA1", "", TWO) == ""
     assert not admission.is_full(TWO)
-    assert await admission.reserve("CA2", "", TWO) == ""
+    assert await reserve(admission, "CA2", "", TWO) == ""
     assert admission.is_full(TWO)
-    assert "server.max_calls" in await admission.reserve("CA3", "", TWO)
+    assert "server.max_calls" in await reserve(admission, "CA3", "", TWO)
     assert len(admission) == 2
 
 
 async def test_a_webhook_that_is_asked_twice_takes_one_slot(admission: Admission) -> None:
     for _ in range(3):
-        assert await admission.reserve("CA1", "", TWO) == ""
+        assert await reserve(admission, "CA1", "", TWO) == ""
     assert len(admission) == 1
-    assert await admission.reserve("CA2", "", TWO) == ""
+    assert await reserve(admission, "CA2", "", TWO) == ""
     # Also when there is no room for another.
-    assert await admission.reserve("CA1", "", TWO) == ""
+    assert await reserve(admission, "CA1", "", TWO) == ""
 
 
 async def test_a_reservation_expires(admission: Admission, clock: Clock) -> None:
-    await admission.reserve("CA1", "", Limits(1))
+    await reserve(admission, "CA1", "", Limits(1))
     clock.now = RESERVED_SECONDS - 0.1
-    assert await admission.reserve("CA2", "", Limits(1)) != ""
-    await admission.reserve("CA1", "", Limits(1))  # asked again: its time begins anew
+    assert await reserve(admission, "CA2", "", Limits(1)) != ""
+    await reserve(admission, "CA1", "", Limits(1))  # asked again: its time begins anew
     clock.now = 2 * RESERVED_SECONDS - 0.2
     assert admission.is_full(Limits(1))
     clock.now = 2 * RESERVED_SECONDS
     assert len(admission) == 0
-    assert await admission.reserve("CA2", "", Limits(1)) == ""
+    assert await reserve(admission, "CA2", "", Limits(1)) == ""
 
 
 async def test_a_bound_slot_lasts_as_long_as_its_socket(admission: Admission, clock: Clock) -> None:
-    await admission.reserve("CA1", "", Limits(1))
+    await reserve(admission, "CA1", "", Limits(1))
     with admission.socket(Limits(1)) as entry:
-        assert entry is not None
-        assert entry.bind("CA1", "") == ""
+        assert bind(entry, "CA1", "") == ""
         clock.now = 3600.0
         assert len(admission) == 1
         admission.release("CA1")  # a report that the call has ended comes before the call's end
@@ -80,22 +104,20 @@ async def test_a_bound_slot_lasts_as_long_as_its_socket(admission: Admission, cl
 
 
 async def test_every_way_out_gives_the_slot_back(admission: Admission) -> None:
-    await admission.reserve("CA1", "", TWO)
+    await reserve(admission, "CA1", "", TWO)
 
     def crash() -> None:
         with admission.socket(TWO) as entry:
-            assert entry is not None
-            entry.bind("CA1", "")
+            bind(entry, "CA1", "")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         crash()
     assert len(admission) == 0
-    await admission.reserve("CA2", "", TWO)
+    await reserve(admission, "CA2", "", TWO)
     with trio.CancelScope() as scope:
         with admission.socket(TWO) as entry:
-            assert entry is not None
-            entry.bind("CA2", "")
+            bind(entry, "CA2", "")
             scope.cancel()
             await trio.sleep_forever()
     assert (len(admission), admission.waiting) == (0, 0)
@@ -105,15 +127,13 @@ async def test_a_call_that_comes_back_to_the_webhook_keeps_its_slot(
     admission: Admission, clock: Clock
 ) -> None:
     """Its TwiML may redirect it there while the first stream is still being torn down."""
-    await admission.reserve("CA1", "", Limits(1))
+    await reserve(admission, "CA1", "", Limits(1))
     with admission.socket(Limits(1)) as first:
-        assert first is not None
-        first.bind("CA1", "")
-        assert await admission.reserve("CA1", "", Limits(1)) == ""
+        bind(first, "CA1", "")
+        assert await reserve(admission, "CA1", "", Limits(1)) == ""
     assert len(admission) == 1
     with admission.socket(Limits(1)) as second:
-        assert second is not None
-        assert second.bind("CA1", "") == ""
+        assert bind(second, "CA1", "") == ""
         assert len(admission) == 1
     assert len(admission) == 0
 
@@ -123,69 +143,66 @@ async def test_a_socket_without_a_reservation_takes_a_slot_if_there_is_one(
 ) -> None:
     with ExitStack() as stack:
         entries = [stack.enter_context(admission.socket(Limits(1))) for _ in range(3)]
-        assert all(entries)
-        assert entries[0].bind("CA1", "") == ""  # type: ignore[union-attr]
-        assert "server.max_calls" in entries[1].bind("CA2", "")  # type: ignore[union-attr]
+        assert bind(entries[0], "CA1", "") == ""
+        assert "server.max_calls" in bind(entries[1], "CA2", "")
         # Another process has let it in: a call is not dropped for that.
-        assert entries[2].bind("CA3", "", promised=True) == ""  # type: ignore[union-attr]
+        assert bind(entries[2], "CA3", "", promised=True) == ""
         assert len(admission) == 2
     assert len(admission) == 0
 
 
 async def test_a_caller_has_so_many_calls_at_once(admission: Admission) -> None:
     limits = Limits(10, per_number=1)
-    assert await admission.reserve("CA1", "+15551234567", limits) == ""
-    assert await admission.reserve("CA1", "+15551234567", limits) == ""
-    assert "calls_per_number" in await admission.reserve("CA2", "+15551234567", limits)
-    assert await admission.reserve("CA3", "+15557654321", limits) == ""
-    # What is dialled from here, or by a softphone, is nobody's.
-    assert await admission.reserve("CA4", "", limits) == ""
-    assert await admission.reserve("CA5", "", limits) == ""
+    assert await reserve(admission, "CA1", "+15551234567", limits) == ""
+    assert await reserve(admission, "CA1", "+15551234567", limits) == ""
+    assert "calls_per_number" in await reserve(admission, "CA2", "+15551234567", limits)
+    assert await reserve(admission, "CA3", "+15557654321", limits) == ""
+    # Outbound calls and softphones count towards no caller's limit.
+    assert await reserve(admission, "CA4", "", limits) == ""
+    assert await reserve(admission, "CA5", "", limits) == ""
     admission.release("CA1")
-    assert await admission.reserve("CA2", "+15551234567", limits) == ""
+    assert await reserve(admission, "CA2", "+15551234567", limits) == ""
 
 
 async def test_so_many_calls_begin_in_any_minute(admission: Admission, clock: Clock) -> None:
     limits = Limits(10, per_minute=2)
     for at, sid in ((0.0, "CA1"), (30.0, "CA2")):
         clock.now = at
-        assert await admission.reserve(sid, "", limits) == ""
+        assert await reserve(admission, sid, "", limits) == ""
         admission.release(sid)
     clock.now = 59.9
-    assert "calls_per_minute" in await admission.reserve("CA3", "", limits)
+    assert "calls_per_minute" in await reserve(admission, "CA3", "", limits)
     clock.now = 60.0
-    assert await admission.reserve("CA3", "", limits) == ""
+    assert await reserve(admission, "CA3", "", limits) == ""
     # Asked again it is no new call, and who is refused does not count.
-    assert await admission.reserve("CA3", "", limits) == ""
+    assert await reserve(admission, "CA3", "", limits) == ""
     clock.now = 89.9
-    assert await admission.reserve("CA4", "", limits) != ""
+    assert await reserve(admission, "CA4", "", limits) != ""
     clock.now = 90.0
-    assert await admission.reserve("CA4", "", limits) == ""
+    assert await reserve(admission, "CA4", "", limits) == ""
 
 
 async def test_sockets_that_have_not_started_are_bounded(admission: Admission) -> None:
     with ExitStack() as stack:
         entries = [stack.enter_context(admission.socket(TWO)) for _ in range(LEAST_WAITING)]
-        assert all(entries)
-        with admission.socket(TWO) as one_more:
-            assert one_more is None
-        # Whoever has started waits no more, also if it was refused.
-        assert entries[0] is not None
-        entries[0].bind("CA1", "")
+        with pytest.raises(NotAdmitted, match="sockets"), admission.socket(TWO):
+            pass
+        # A socket that has started no longer waits, also if it was refused.
+        bind(entries[0], "CA1", "")
         assert admission.waiting == LEAST_WAITING - 1
-        with admission.socket(TWO) as one_more:
-            assert one_more is not None
+        with admission.socket(TWO):
+            pass
     assert admission.waiting == 0
 
 
 async def test_an_outbound_call_keeps_its_slot_when_it_gets_its_name(
     admission: Admission, clock: Clock
 ) -> None:
-    await admission.reserve("dial 1", "", Limits(1))
+    await reserve(admission, "dial 1", "", Limits(1))
     admission.rename("dial 1", "CA1", seconds=90)
     clock.now = 89.0
-    assert await admission.reserve("CA2", "", Limits(1)) != ""
-    assert await admission.reserve("CA1", "", Limits(1)) == ""  # its webhook
+    assert await reserve(admission, "CA2", "", Limits(1)) != ""
+    assert await reserve(admission, "CA1", "", Limits(1)) == ""  # its webhook
     assert len(admission) == 1
     admission.rename("dial 2", "CA9", seconds=90)  # expired meanwhile: nothing to rename
     assert len(admission) == 1
@@ -200,13 +217,12 @@ class Cap:
         self.answers = trio.Event()
         self.asked: Counter[str] = Counter()
 
-    async def reserve(self, call_sid: str) -> str:
+    async def reserve(self, call_sid: str) -> None:
         self.asked[call_sid] += 1
         await self.answers.wait()
         if call_sid not in self.held and len(self.held) >= self.size:
-            return "the account has no more"
+            raise NotAdmitted("the account has no more")
         self.held.add(call_sid)
-        return ""
 
     def bound(self, call_sid: str) -> None:
         self.held.add(call_sid)
@@ -219,35 +235,34 @@ async def test_a_shared_cap_may_refuse_what_we_would_take(clock: Clock) -> None:
     cap = Cap(1)
     cap.answers.set()
     admission = Admission(clock, cap)
-    assert await admission.reserve("CA1", "", TWO) == ""
-    assert await admission.reserve("CA2", "", TWO) == "the account has no more"
+    assert await reserve(admission, "CA1", "", TWO) == ""
+    assert await reserve(admission, "CA2", "", TWO) == "the account has no more"
     assert len(admission) == 1
-    assert await admission.reserve("CA1", "", TWO) == ""
+    assert await reserve(admission, "CA1", "", TWO) == ""
     assert cap.asked == {"CA1": 1, "CA2": 1}
     with admission.socket(TWO) as entry:
-        assert entry is not None
-        entry.bind("CA1", "")
+        bind(entry, "CA1", "")
     assert cap.held == set()
     # It is not asked when there is no room here.
-    assert await admission.reserve("CA3", "", Limits(0)) != ""
+    assert await reserve(admission, "CA3", "", Limits(0)) != ""
     assert cap.asked["CA3"] == 0
 
 
 async def test_a_slot_is_held_while_a_shared_cap_is_asked(clock: Clock) -> None:
-    """So that nobody overtakes; a second request for the same call waits for the first."""
+    """So that no other call takes it; a second request for the same call waits for the first."""
     cap = Cap(1)
     admission = Admission(clock, cap)
     answers: list[str] = []
 
-    async def reserve(sid: str) -> None:
-        answers.append(await admission.reserve(sid, "", Limits(1)))
+    async def webhook(sid: str) -> None:
+        answers.append(await reserve(admission, sid, "", Limits(1)))
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(reserve, "CA1")
+        nursery.start_soon(webhook, "CA1")
         await wait_all_tasks_blocked()
-        nursery.start_soon(reserve, "CA1")
+        nursery.start_soon(webhook, "CA1")
         await wait_all_tasks_blocked()
-        assert "server.max_calls" in await admission.reserve("CA2", "", Limits(1))
+        assert "server.max_calls" in await reserve(admission, "CA2", "", Limits(1))
         clock.now = 100.0
         assert len(admission) == 1
         cap.answers.set()
@@ -258,7 +273,7 @@ async def test_a_slot_is_held_while_a_shared_cap_is_asked(clock: Clock) -> None:
 async def test_a_webhook_that_is_cancelled_leaves_nothing(clock: Clock) -> None:
     admission = Admission(clock, Cap(1))
     with trio.move_on_after(0):
-        await admission.reserve("CA1", "", TWO)
+        await reserve(admission, "CA1", "", TWO)
     assert len(admission) == 0
 
 
@@ -267,11 +282,11 @@ async def test_what_expires_unbound_is_left_to_the_shared_cap(clock: Clock) -> N
     cap = Cap(2)
     cap.answers.set()
     admission = Admission(clock, cap)
-    await admission.reserve("CA1", "", TWO)
+    await reserve(admission, "CA1", "", TWO)
     clock.now = RESERVED_SECONDS
     assert len(admission) == 0
     assert cap.held == {"CA1"}
-    await admission.reserve("CA1", "", TWO)
+    await reserve(admission, "CA1", "", TWO)
     admission.release("CA1")  # but the caller who hung up before is nowhere
     assert cap.held == set()
 
@@ -287,7 +302,7 @@ class Calls(RuleBasedStateMachine):
         self.clock = Clock()
         self.admission = Admission(self.clock)
         self.limits = Limits(self.CAP, per_number=2, per_minute=12)
-        self.open: list[tuple[ExitStack, object]] = []
+        self.open: list[tuple[ExitStack, Entry]] = []
         self.bound: Counter[str] = Counter()
         self.names: dict[int, str] = {}
 
@@ -295,7 +310,7 @@ class Calls(RuleBasedStateMachine):
         answer: list[str] = []
 
         async def main() -> None:
-            answer.append(await self.admission.reserve(sid, caller, self.limits))
+            answer.append(await reserve(self.admission, sid, caller, self.limits))
 
         trio.run(main)
         return answer[0]
@@ -307,10 +322,10 @@ class Calls(RuleBasedStateMachine):
     @rule()
     def opens(self) -> None:
         stack = ExitStack()
-        entry = stack.enter_context(self.admission.socket(self.limits))
-        if entry is None:
+        try:
+            entry = stack.enter_context(self.admission.socket(self.limits))
+        except NotAdmitted:
             assert self.admission.waiting >= LEAST_WAITING
-            stack.close()
         else:
             self.open.append((stack, entry))
 
@@ -319,7 +334,7 @@ class Calls(RuleBasedStateMachine):
     def starts(self, data: st.DataObject, sid: str) -> None:
         position = data.draw(st.integers(0, len(self.open) - 1))
         _, entry = self.open[position]
-        if id(entry) not in self.names and entry.bind(sid, "+1") == "":  # type: ignore[attr-defined]
+        if id(entry) not in self.names and bind(entry, sid, "+1") == "":
             self.names[id(entry)] = sid
             self.bound[sid] += 1
 

@@ -83,9 +83,9 @@ async def test_without_a_token_the_server_does_not_start():
     ("fields", "status", "words"),
     [
         ({"voice_url": HOOK}, "ok", "is answered by"),
-        ({"voice_url": HOOK, "voice_method": "GET"}, "wrong", "takes POST"),
+        ({"voice_url": HOOK, "voice_method": "GET"}, "wrong", "accepts POST only"),
         ({"voice_url": "https://old.example/voice"}, "wrong", "https://old.example/voice"),
-        ({}, "wrong", "answered by nothing"),
+        ({}, "wrong", "has no voice webhook"),
         ({"voice_url": HOOK, "trunk_sid": "TK" + "0" * 32}, "wrong", "trunk"),
         ({"voice_url": HOOK, "voice_application_sid": "AP" + "0" * 32}, "wrong", "application"),
     ],

@@ -22,12 +22,8 @@ from tests.unit.records.samples import NASTY, NOON, SID, record, sid, whole_reco
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A working directory and an environment of its own, and the configuration of a newcomer."""
-    monkeypatch.chdir(tmp_path)
-    for name in list(os.environ):
-        if name.startswith(("BRIDGE_", "DEEPGRAM_", "TWILIO_")):
-            monkeypatch.delenv(name)
+def clean(monkeypatch: pytest.MonkeyPatch, own_environment: None) -> None:
+    """The configuration of a newcomer."""
     monkeypatch.setenv("TZ", "UTC")
     Path("config.toml").write_text("")
 
@@ -197,9 +193,9 @@ def test_markup_is_text(run):
 def test_words_that_were_not_kept_are_said_to_be_none(run):
     stored(whole_record(revision=1, words_kept=False))
     out = run(SID)[1]
-    assert "not kept (records.transcripts)" in out
+    assert "not stored (records.transcripts)" in out
     assert "Sales, please." not in out
-    assert "00:02.0 caller (not kept)" in " ".join(out.split())
+    assert "00:02.0 caller (not stored)" in " ".join(out.split())
 
 
 def _newer() -> None:

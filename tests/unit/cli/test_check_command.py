@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -18,12 +17,8 @@ KEY = "dg-key-5EC237-0123456789abcdef"
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A working directory and an environment of its own, and logging as it was."""
-    monkeypatch.chdir(tmp_path)
-    for name in list(os.environ):
-        if name.startswith(("BRIDGE_", "DEEPGRAM_", "TWILIO_")):
-            monkeypatch.delenv(name)
+def clean(monkeypatch: pytest.MonkeyPatch, own_environment: None) -> None:
+    """Logging as it was, and an agent that is not there."""
     monkeypatch.setenv("BRIDGE_CONFIG", "")
     monkeypatch.setattr(logs, "configure", lambda *_, **__: None)
     # Nothing listens there: bound by no server, and asked by none of the checks.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 import pytest
@@ -22,10 +22,7 @@ CALL_SID = "CA" + "0" * 31 + "1"
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith(("BRIDGE_", "DEEPGRAM_", "TWILIO_")) or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
+def clean(monkeypatch: pytest.MonkeyPatch, own_environment: None) -> None:
     monkeypatch.setattr(module, "POLL_SECONDS", 0.001)
 
 
@@ -63,17 +60,19 @@ def test_a_call_is_placed(monkeypatch, capsys, world):
     arguments = [TO, "--from", OWN_NUMBER, "--var", "name=Ann=Bob", "--var", "empty=", "--agent"]
     code, out, err = run(monkeypatch, capsys, *arguments, "sales", "--message", "Call back.")
     assert (code, out, err) == (0, f"{CALL_SID} queued\n", [])
-    (asked,) = world.policy.admitted
-    assert (asked.to, asked.from_, asked.agent) == (TO, OWN_NUMBER, "sales")
-    assert asked.variables == {"name": "Ann=Bob", "empty": ""}
-    assert asked.message == "Call back."
+    call = world.standin.calls[CALL_SID]
+    assert (call.asked("To"), call.asked("From")) == (TO, OWN_NUMBER)
+    asked = dict(parse_qsl(urlsplit(call.asked("Url")).query, keep_blank_values=True))
+    assert asked == {"var.name": "Ann=Bob", "var.empty": "", "agent": "sales"}
+    callback = urlsplit(call.asked("AsyncAmdStatusCallback"))
+    assert dict(parse_qsl(callback.query)) == {"message": "Call back."}
 
 
 def test_the_result_for_programs(monkeypatch, capsys, world):
     code, out, _ = run(monkeypatch, capsys, TO, "--json")
     assert code == 0
     assert json.loads(out) == {"call_sid": CALL_SID, "status": "queued"}
-    assert world.policy.admitted[0].from_ == OWN_NUMBER
+    assert world.standin.calls[CALL_SID].asked("From") == OWN_NUMBER
 
 
 def test_the_bridges_refusal_in_one_line(monkeypatch, capsys, world):
@@ -81,8 +80,10 @@ def test_the_bridges_refusal_in_one_line(monkeypatch, capsys, world):
     assert (code, out) == (1, "")
     (line,) = err
     assert line.startswith("bridge: Twilio error 21210: The source phone number")
-    world.policy.refusal = "the server is draining"
-    assert run(monkeypatch, capsys, TO)[2] == ["bridge: the server is draining"]
+    world.bridge.begin_drain()
+    assert run(monkeypatch, capsys, TO)[2] == [
+        "bridge: no call may be placed now: the server is stopping"
+    ]
 
 
 def test_without_the_token_it_says_what_is_missing(monkeypatch, capsys, world):
@@ -98,7 +99,7 @@ def test_without_the_token_it_says_what_is_missing(monkeypatch, capsys, world):
     [
         ("completed", 0, None),
         ("busy", 1, "busy"),
-        ("no-answer", 1, "nobody answered"),
+        ("no-answer", 1, "no one answered"),
         ("failed", 1, "number right"),
         ("canceled", 1, "cancelled"),
     ],
@@ -141,7 +142,7 @@ def test_a_bridge_that_goes_away_while_it_is_watched(monkeypatch, capsys, world)
     monkeypatch.setattr(module, "_ask", look)
     code, out, err = run(monkeypatch, capsys, TO, "--wait")
     assert (code, out) == (1, "")
-    assert err[-1] == "bridge: cannot reach it; the call may still be on"
+    assert err[-1] == "bridge: cannot reach it; the call may still be live"
 
 
 def test_ctrl_c_ends_the_waiting_and_not_the_call(monkeypatch, capsys, world):
@@ -189,7 +190,7 @@ def test_something_else_that_answers(monkeypatch, capsys):
     monkeypatch.setattr(module, "connect", connect)
     code, _, err = run(monkeypatch, capsys, TO)
     assert code == 1
-    assert "is no bridge" in err[0]
+    assert "is not a bridge" in err[0]
 
 
 def test_twilio_out_of_order(monkeypatch, capsys, world):

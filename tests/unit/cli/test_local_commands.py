@@ -12,9 +12,9 @@ from rich.console import Console
 from bridge.cli import agent as agent_command
 from bridge.cli import demo as demo_command
 from bridge.cli import main
-from bridge.cli.call_view import CallView
 from bridge.cli.demo import local_requirements, transcript
-from bridge.cli.live_call import LiveCall
+from bridge.cli.phone.live_call import LiveCall
+from bridge.cli.phone.view import CallView
 from bridge.local_agent.dialogue import load_dialogue
 
 
@@ -108,7 +108,7 @@ def test_the_demo_installs_what_it_needs_after_saying_so(code, monkeypatch, caps
         main()
     assert exit_.value.code == 1
     said = capsys.readouterr().err.splitlines()
-    assert said[0].startswith("Installing what the local agent hears and speaks with: ")
+    assert said[0].startswith("Installing the local agent's packages (half a minute): ")
     assert said[-1] == (
         "bridge: needs ears: pip install them; or bridge demo --echo, which needs none"
     )

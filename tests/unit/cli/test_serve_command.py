@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,8 @@ KEY = "dg-key-5EC237-0123456789abcdef"
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A working directory and an environment of its own, and an application nobody has started."""
-    monkeypatch.chdir(tmp_path)
-    for name in list(os.environ):
-        if name.startswith(("BRIDGE_", "DEEPGRAM_", "TWILIO_")):
-            monkeypatch.delenv(name)
+def clean(monkeypatch: pytest.MonkeyPatch, own_environment: None) -> None:
+    """An application that has not been started."""
     monkeypatch.setenv("TWILIO_AUTH_TOKEN", "tw-token")
     # The command writes it: so that it is taken back.
     monkeypatch.setenv("BRIDGE_CONFIG", "")
@@ -107,6 +102,11 @@ def test_a_protection_that_is_switched_off_is_mentioned_once(monkeypatch, capsys
         ("[call]\nframe_mss = 1\n", {}, ["call.frame_mss", "did you mean frame_ms?"]),
         ("[server]\nbind = '5000'\n", {}, ["server.bind", "0.0.0.0:5000"]),
         ("[server]\nbind = '0.0.0.0:99999'\n", {}, ["server.bind", "0 to 65535"]),
+        ("", {"DEEPGRAM_API_KEY": " "}, ["DEEPGRAM_API_KEY", "set it"]),
+        (LOCAL, {"BRIDGE_CONFIG": "that.toml"}, ["that.toml", "no such file", "BRIDGE_CONFIG"]),
+        ("[calls]\nframe_ms = 60\n", {}, ["[calls]", "did you mean [call]"]),
+        ("[call]\nframe_ms = 400\n", {}, ["call.frame_ms", "20 to 250", "400"]),
+        ('[logging]\nlevel = "loud"\n', {}, ["logging.level", '"debug"', '"loud"']),
         ('x = "\x1b[31m\\u202e"', {}, ["config.toml"]),
     ],
 )

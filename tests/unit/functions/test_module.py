@@ -101,7 +101,7 @@ def test_it_imports_what_is_not_there(write: Write) -> None:
 def test_it_is_not_python(write: Write) -> None:
     write("tables_7.py", "\ndef f(:\n")
     assert refusal("tables_7") == (
-        "functions.module: tables_7: tables_7.py line 2: invalid syntax; mend the syntax"
+        "functions.module: tables_7: tables_7.py line 2: invalid syntax; correct the syntax"
     )
 
 
@@ -115,7 +115,7 @@ def test_it_raises(write: Write) -> None:
 
 def test_it_is_a_program(write: Write) -> None:
     write("tables_9.py", "import sys\nsys.exit(3)")
-    assert "it ends the program when imported; put that under `if __name_" in refusal("tables_9")
+    assert "it calls sys.exit() when imported; put that under `if __name_" in refusal("tables_9")
 
 
 def test_an_interrupt_is_nobodys_error(write: Write) -> None:
@@ -133,7 +133,7 @@ def test_it_marks_nothing(write: Write) -> None:
 def test_its_function_is_unfit(write: Write) -> None:
     write("tables_12.py", "from bridge.functions import function\n@function\ndef f(a): ...")
     assert refusal("tables_12") == (
-        "tables_12.f: parameter a has no type hint; write a: str, or what it is"
+        "tables_12.f: parameter a has no type hint; write a: str, or its type"
     )
 
 

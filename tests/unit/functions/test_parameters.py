@@ -282,17 +282,17 @@ def senseless(a: Annotated[str, msgspec.Meta(ge=3)]) -> None: ...
 @pytest.mark.parametrize(
     ("implementation", "words"),
     [
-        (no_hint, "m.f: parameter b has no type hint; write b: str, or what it is"),
-        (many, "m.f: *guests: 'int' cannot be told to the agent; name each parameter"),
-        (anything, "m.f: **facts: 'int' cannot be told to the agent; name each parameter"),
-        (by_position, "m.f: parameter a is positional-only, and the agent gives names; remove"),
-        (unknown_hint, "m.f: its type hint OnlyForTheTypeChecker has no meaning when bridge"),
+        (no_hint, "m.f: parameter b has no type hint; write b: str, or its type"),
+        (many, "m.f: *guests: 'int' cannot be described to the agent; name each parameter"),
+        (anything, "m.f: **facts: 'int' cannot be described to the agent; name each parameter"),
+        (by_position, "m.f: parameter a is positional-only, but the agent passes names; remove"),
+        (unknown_hint, "m.f: its type hint OnlyForTheTypeChecker is not defined when bridge"),
         (broken_hint, "m.f: its type hints cannot be read: unsupported operand"),
-        (complex_number, "m.f: parameter a: the type complex cannot be had from JSON; use int"),
+        (complex_number, "m.f: parameter a: the type complex cannot be read from JSON; use int"),
         (callback, "m.f: parameter a: the type collections.abc.Callable[[int], int] cannot be"),
-        (either, "cannot be had from JSON (Type unions may not contain more than one dict-like"),
+        (either, "cannot be read from JSON (Type unions may not contain more than one dict-like"),
         (tree, "m.f: parameter a: the type Folder contains itself, which not every model"),
-        (senseless, "cannot be had from JSON (Can only set `ge` on a numeric type"),
+        (senseless, "cannot be read from JSON (Can only set `ge` on a numeric type"),
     ],
 )
 def test_what_cannot_be_told_is_refused_with_a_remedy(

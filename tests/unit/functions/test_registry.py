@@ -149,7 +149,9 @@ def test_names_the_agent_does_not_take(name: Any) -> None:
     @function(name=name)
     def f() -> None: ...
 
-    with pytest.raises(FunctionError, match=r"f: the agent takes no function called .*give it @fu"):
+    with pytest.raises(
+        FunctionError, match=r"f: the agent accepts no function called .*give it @fu"
+    ):
         Function.of(f)
 
 
@@ -178,7 +180,9 @@ def test_generators_are_refused() -> None:
         yield 1
 
     for implementation in (one, two):
-        with pytest.raises(FunctionError, match=r"yields, and the agent takes one answer; return"):
+        with pytest.raises(
+            FunctionError, match=r"is a generator, but the agent accepts one answer; return"
+        ):
             Function.of(implementation)
 
 

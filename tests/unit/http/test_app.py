@@ -24,7 +24,8 @@ from quart_trio import QuartTrio
 from twilio.twiml.voice_response import Connect, VoiceResponse
 
 from bridge.config.file import FixedConfig
-from bridge.http.app import BUSY, ELSEWHERE, create_app
+from bridge.http.app import create_app
+from bridge.http.twilio_hooks import BUSY, ELSEWHERE
 from bridge.outcome import Outcome
 from bridge.records.record import CallRecord
 from bridge.testing.phone.twiml import ConnectStream, Dial, Hangup, Redirect, Say, Verb, read_twiml
@@ -198,7 +199,7 @@ async def test_the_public_url_wins_over_any_host(public_url: str, socket: str, h
 
 
 @pytest.mark.parametrize("name", ["X-Forwarded-Host", "X-Forwarded-Proto", "Forwarded"])
-async def test_nobody_is_believed_about_where_we_are(name: str) -> None:
+async def test_forwarding_headers_of_untrusted_peers_are_ignored(name: str) -> None:
     """No proxy is trusted unless the configuration names it."""
     verb = await connecting("/incoming-call", FORM, headers={name: "evil.example"})
     assert verb.url == f"wss://{NGROK}/media-stream"
@@ -409,7 +410,7 @@ async def test_every_outcome_is_followed_by_something(
 
 
 @pytest.mark.parametrize("form", [FORM, {"CallSid": ""}, {"CallSid": "<&>\x00"}, None])
-async def test_after_a_call_nobody_remembers_comes_a_hang_up(form: dict[str, str] | None) -> None:
+async def test_after_an_unknown_call_comes_a_hang_up(form: dict[str, str] | None) -> None:
     assert await verbs("/call-ended", form) == [Hangup()]
 
 

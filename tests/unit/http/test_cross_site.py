@@ -162,7 +162,7 @@ async def test_twilio_is_sent_to_the_name_the_proxy_was_asked_by() -> None:
     await rest.aclose()
 
 
-async def test_a_trusted_proxy_makes_nobody_local() -> None:
+async def test_a_trusted_proxy_makes_no_client_local() -> None:
     app = application(
         Secrets(twilio_auth_tokens=(AUTH_TOKEN,)), server={"trusted_proxies": ("127.0.0.1",)}
     )

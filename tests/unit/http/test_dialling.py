@@ -13,16 +13,14 @@ from hypothesis import strategies as st
 
 from bridge.addresses import PublicAddress
 from bridge.http.dialling import (
-    BadRequest,
     OutboundCall,
     check_request,
     message_address,
     outbound_parameters,
     read_request,
-    with_twiml,
-    with_webhook,
+    webhook_address,
 )
-from bridge.testing.phone.twiml import ConnectStream, read_twiml
+from bridge.http.json_api import BadRequest
 
 TO, FROM = "+15551234567", "+15557654321"
 ADDRESS = PublicAddress("https://voice.example.com", "wss://voice.example.com")
@@ -31,7 +29,7 @@ AGENTS = {"sales": [FROM], "night": ["+15550000002"], "mute": []}
 
 def checked(**fields: Any) -> OutboundCall:
     body = json.dumps({"to": TO, "from": FROM, **fields}).encode()
-    return check_request(read_request(body), AGENTS, ["ticket2"])
+    return check_request(read_request(body), AGENTS)
 
 
 def refused(**fields: Any) -> BadRequest:
@@ -41,7 +39,7 @@ def refused(**fields: Any) -> BadRequest:
     return caught.value
 
 
-def test_what_is_asked_for_is_what_is_meant() -> None:
+def test_a_request_becomes_the_call_that_it_describes() -> None:
     call = checked(
         agent="sales",
         variables={"name": "Ann <&> 山田", "age": 30, "rate": 1.5, "vip": True},
@@ -93,7 +91,6 @@ def test_a_message_implies_waiting_for_its_turn() -> None:
         ({"variables": {"from": "x"}}, "variables.from"),
         ({"variables": {"CALLSID": "x"}}, "variables.CALLSID"),
         ({"variables": {"ticket": "x"}}, "variables.ticket"),
-        ({"variables": {"ticket2": "x"}}, "variables.ticket2"),
         ({"variables": {"direction": "x"}}, "variables.direction"),
         ({"variables": {"a": "x" * 499}}, "variables.a"),
         ({"variables": {f"v{n}": "x" for n in range(21)}}, "variables"),
@@ -110,7 +107,7 @@ def test_what_is_wrong_is_named_with_what_would_be_right(
     assert problem.status == 422
 
 
-def test_a_call_needs_somebody_to_call() -> None:
+def test_a_call_needs_a_number_to_call() -> None:
     with pytest.raises(BadRequest) as caught:
         read_request(b"{}")
     assert caught.value.field == "to"
@@ -136,45 +133,16 @@ CALL = OutboundCall(
 )
 
 
-async def test_the_twiml_connects_the_call_with_its_variables() -> None:
-    options = await with_twiml(CALL, ADDRESS, {"ticket": "t-1"})
-    (verb,) = read_twiml(options["twiml"], "text/xml", "https://voice.example.com/")
-    assert isinstance(verb, ConnectStream)
-    assert verb.url == "wss://voice.example.com/media-stream"
-    assert verb.action == "https://voice.example.com/call-ended"
-    assert dict(verb.parameters) == {
-        "name": "Ann <&> 山田",
-        "x": "a=b&c+d%20",
-        "From": FROM,
-        "To": TO,
-        "direction": "outbound-api",
-        "agent": "sales",
-        "ticket": "t-1",
-    }
-
-
-def test_no_variable_passes_for_a_fact_of_the_call() -> None:
-    call = OutboundCall(TO, FROM, variables={"From": "+1", "direction": "inbound"})
-    assert call.parameters == {"From": FROM, "To": TO, "direction": "outbound-api", "agent": ""}
-
-
-async def test_too_much_for_twiml_is_refused_and_not_cut() -> None:
-    many = {f"v{n}": "<" * 200 for n in range(5)}
-    with pytest.raises(BadRequest, match="4000") as caught:
-        await with_twiml(checked(variables=many), ADDRESS)
-    assert caught.value.field == "variables"
-
-
-async def test_the_webhook_gets_the_variables_with_its_address() -> None:
-    url = (await with_webhook(CALL, ADDRESS))["url"]
+def test_the_webhook_gets_the_variables_with_its_address() -> None:
+    url = webhook_address(ADDRESS, CALL)
     assert url.startswith("https://voice.example.com/incoming-call?")
     assert url.isascii()
     query = dict(parse_qsl(urlsplit(url).query, strict_parsing=True))
     assert outbound_parameters(query) == {**CALL.variables, "agent": "sales"}
-    plain = await with_webhook(OutboundCall(TO, FROM), ADDRESS)
-    assert plain == {"url": "https://voice.example.com/incoming-call"}
+    plain = webhook_address(ADDRESS, OutboundCall(TO, FROM))
+    assert plain == "https://voice.example.com/incoming-call"
     with pytest.raises(BadRequest, match="4000"):
-        await with_webhook(checked(variables={f"v{n}": "山" * 200 for n in range(5)}), ADDRESS)
+        webhook_address(ADDRESS, checked(variables={f"v{n}": "山" * 200 for n in range(5)}))
 
 
 def test_only_what_could_have_been_put_into_an_address_is_read_from_it() -> None:

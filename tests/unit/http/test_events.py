@@ -9,12 +9,9 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from quart_trio import QuartTrio
 
 from bridge.http.events import BEGIN_SECONDS, HEARTBEAT
-from bridge.http.operator_api import control_blueprint
 from bridge.live import hub as live_module
-from bridge.live.hub import Live
 from tests.unit.http.world import SID, ControlWorld
 from tests.watching import read_events
 
@@ -35,9 +32,7 @@ class EventWorld(ControlWorld):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.hub = Live([])
-        self.app = QuartTrio("control")
-        self.app.register_blueprint(control_blueprint(self, live=self.hub))
+        self.hub = self.bridge.live
 
     async def events(self, sid: str = SID) -> list[tuple[str, Mapping[str, Any]]]:
         """All of a stream that ends by itself."""
@@ -73,7 +68,7 @@ async def test_a_call_of_another_process_is_said_to_be_elsewhere(world: EventWor
 async def test_a_call_that_is_not_begun_is_waited_for_and_given_up(
     world: EventWorld, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """A note of Twilio's, that it rings, is no sign that somebody carries it."""
+    """A report of Twilio's that it rings does not say that a process carries it."""
     world.records.stored[SID] = {"call_sid": SID, "status": "ringing", "status_sequence": 1}
     began = trio.current_time()
     ((name, data),) = await world.events()

@@ -1,4 +1,4 @@
-"""Who is let in: by the token, or, without one, from this machine; and who only looks local."""
+"""Clients with the token are accepted; without a token, clients that are really local."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.datastructures import Headers
 
-from bridge.http.operator_auth import FAILURES_PER_MINUTE, FORWARDING_HEADERS, Gate
+from bridge.http.operator_auth import FAILURES_PER_MINUTE, FORWARDING_HEADERS, Gate, NotAuthorised
 
 TOKEN = "api-token-5EC237-0123456789"
 LOCAL = "127.0.0.1:5000"
@@ -22,8 +22,11 @@ class Clock:
 
 def status(headers: dict[str, str], peer: str = "127.0.0.1", token: str = "") -> int:
     """200 if let in, else the refusal's."""
-    refusal = Gate(Clock()).refusal(token, Headers({"Host": LOCAL, **headers}), peer)
-    return refusal.status if refusal else 200
+    try:
+        Gate(Clock()).check(token, Headers({"Host": LOCAL, **headers}), peer)
+    except NotAuthorised as error:
+        return error.status
+    return 200
 
 
 # ---- with a token -------------------------------------------------------------------------------
@@ -69,15 +72,15 @@ def test_who_keeps_guessing_is_told_to_wait_and_the_token_still_works() -> None:
     right = Headers({"Host": LOCAL, "Authorization": f"Bearer {TOKEN}"})
 
     def guess(peer: str) -> tuple[int, bool]:
-        refusal = gate.refusal(TOKEN, wrong, peer)
-        assert refusal is not None
-        return refusal.status, refusal.is_news
+        with pytest.raises(NotAuthorised) as caught:
+            gate.check(TOKEN, wrong, peer)
+        return caught.value.status, caught.value.is_news
 
     assert [guess("203.0.113.9") for _ in range(FAILURES_PER_MINUTE)] == [
         (401, True)
     ] * FAILURES_PER_MINUTE
     assert guess("203.0.113.9") == (429, False)
-    assert gate.refusal(TOKEN, right, "203.0.113.9") is None
+    gate.check(TOKEN, right, "203.0.113.9")
     assert guess("203.0.113.10") == (401, True)
     clock.now += 60
     assert guess("203.0.113.9") == (401, True)
@@ -87,7 +90,8 @@ def test_the_memory_of_failures_is_bounded() -> None:
     gate = Gate(Clock())
     wrong = Headers({"Host": LOCAL})
     for number in range(5000):
-        gate.refusal(TOKEN, wrong, f"2001:db8::{number:x}")
+        with pytest.raises(NotAuthorised):
+            gate.check(TOKEN, wrong, f"2001:db8::{number:x}")
     assert len(gate._failures) == 1000
 
 
@@ -109,13 +113,13 @@ def test_others_are_not(peer: str) -> None:
 
 @pytest.mark.parametrize("name", FORWARDING_HEADERS)
 @pytest.mark.parametrize("value", ["127.0.0.1", "for=127.0.0.1", ""])
-def test_nobody_whom_a_proxy_or_tunnel_on_this_machine_lets_through(name: str, value: str) -> None:
+def test_a_client_behind_a_proxy_or_tunnel_here_is_not_local(name: str, value: str) -> None:
     assert status({name: value}) == 403
     assert status({name.lower(): value}) == 403
 
 
 @pytest.mark.parametrize("host", ["voice.example.com", "x.trycloudflare.com", "localhost.evil", ""])
-def test_nobody_who_asked_for_another_host(host: str) -> None:
+def test_a_client_that_requests_another_host_is_not_local(host: str) -> None:
     """A tunnel that adds no header, and a page whose name was pointed at 127.0.0.1."""
     assert status({"Host": host}) == 403
 

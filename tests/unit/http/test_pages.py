@@ -6,9 +6,10 @@ import re
 
 import httpx
 import pytest
-from quart_trio import QuartTrio
 
-from bridge.http.pages import assets, load, pages_blueprint
+from bridge.config.settings import Secrets
+from bridge.http.app import create_app
+from bridge.http.pages import assets, load
 
 TOKEN = "api-token-5EC237-0123456789"
 PAGES = ["console.html", "softphone.html"]
@@ -17,8 +18,7 @@ PAGES = ["console.html", "softphone.html"]
 def client(
     *, token: str = "", peer: str = "127.0.0.1", host: str = "127.0.0.1:5000"
 ) -> httpx.AsyncClient:
-    app = QuartTrio("pages")
-    app.register_blueprint(pages_blueprint(lambda: token))
+    app = create_app(secrets=Secrets(api_token=token))
     return httpx.AsyncClient(
         transport=httpx.ASGITransport(app, client=(peer, 40000)), base_url=f"http://{host}"
     )
@@ -34,7 +34,7 @@ async def test_without_a_token_only_this_machine_gets_the_pages(path: str) -> No
     assert "default-src 'none'" in refused.headers["Content-Security-Policy"]
 
 
-async def test_through_a_tunnel_or_a_rebound_name_nobody_is_local() -> None:
+async def test_a_client_behind_a_tunnel_or_a_rebound_name_is_not_local() -> None:
     async with client() as tunnel, client(host="evil.example") as rebound:
         forwarded = await tunnel.get("/", headers={"X-Forwarded-For": "198.51.100.7"})
         assert forwarded.status_code == 403

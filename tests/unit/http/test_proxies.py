@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.datastructures import Headers
 
-from bridge.http.proxies import Asked, asked, is_same_origin, requested_url
+from bridge.http.proxies import RequestOrigin, is_same_origin, request_origin, requested_url
 
 TRUSTED = ("10.0.0.7", "192.168.0.0/16", "2001:db8::/32")
 CLIENT = "203.0.113.9"
@@ -26,34 +26,42 @@ def forwarded(proto: str = "https", host: str = "voice.example.com", to: str = C
 
 
 def test_without_trust_nothing_is_believed() -> None:
-    own = Asked("10.0.0.7", "http", "inside:5000")
-    assert asked("10.0.0.7", "http", forwarded(), ()) == own
-    assert asked("10.0.0.8", "http", forwarded(), TRUSTED) == own._replace(client="10.0.0.8")
-    assert asked("", "http", forwarded(), ()) == own._replace(client="")
+    own = RequestOrigin("10.0.0.7", "http", "inside:5000")
+    assert request_origin("10.0.0.7", "http", forwarded(), ()) == own
+    assert request_origin("10.0.0.8", "http", forwarded(), TRUSTED) == own._replace(
+        client="10.0.0.8"
+    )
+    assert request_origin("", "http", forwarded(), ()) == own._replace(client="")
 
 
 @pytest.mark.parametrize("peer", ["10.0.0.7", "192.168.7.7", "2001:db8::7", "::ffff:10.0.0.7", ""])
 def test_a_trusted_peer_is_believed(peer: str) -> None:
-    assert asked(peer, "http", forwarded(), TRUSTED) == Asked(CLIENT, "https", "voice.example.com")
+    assert request_origin(peer, "http", forwarded(), TRUSTED) == RequestOrigin(
+        CLIENT, "https", "voice.example.com"
+    )
 
 
 @pytest.mark.parametrize("peer", ["nonsense", "10.0.0.70", "::ffff:10.0.0.8", "10.0.0.7 "])
 def test_who_only_looks_like_it_is_not(peer: str) -> None:
-    assert asked(peer, "http", forwarded(), TRUSTED).host == "inside:5000"
+    assert request_origin(peer, "http", forwarded(), TRUSTED).host == "inside:5000"
 
 
 def test_what_is_not_said_is_the_requests_own() -> None:
-    assert asked("10.0.0.7", "wss", headers(), TRUSTED) == Asked("10.0.0.7", "https", "inside:5000")
+    assert request_origin("10.0.0.7", "wss", headers(), TRUSTED) == RequestOrigin(
+        "10.0.0.7", "https", "inside:5000"
+    )
     only_proto = headers(("X-Forwarded-Proto", "HTTPS"))
-    assert asked("10.0.0.7", "ws", only_proto, TRUSTED) == Asked("10.0.0.7", "https", "inside:5000")
+    assert request_origin("10.0.0.7", "ws", only_proto, TRUSTED) == RequestOrigin(
+        "10.0.0.7", "https", "inside:5000"
+    )
 
 
 @pytest.mark.parametrize("proto", ["gopher", "", "https://x", "ht tps"])
 @pytest.mark.parametrize("host", ["a/b", "a b", "", "a@b", "a?b", "x:123456", '"><x>', "ä.de"])
 def test_nonsense_is_as_if_it_were_not_there(proto: str, host: str) -> None:
-    assert asked("10.0.0.7", "http", forwarded(proto, host, "unknown"), TRUSTED) == Asked(
-        "10.0.0.7", "http", "inside:5000"
-    )
+    assert request_origin(
+        "10.0.0.7", "http", forwarded(proto, host, "unknown"), TRUSTED
+    ) == RequestOrigin("10.0.0.7", "http", "inside:5000")
 
 
 def test_a_client_cannot_put_itself_in_a_proxys_place() -> None:
@@ -63,7 +71,9 @@ def test_a_client_cannot_put_itself_in_a_proxys_place() -> None:
         ("X-Forwarded-Proto", "gopher, http, https"),
         ("X-Forwarded-Host", "evil.example, voice.example.com"),
     )
-    assert asked("10.0.0.7", "http", given_, TRUSTED) == Asked(CLIENT, "https", "voice.example.com")
+    assert request_origin("10.0.0.7", "http", given_, TRUSTED) == RequestOrigin(
+        CLIENT, "https", "voice.example.com"
+    )
 
 
 def test_through_two_proxies_the_outer_ones_entries_count() -> None:
@@ -72,7 +82,9 @@ def test_through_two_proxies_the_outer_ones_entries_count() -> None:
         ("X-Forwarded-Proto", "http, https, http"),
         ("X-Forwarded-Host", "evil.example, voice.example.com, inner:8080"),
     )
-    assert asked("10.0.0.7", "http", given_, TRUSTED) == Asked(CLIENT, "https", "voice.example.com")
+    assert request_origin("10.0.0.7", "http", given_, TRUSTED) == RequestOrigin(
+        CLIENT, "https", "voice.example.com"
+    )
 
 
 def test_a_proxy_that_replaces_instead_of_appending() -> None:
@@ -81,14 +93,14 @@ def test_a_proxy_that_replaces_instead_of_appending() -> None:
         ("X-Forwarded-Proto", "https"),
         ("X-Forwarded-Host", "voice.example.com"),
     )
-    assert asked("10.0.0.7", "http", given_, TRUSTED)[1:] == ("https", "voice.example.com")
+    assert request_origin("10.0.0.7", "http", given_, TRUSTED)[1:] == ("https", "voice.example.com")
 
 
 def test_several_headers_are_one_list() -> None:
     given_ = headers(("X-Forwarded-For", "evil"), ("X-Forwarded-For", f"{CLIENT}:4711"))
-    assert asked("10.0.0.7", "http", given_, TRUSTED).client == CLIENT
+    assert request_origin("10.0.0.7", "http", given_, TRUSTED).client == CLIENT
     given_ = headers(("X-Forwarded-For", "[2001:4711::9]:80"))
-    assert asked("10.0.0.7", "http", given_, TRUSTED).client == "2001:4711::9"
+    assert request_origin("10.0.0.7", "http", given_, TRUSTED).client == "2001:4711::9"
 
 
 @given(
@@ -107,16 +119,16 @@ def test_the_client_is_the_nearest_that_is_not_trusted(
 ) -> None:
     """Whatever the lists: an address or the peer, and a scheme of the two."""
     given_ = headers(("X-Forwarded-For", ",".join(hops)), ("X-Forwarded-Proto", ",".join(protos)))
-    found = asked(peer, "http", given_, TRUSTED)
+    found = request_origin(peer, "http", given_, TRUSTED)
     assert found.scheme in ("http", "https")
     if found.client != peer:
         ipaddress.ip_address(found.client)
     if peer == "198.51.100.1":
-        assert found == Asked(peer, "http", "inside:5000")
+        assert found == RequestOrigin(peer, "http", "inside:5000")
 
 
 def test_the_address_is_the_public_one_when_there_is_one() -> None:
-    here = Asked(CLIENT, "http", "inside:5000")
+    here = RequestOrigin(CLIENT, "http", "inside:5000")
     public = "https://voice.example.com/eu"
     assert requested_url(public, here, "/incoming-call?a=%41") == (
         "https://voice.example.com/eu/incoming-call?a=%41"
@@ -146,5 +158,5 @@ def test_the_address_is_the_public_one_when_there_is_one() -> None:
     ],
 )
 def test_an_origin_of_our_own(origin: str, own: bool) -> None:
-    here = Asked(CLIENT, "http", "inside:5000")
+    here = RequestOrigin(CLIENT, "http", "inside:5000")
     assert is_same_origin(origin, here, "https://voice.example.com/eu") == own

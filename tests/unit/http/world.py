@@ -1,22 +1,24 @@
-"""The control API on an application of its own: fakes for calls, records and rules, and the
-stand-in for Twilio."""
+"""The real application, with fakes for calls and records, and the stand-in for Twilio."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
-from quart_trio import QuartTrio
 
-from bridge.http.call_status import StatusUpdate, fold
-from bridge.http.dialling import AnswerWith, OutboundCall, with_twiml
-from bridge.http.operator_api import control_blueprint
-from bridge.http.operator_host import DialRefused
+from bridge.call.typed import NotTaken
+from bridge.caller import CallInfo
+from bridge.config.file import FixedConfig
+from bridge.config.settings import Secrets
+from bridge.http.app import create_app
+from bridge.outcome import Outcome
+from bridge.records.recorder import Recorder
+from bridge.service import Bridge
+from bridge.testing.phone.webhook import sign
 from bridge.twilio.rest import TwilioRest
 from tests.twilio_standin import ACCOUNT_SID, AUTH_TOKEN, OWN_NUMBER, TwilioStandIn
+from tests.world import settings
 
 TOKEN = "api-token-5EC237-0123456789"
 TO = "+15551234567"
@@ -25,98 +27,81 @@ BASE = f"https://{HOST}"
 SID = "CA" + "a" * 32
 
 
-@dataclass
 class FakeCall:
-    call_sid: str = SID
-    caller: str = TO
-    called: str = OWN_NUMBER
-    seconds: float = 12.3456
-    reasons: list[str] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
-    deaf: str = ""
+    """A live call, as far as the API looks into it."""
 
-    def say(self, words: str) -> str:
-        if not self.deaf:
-            self.said.append(words)
-        return self.deaf
+    seconds_so_far = 12.3456
 
-    def hang_up(self, reason: str) -> None:
+    def __init__(
+        self, call_sid: str = SID, caller: str = TO, called: str = OWN_NUMBER, deaf: str = ""
+    ) -> None:
+        info = CallInfo(call_sid=call_sid, caller=caller, called=called)
+        self.report = SimpleNamespace(info=info)
+        self.reasons: list[str] = []
+        self.said: list[str] = []
+        self.deaf = deaf
+
+    def say(self, words: str) -> None:
+        if self.deaf:
+            raise NotTaken(self.deaf)
+        self.said.append(words)
+
+    def end(self, outcome: Outcome, reason: str) -> None:
+        assert outcome == Outcome.OPERATOR_HUNG_UP
         self.reasons.append(reason)
 
 
-class FakeRecords:
-    def __init__(self) -> None:
-        self.stored: dict[str, dict[str, Any]] = {}
+class FakeRecords(Recorder):
+    """Records as JSON objects, and the reports that would have been folded into them."""
 
-    async def list(self, limit: int) -> Sequence[Mapping[str, Any]]:
+    def __init__(self) -> None:
+        super().__init__()
+        self.stored: dict[str, Any] = {}
+        self.reports: list[tuple[str, str, int, str]] = []
+
+    async def list_calls(self, limit: int = 50, **_: Any) -> Any:
         return list(self.stored.values())[:limit]
 
-    async def get(self, call_sid: str) -> Mapping[str, Any] | None:
+    async def get(self, call_sid: str) -> Any:
         return self.stored.get(call_sid)
 
-
-class FakePolicy:
-    def __init__(self) -> None:
-        self.url = BASE
-        self.refusal = ""
-        self.admitted: list[OutboundCall] = []
-        self.lines = 0
-        self.known: dict[str, Sequence[str]] = {"sales": [OWN_NUMBER], "night": []}
-
-    async def public_url(self) -> str:
-        return self.url
-
-    async def agents(self) -> Mapping[str, Sequence[str]]:
-        return self.known
-
-    async def limits(self) -> tuple[int | None, int | None]:
-        return 30, 3660
-
-    async def admit(self, call: OutboundCall) -> AbstractContextManager[Any]:
-        if self.refusal:
-            raise DialRefused(self.refusal)
-        self.admitted.append(call)
-        return self._line()
-
-    @contextmanager
-    def _line(self) -> Iterator[Callable[[str], None]]:
-        self.lines += 1
-        placed: list[str] = []
-        try:
-            yield placed.append
-        finally:
-            self.lines -= not placed
+    def note_status(
+        self, call_sid: str, status: str, sequence: int, *, answered_by: str = "", **_: Any
+    ) -> None:
+        self.reports.append((call_sid, status, sequence, answered_by))
 
 
 class ControlWorld:
-    """An application with the control API, and everybody it talks to."""
+    """The application with fakes for calls and records, and the stand-in for Twilio behind it."""
 
     def __init__(
-        self, *, token: str = TOKEN, credentials: bool = True, answer: AnswerWith = with_twiml
+        self, *, token: str = TOKEN, credentials: bool = True, public_url: str = BASE
     ) -> None:
         self.standin = TwilioStandIn()
         self.api_token = token
-        self.twilio: TwilioRest | None = None
+        using = settings(
+            server={"public_url": public_url},
+            agents={"sales": {"numbers": [OWN_NUMBER]}, "night": {"numbers": []}},
+        )
+        self.app = create_app(
+            FixedConfig(using), Secrets(api_token=token, twilio_auth_tokens=(AUTH_TOKEN,))
+        )
+        self.bridge: Bridge = self.app.extensions["bridge"]
+        self.bridge.prepare()
         if credentials:
-            self.twilio = TwilioRest(ACCOUNT_SID, AUTH_TOKEN, transport=self.standin.transport())
+            transport = self.standin.transport()
+            self.bridge.twilio = TwilioRest(ACCOUNT_SID, AUTH_TOKEN, transport=transport)
         self.live: list[FakeCall] = []
-        self.records = FakeRecords()
-        self.policy = FakePolicy()
-        self.updates: list[StatusUpdate] = []
-        self.app = QuartTrio("control")
-        self.app.register_blueprint(control_blueprint(self, answer=answer, reserved=["secret"]))
+        self.bridge.calls = self.live  # type: ignore[assignment]
+        self.records = self.bridge.recorder = FakeRecords()
         self.twilio_side = self.client(peer="198.51.100.7", token="")
 
-    async def call_status(self, update: StatusUpdate) -> None:
-        self.updates.append(update)
-
-    def known(self, call_sid: str) -> StatusUpdate | None:
-        """What an owner who folds every report would have stored."""
-        known = None
-        for update in self.updates:
-            if update.call_sid == call_sid:
-                known = fold(known, update)
-        return known
+    async def webhook(self, path: str, form: dict[str, str], query: str = "") -> httpx.Response:
+        """One request of Twilio's, signed."""
+        url = f"{BASE}{path}{query}"
+        signature = sign(url, list(form.items()), AUTH_TOKEN)
+        headers = {"X-Twilio-Signature": signature}
+        return await self.twilio_side.post(url, data=form, headers=headers)
 
     def client(
         self, *, peer: str = "203.0.113.9", token: str | None = None, host: str = HOST

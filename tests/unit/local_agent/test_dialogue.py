@@ -72,7 +72,7 @@ def test_the_restaurant_is_in_order() -> None:
             ('answers = ["{guests}"]', 'answers = ["many"]'),
             r"slots.guests.answers\[0\]: has no {guests}",
         ),
-        (("two = 2", '"2" = 2'), 'slots.guests.words: "2" is not what people say'),
+        (("two = 2", '"2" = 2'), 'slots.guests.words: "2" is not a spoken form'),
         (('reply = "Bye."', 'reply = "Bye {name}."'), r"turns\[1\].reply: there is no slot {name}"),
         (
             ('reply = "Bye."', 'reply = "{result.x}"'),
@@ -83,7 +83,7 @@ def test_the_restaurant_is_in_order() -> None:
         (("needs =", "end = true\nneeds ="), r"turns\[0\].end: a turn either ends"),
         (
             ('ask = "How', 'default = "three"\nask = "How'),
-            'slots.guests.default: "three" is none of its words',
+            'slots.guests.default: "three" is not one of its words',
         ),
         (("[slots.guests]", "unknown = []\n[slots.guests]"), "unknown: Expected `array` of length"),
         (
@@ -92,7 +92,7 @@ def test_the_restaurant_is_in_order() -> None:
         ),
         (
             ("[slots.guests]", 'before = ["for {guests}"]\n[slots.guests]'),
-            r"before\[0\]: a slot is of no use",
+            r"before\[0\]: slots are not allowed",
         ),
     ],
 )

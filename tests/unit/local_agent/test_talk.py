@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.local_agent.dialogue import dialogue_of, load_dialogue
-from bridge.local_agent.talk import Call, Say, Talk, declared
+from bridge.local_agent.talk import CallFunction, SayText, Talk, declared
 from bridge.local_agent.understanding import Understanding
 
 DIALOGUE = load_dialogue()
@@ -23,7 +23,7 @@ def talk() -> Talk:
 
 
 def said(step: object) -> str:
-    assert isinstance(step, Say)
+    assert isinstance(step, SayText)
     assert not step.end
     return step.text
 
@@ -55,13 +55,13 @@ def test_which_turn_a_text_is(text: str, turn: str | None) -> None:
 @given(st.text(max_size=500))
 def test_no_text_is_too_much_for_it(text: str) -> None:
     conversation = Talk(DIALOGUE, UNDERSTANDING, FUNCTIONS)
-    assert isinstance(conversation.hear(text), Say | Call)
+    assert isinstance(conversation.hear(text), SayText | CallFunction)
 
 
 def test_a_table_in_one_breath(talk: Talk) -> None:
     step = talk.hear("A table for 4 at 7:30 on Friday, please")
     arguments = {"guests": 4, "time": "19:30", "day": "friday"}
-    assert step == Call("book_table", arguments)
+    assert step == CallFunction("book_table", arguments)
     assert said(talk.answered('{"table": 3}')).startswith(
         "Table 3 is yours: for four, on friday at seven thirty."
     )
@@ -71,7 +71,7 @@ def test_what_is_missing_is_asked_for(talk: Talk) -> None:
     assert said(talk.hear("I would like to book a table")) == "For how many people?"
     assert said(talk.hear("for four people")) == "At what time?"
     step = talk.hear("seven o'clock")
-    assert step == Call("book_table", {"guests": 4, "time": "19:00", "day": "today"})
+    assert step == CallFunction("book_table", {"guests": 4, "time": "19:00", "day": "today"})
 
 
 def test_an_answer_is_taken_for_what_was_asked(talk: Talk) -> None:
@@ -79,7 +79,7 @@ def test_an_answer_is_taken_for_what_was_asked(talk: Talk) -> None:
     talk.hear("book a table")
     assert said(talk.hear("seven")) == "At what time?"
     step = talk.hear("seven")
-    assert isinstance(step, Call)
+    assert isinstance(step, CallFunction)
     assert (step.arguments["guests"], step.arguments["time"]) == (7, "19:00")
 
 
@@ -95,7 +95,7 @@ def test_what_is_no_answer_is_asked_again_and_something_else_is_answered(talk: T
 def test_a_name_is_remembered(talk: Talk) -> None:
     assert said(talk.hear("my name is Maria")) == "Nice to meet you, Maria. What can I do for you?"
     step = talk.hear("a table for two at eight")
-    assert isinstance(step, Call)
+    assert isinstance(step, CallFunction)
     assert step.arguments["name"] == "Maria"
     assert said(talk.answered('{"table": 1}')).startswith("Thank you, Maria, table 1 is yours")
 
@@ -121,7 +121,7 @@ def test_repeat_is_what_was_said_last(talk: Talk) -> None:
 
 
 def test_goodbye_is_end_call_and_then_words(talk: Talk) -> None:
-    assert talk.hear("goodbye") == Call("end_call", {})
+    assert talk.hear("goodbye") == CallFunction("end_call", {})
     assert said(talk.answered('{"result": "…"}')).startswith("Goodbye!")
 
 
@@ -130,18 +130,20 @@ def test_functions_the_client_has_not(talk: Talk) -> None:
     assert said(talk.hear("a table for two at eight")) == DIALOGUE.file.undeclared
     assert said(talk.hear("can I speak to a person")) == DIALOGUE.file.undeclared
     step = talk.hear("goodbye")
-    assert isinstance(step, Say)
+    assert isinstance(step, SayText)
     assert step.end, "without end_call the agent hangs up by itself"
 
 
 def test_who_the_client_can_transfer_to(talk: Talk) -> None:
     one_of = {"properties": {"destination": {"enum": ["sales", "kitchen"]}}}
-    assert talk.hear("can I speak to a person") == Call(
+    assert talk.hear("can I speak to a person") == CallFunction(
         "transfer_call", {"destination": "reception"}
     )
     talk.abandon()
     talk.functions = {"transfer_call": one_of}
-    assert talk.hear("can I speak to a person") == Call("transfer_call", {"destination": "sales"})
+    assert talk.hear("can I speak to a person") == CallFunction(
+        "transfer_call", {"destination": "sales"}
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from structlog.testing import capture_logs
 from wsproto.events import Pong, TextMessage
 
 from bridge.http.media_socket import FRAMES_AT_ONCE, FRAMES_PER_SECOND
-from bridge.server import limits as crowd
+from bridge.server import limits
 from bridge.server.hypercorn.connection import GuardedTCPServer
-from bridge.server.limits import MOST_CONNECTIONS, Crowd, Pace
+from bridge.server.limits import MOST_CONNECTIONS, ConnectionLimiter, TokenBucket
 from bridge.transport.websocket import PIECE_BYTES, WebSocket
 from tests.unit.server.echo import Echo, handled_by
 from tests.unit.server.malformed import PING, PONG, TEXT
@@ -46,10 +46,10 @@ def stock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def room_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Crowd]:
-    def make(limit: int) -> Crowd:
-        ours = Crowd(limit)
-        monkeypatch.setattr(GuardedTCPServer, "crowd", ours)
+def room_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], ConnectionLimiter]:
+    def make(limit: int) -> ConnectionLimiter:
+        ours = ConnectionLimiter(limit)
+        monkeypatch.setattr(GuardedTCPServer, "limiter", ours)
         return ours
 
     return make
@@ -152,14 +152,14 @@ async def test_a_flood_of_frames_is_read_at_a_bounded_pace(
 ) -> None:
     """A thousand at once, then 250 a second, whatever they are; the rest waits with TCP."""
     async with serving(Echo().app) as server:
-        peer = await _flooded(server, flood, 10_000)
+        peer = await _flooded(server, flood, 4_000)
         # Its answers are read, or the flood would be stopped by that.
         with trio.move_on_after(3600):
             await peer.write(frame(0) + frame(TEXT, b"last") if flood in BEGIN else b"")
             await peer.say("last")
             while await peer.hear() != TextMessage(data="last"):
                 pass
-        expected = (10_000 - FRAMES_AT_ONCE) / FRAMES_PER_SECOND
+        expected = (4_000 - FRAMES_AT_ONCE) / FRAMES_PER_SECOND
         # What is parsed in one go is waited for behind it, and "last" is in the last of them.
         one_go = PIECE_BYTES / len(FLOODS[flood]) / FRAMES_PER_SECOND
         assert expected - one_go <= trio.current_time() <= expected + 20
@@ -257,10 +257,10 @@ def test_what_is_parsed_at_once_takes_a_moment() -> None:
 @given(st.lists(st.tuples(st.floats(0, 10), st.integers(1, 50)), max_size=200))
 def test_no_more_than_the_pace_allows(steps: list[tuple[float, int]]) -> None:
     """Whoever waits as told does at most `at_once` and `per_second` for each second."""
-    pace, now, done = Pace(10, 100), 0.0, 0
+    bucket, now, done = TokenBucket(10, 100), 0.0, 0
     for pause, count in steps:
         now += pause
-        wait = pace.spend(count, now)
+        wait = bucket.take(count, now)
         done += count
         now += wait
         assert done - 50 <= 100 + 10 * now + 1e-6
@@ -271,7 +271,7 @@ def test_no_more_than_the_pace_allows(steps: list[tuple[float, int]]) -> None:
 
 
 async def test_the_one_that_has_waited_longest_makes_room(
-    autojump_clock: Clock, room_for: Callable[[int], Crowd]
+    autojump_clock: Clock, room_for: Callable[[int], ConnectionLimiter]
 ) -> None:
     """Connections that ask for nothing keep nobody out, and calls are never sent away."""
     room_for(10)
@@ -288,7 +288,7 @@ async def test_the_one_that_has_waited_longest_makes_room(
 
 
 async def test_when_all_are_calls_the_next_is_turned_away(
-    autojump_clock: Clock, room_for: Callable[[int], Crowd], logs: list[Any]
+    autojump_clock: Clock, room_for: Callable[[int], ConnectionLimiter], logs: list[Any]
 ) -> None:
     """At once, with a line in the log; and when one has gone there is room again."""
     ours = room_for(3)
@@ -304,7 +304,7 @@ async def test_when_all_are_calls_the_next_is_turned_away(
 
 
 async def test_nobody_is_counted_who_has_left(
-    autojump_clock: Clock, room_for: Callable[[int], Crowd]
+    autojump_clock: Clock, room_for: Callable[[int], ConnectionLimiter]
 ) -> None:
     """By whatever way."""
     ours = room_for(20)
@@ -366,8 +366,8 @@ def test_the_limit_leaves_descriptors_for_the_agents(
     monkeypatch: pytest.MonkeyPatch, files: int, limit: int
 ) -> None:
     """Each call needs two."""
-    monkeypatch.setattr(crowd.resource, "getrlimit", lambda what: (files, files))
-    assert Crowd().limit == limit
+    monkeypatch.setattr(limits.resource, "getrlimit", lambda what: (files, files))
+    assert ConnectionLimiter().limit == limit
 
 
 def test_pong_is_what_a_pong_is() -> None:

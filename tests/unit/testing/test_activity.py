@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.testing.activity import Turn, VoiceDetector, reply_seconds
+from bridge.testing.activity import SpeechTurn, VoiceDetector, reply_seconds
 from bridge.testing.speech import load_clip, pcm_to_ulaw
 
 QUIET = b"\xff"
@@ -23,10 +23,10 @@ def tone(seconds: float) -> bytes:
 def test_a_turn_begins_with_its_first_loud_frame_and_ends_with_its_last():
     detector = VoiceDetector(start=10.0)
     assert detector.feed(QUIET * 8000) == []
-    assert detector.feed(tone(1.0)) == [Turn(pytest.approx(11.0), None)]
+    assert detector.feed(tone(1.0)) == [SpeechTurn(pytest.approx(11.0), None)]
     assert detector.feed(QUIET * 3200) == []
-    assert detector.feed(QUIET * 1600) == [Turn(pytest.approx(11.0), pytest.approx(12.0))]
-    assert detector.turns == [Turn(pytest.approx(11.0), pytest.approx(12.0))]
+    assert detector.feed(QUIET * 1600) == [SpeechTurn(pytest.approx(11.0), pytest.approx(12.0))]
+    assert detector.turns == [SpeechTurn(pytest.approx(11.0), pytest.approx(12.0))]
     assert detector.speaking_since is None
 
 
@@ -44,7 +44,7 @@ def test_a_click_is_no_word():
 def test_a_turn_still_on_can_be_finished():
     detector = VoiceDetector()
     detector.feed(tone(1.0))
-    assert detector.finish() == [Turn(pytest.approx(0.0), pytest.approx(1.0))]
+    assert detector.finish() == [SpeechTurn(pytest.approx(0.0), pytest.approx(1.0))]
     assert detector.finish() == []
 
 
@@ -52,15 +52,26 @@ def test_a_turn_still_on_can_be_finished():
     ("caller", "agent", "seconds"),
     [
         pytest.param([], [], None, id="a greeting"),
-        pytest.param([Turn(6, 9)], [], None, id="the caller spoke later only"),
-        pytest.param([Turn(1, 4.5)], [Turn(0, 0.9)], 0.5, id="a reply"),
-        pytest.param([Turn(1, 2), Turn(3, 4)], [], 1.0, id="to the last of several turns"),
-        pytest.param([Turn(1, 4), Turn(6, 7)], [Turn(5, 8)], 1.0, id="what came later is nothing"),
-        pytest.param([Turn(1, 4)], [Turn(0, 2)], 1.0, id="after an interruption"),
-        pytest.param([Turn(1, 4), Turn(4.5, None)], [], None, id="the caller speaks"),
-        pytest.param([Turn(1, 5.5)], [], None, id="the caller spoke on"),
-        pytest.param([Turn(1, 2)], [Turn(0, 4)], None, id="the agent went on, and paused"),
-        pytest.param([Turn(1, 2)], [Turn(3, 4)], None, id="the reply's second sentence"),
+        pytest.param([SpeechTurn(6, 9)], [], None, id="the caller spoke later only"),
+        pytest.param([SpeechTurn(1, 4.5)], [SpeechTurn(0, 0.9)], 0.5, id="a reply"),
+        pytest.param(
+            [SpeechTurn(1, 2), SpeechTurn(3, 4)], [], 1.0, id="to the last of several turns"
+        ),
+        pytest.param(
+            [SpeechTurn(1, 4), SpeechTurn(6, 7)],
+            [SpeechTurn(5, 8)],
+            1.0,
+            id="what came later is nothing",
+        ),
+        pytest.param([SpeechTurn(1, 4)], [SpeechTurn(0, 2)], 1.0, id="after an interruption"),
+        pytest.param([SpeechTurn(1, 4), SpeechTurn(4.5, None)], [], None, id="the caller speaks"),
+        pytest.param([SpeechTurn(1, 5.5)], [], None, id="the caller spoke on"),
+        pytest.param(
+            [SpeechTurn(1, 2)], [SpeechTurn(0, 4)], None, id="the agent went on, and paused"
+        ),
+        pytest.param(
+            [SpeechTurn(1, 2)], [SpeechTurn(3, 4)], None, id="the reply's second sentence"
+        ),
     ],
 )
 def test_a_reply_takes_from_the_end_of_the_callers_speech(caller, agent, seconds):

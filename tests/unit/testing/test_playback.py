@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.testing.phone.playback import PlaybackBuffer, Stretch
+from bridge.testing.phone.playback import HeardStretch, PlaybackBuffer
 
 SECOND = bytes(range(160)) * 50
 QUIET = b"\xff"
@@ -22,7 +22,7 @@ def test_audio_plays_at_once_and_in_real_time():
     assert buffer.queued(101.25) == 0.75
     assert buffer.heard(101.5) == QUIET * 8000 + SECOND[:4000]
     assert buffer.heard(103.0) == QUIET * 8000 + SECOND + QUIET * 8000
-    assert buffer.stretches(103.0) == [Stretch(101.0, 102.0, cut=False)]
+    assert buffer.stretches(103.0) == [HeardStretch(101.0, 102.0, cut=False)]
     assert not buffer.is_playing(102.0)
     assert buffer.runs_out_at == 102.0
 
@@ -92,7 +92,10 @@ def test_clear_cuts_what_is_heard_and_gives_all_marks_back():
     assert buffer.next_mark_at() is None
     buffer.add_audio(SECOND, 0.5)
     assert buffer.heard(1.5) == SECOND[:2000] + QUIET * 2000 + SECOND
-    assert buffer.stretches(1.5) == [Stretch(0.0, 0.25, cut=True), Stretch(0.5, 1.5, cut=False)]
+    assert buffer.stretches(1.5) == [
+        HeardStretch(0.0, 0.25, cut=True),
+        HeardStretch(0.5, 1.5, cut=False),
+    ]
 
 
 def test_clear_of_an_empty_buffer_does_nothing():
@@ -101,7 +104,7 @@ def test_clear_of_an_empty_buffer_does_nothing():
     buffer.add_audio(SECOND, 1.0)
     assert buffer.clear(5.0) == []
     assert buffer.dropped == 0
-    assert buffer.stretches(5.0) == [Stretch(1.0, 2.0, cut=False)]
+    assert buffer.stretches(5.0) == [HeardStretch(1.0, 2.0, cut=False)]
 
 
 steps = st.lists(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import struct
-import time
 import wave
 from array import array
 
@@ -143,13 +142,6 @@ def test_resampling_full_scale_does_not_wrap_round():
 
 def test_resampling_nothing():
     assert len(resample(array("h"), 44100, 8000)) == 0
-
-
-def test_ten_seconds_of_studio_sound_take_about_a_second():
-    samples = sine(440, 44100, 10)
-    began = time.process_time()
-    resample(samples, 44100, 8000)
-    assert time.process_time() - began < 3  # a second, and room for a slow machine
 
 
 def test_the_callers_clip_is_short_utterances_with_pauses():

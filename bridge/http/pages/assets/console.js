@@ -1,7 +1,7 @@
-// The console: what the server does now, the calls that are on, and those that were.
+// The console: the state of the server, the live calls, and the recent ones.
 //
-// It keeps what the events of GET /events add up to (bridge/live/hub.py says what they mean) and draws
-// it once a frame at most. Everything on the page comes from the API, by way of session.js.
+// It applies the events of GET /events (documented in bridge/live/hub.py) and redraws at most once a
+// frame. All data comes from the API, through session.js.
 
 import { confirmHangUp, openDialForm, tell } from "./dialling.js";
 import { h, setChildren, setText } from "./dom.js";
@@ -10,11 +10,11 @@ import { RecentCalls } from "./recent-calls.js";
 import { ApiError, api, stream } from "./session.js";
 import { brief, latencies, median, outcomeWords, span, who } from "./words.js";
 
-const STAY = 15000; // ms that the card of a call stays after its end
-const OPEN_UP_TO = 3; // with more calls, cards come closed
-const RECORDED = [400, 2500]; // ms after an end when its record is looked for
-const REFRESH = 30000; // ms between looks at the records when nothing is heard of,
-const REFRESH_OTHERS = 5000; // and where other workers have calls that only records tell of
+const STAY = 15000; // ms that a call's card stays after the call has ended
+const OPEN_UP_TO = 3; // with more live calls than this, new cards start collapsed
+const RECORDED = [400, 2500]; // ms after the end of a call at which its record is fetched
+const REFRESH = 30000; // ms between refreshes of the list without events,
+const REFRESH_OTHERS = 5000; // and with several workers: only records show the others' calls
 
 const byId = (id) => document.getElementById(id);
 const cards = new Map();
@@ -38,7 +38,7 @@ const events = {
     const known = cards.get(call.call_sid);
     if (known && !known.over) return known.replace(call);
     add(call);
-    return say(`Call of ${who(call.caller)}`);
+    return say(`Call from ${who(call.caller)}`);
   },
   call(data) {
     change(data.call_sid, (call) => Object.assign(call, data));
@@ -52,7 +52,7 @@ const events = {
     const card = cards.get(data.call_sid);
     if (card) {
       card.end(data);
-      say(`Call of ${who(card.call.caller)} ended: ${outcomeWords(data.outcome)}`);
+      say(`Call from ${who(card.call.caller)} ended: ${outcomeWords(data.outcome)}`);
       setTimeout(() => drop(data.call_sid, card), STAY);
     }
     for (const ms of RECORDED) setTimeout(() => recent.refresh(), ms);
@@ -92,7 +92,7 @@ async function hangUp(card) {
     await api(`/calls/${card.call.call_sid}`, { method: "DELETE" });
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    alertOnce(`The call could not be ended. ${error.message}`);
+    alertOnce(`Could not hang up. ${error.message}`);
   }
 }
 
@@ -121,7 +121,7 @@ function draw() {
     const all = [...cards.values()];
     const others = recent.elsewhere();
     setText(elsewhere, inOtherWorkers(others));
-    const shown = all.length || others ? all.map((card) => card.element) : [nobody()];
+    const shown = all.length || others ? all.map((card) => card.element) : [noCalls()];
     setChildren(byId("live"), others ? [...shown, elsewhere] : shown);
   });
 }
@@ -133,11 +133,11 @@ function drawTiles() {
   const up = server.started_at ? (Date.now() - Date.parse(server.started_at)) / 1000 : 0;
   const taking = server.draining ? "Draining" : live >= most ? "Full" : "Taking calls";
   const tiles = [
-    ["On the line", String(live), `of ${most}${workers > 1 ? `, in one of ${workers} workers` : ""}`, meter(live, most)],
+    ["Live calls", String(live), `of ${most}${workers > 1 ? `, in this one of ${workers} workers` : ""}`, meter(live, most)],
     ["Server", taking, `up ${span(up)}`],
-    ["Reply time", times.length ? brief(median(times)) : "–", times.length ? "median of the calls on now" : "no reply yet"],
-    ["Loop stalls", String(stalls), stalls ? `${brief(server.stall_seconds)} in all` : "the loop has not stood still"],
-    ["Records", server.records === false ? "Off" : server.database_trouble ? "Trouble" : "Kept",
+    ["Reply time", times.length ? brief(median(times)) : "–", times.length ? "median of the live calls" : "no replies in live calls"],
+    ["Loop stalls", String(stalls), stalls ? `${brief(server.stall_seconds)} in total` : "event loop never blocked"],
+    ["Records", server.records === false ? "Off" : server.database_trouble ? "Failing" : "Stored",
       server.records === false ? "records.url is empty" : server.records_waiting ? `${server.records_waiting} waiting` : "all written"],
   ];
   byId("tiles").replaceChildren(
@@ -148,7 +148,7 @@ function drawTiles() {
 }
 
 function meter(value, max) {
-  return h("meter", { min: 0, max: Math.max(1, max), high: max * 0.9, value, "aria-label": "Calls on the line" });
+  return h("meter", { min: 0, max: Math.max(1, max), high: max * 0.9, value, "aria-label": "Live calls" });
 }
 
 let passing = "";
@@ -165,9 +165,9 @@ function alertOnce(words) {
 function drawAlerts() {
   const alerts = [];
   if (passing) alerts.push(["bad", passing]);
-  if (server.draining) alerts.push(["", "The server is stopping: calls that are on may finish, new callers are told to call again."]);
-  if (server.database_trouble) alerts.push(["bad", `The database cannot be used: ${server.database_trouble}. Records wait on disk; calls go on.`]);
-  if (server.records_lost) alerts.push(["bad", `${server.records_lost} records were lost. The log names the calls.`]);
+  if (server.draining) alerts.push(["", "The server is stopping. Live calls may finish; new callers are asked to call again."]);
+  if (server.database_trouble) alerts.push(["bad", `The database is unavailable: ${server.database_trouble}. Records are kept on disk until it is back; calls are not affected.`]);
+  if (server.records_lost) alerts.push(["bad", `${server.records_lost} records were lost. The log lists their calls.`]);
   const key = JSON.stringify(alerts);
   const box = byId("alerts");
   if (box.dataset.key === key) return;
@@ -175,32 +175,32 @@ function drawAlerts() {
   box.replaceChildren(...alerts.map(([kind, words]) => h("p", { class: `notice ${kind}` }, words)));
 }
 
-// What a newcomer sees first.
+// Shown until the server has had its first call.
 const steps = h(
   "div",
-  { class: "card nobody" },
-  h("p", { class: "lead" }, "Nobody is on the line. Three ways to change that:"),
+  { class: "card no-calls" },
+  h("p", { class: "lead" }, "No live calls. Three ways to make one:"),
   h(
     "ol",
     { class: "ways" },
-    way("Talk to it here", ["Open the ", h("a", { href: "/softphone" }, "softphone"), " and press the button. All it needs is this browser and a microphone; you can type as well."]),
+    way("Talk to the agent here", ["Open the ", h("a", { href: "/softphone" }, "softphone"), " and press Call. It needs only this browser and a microphone; you can also type."]),
     way("Call from a terminal", ["A simulated phone calls as Twilio would, with the server’s ", h("code", {}, "TWILIO_AUTH_TOKEN"), " in its environment:", h("code", { class: "command" }, `bridge phone --url ${location.origin}`)]),
-    way("Connect a real number", ["With Twilio’s credentials in the environment and this server reachable (", h("code", {}, "bridge serve --tunnel"), " gives it an address):", h("code", { class: "command" }, "bridge number +15551234567")]),
+    way("Connect a real number", ["With Twilio’s credentials in the environment and this server reachable from the internet (", h("code", {}, "bridge serve --tunnel"), " gives it a public address):", h("code", { class: "command" }, "bridge number +15551234567")]),
   ),
 );
 const elsewhere = h("p", { class: "card muted empty" });
-const quiet = h("p", { class: "card muted empty" }, "Nobody is on the line.");
+const quiet = h("p", { class: "card muted empty" }, "No live calls.");
 
 function way(title, rest) {
   return h("li", {}, h("h3", {}, title), h("p", {}, rest));
 }
 
 function inOtherWorkers(count) {
-  const [calls, they] = count === 1 ? ["One more call is", "it is"] : [`${count} more calls are`, "they are"];
-  return `${calls} on in another worker process, and in the list below; what was said shows when ${they} over.`;
+  const [calls, they] = count === 1 ? ["One more call is", "it has"] : [`${count} more calls are`, "they have"];
+  return `${calls} live in another worker process and listed below; transcripts appear when ${they} ended.`;
 }
 
-function nobody() {
+function noCalls() {
   return recent.calls?.length ? quiet : steps;
 }
 
@@ -208,7 +208,7 @@ function say(words) {
   setText(byId("said"), words);
 }
 
-// ---- going --------------------------------------------------------------------------------------
+// ---- running ------------------------------------------------------------------------------------
 
 byId("dial").addEventListener("click", dial);
 setInterval(() => {

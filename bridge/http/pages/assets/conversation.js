@@ -1,4 +1,4 @@
-// A conversation as it reads: who said what, what of it was heard, and which functions ran.
+// The transcript of a call and its function calls, as elements.
 
 import { h, setChildren } from "./dom.js";
 import { brief, clock } from "./words.js";
@@ -6,14 +6,14 @@ import { brief, clock } from "./words.js";
 const SPEAKERS = { caller: "Caller", agent: "Agent", keypad: "Keys" };
 
 const RESULTS = {
-  "": ["runs", "warn"],
+  "": ["running", "warn"],
   ok: ["done", "good"],
   error: ["failed", "bad"],
-  timeout: ["too slow", "bad"],
+  timeout: ["timed out", "bad"],
   cancelled: ["cancelled", ""],
 };
 
-// A list that is drawn anew where its items have changed, and stays at its end if it was there.
+// A list that redraws only the lines that changed, and keeps following the newest one.
 export class Transcript {
   constructor() {
     this.element = h("ol", { class: "transcript", tabindex: "0", "aria-label": "Transcript" });
@@ -26,12 +26,13 @@ export class Transcript {
     new ResizeObserver(() => this._follow()).observe(this.element);
   }
 
-  // Stay where the conversation is, unless somebody has gone back to read.
+  // Scroll to the newest line, unless the reader has scrolled back.
   _follow() {
     if (this._atEnd) this.element.scrollTop = this.element.scrollHeight;
   }
 
-  show(lines) {
+  // `empty` is shown while there are no lines.
+  show(lines, empty = "Nothing has been said yet.") {
     const list = this.element;
     const before = this._drawn;
     this._drawn = lines.map((line, index) => {
@@ -39,18 +40,18 @@ export class Transcript {
       const key = JSON.stringify([line, goesOn]);
       return before[index]?.key === key ? before[index] : { key, element: said(line, goesOn) };
     });
-    const empty = h("li", { class: "muted nothing" }, "Nothing has been said yet.");
-    setChildren(list, this._drawn.length ? this._drawn.map(({ element }) => element) : [empty]);
+    const nothing = h("li", { class: "muted nothing" }, empty);
+    setChildren(list, this._drawn.length ? this._drawn.map(({ element }) => element) : [nothing]);
     this._follow();
   }
 }
 
-// The records leave out what is usual.
+// Records omit default values; "caller" is the default.
 function speaker(line) {
   return line.role ?? "caller";
 }
 
-// A line, under the name of its speaker unless that speaker `goesOn`.
+// One line. Its speaker is named unless the line before has the same one (`goesOn`).
 function said(line, goesOn) {
   const role = speaker(line);
   const words = typeof line.words === "string" && line.words !== "" ? line.words : null;
@@ -66,7 +67,7 @@ function said(line, goesOn) {
     h(
       "span",
       { class: "words" },
-      words ?? h("span", { class: "muted" }, "(words are not kept)"),
+      words ?? h("span", { class: "muted" }, "(transcript not stored)"),
       note(line),
     ),
   );
@@ -81,7 +82,7 @@ function note(line) {
   return line.heard === "unheard" ? h("span", { class: "note" }, "not heard") : null;
 }
 
-// The functions the agent called.
+// The list of functions that the agent called.
 export function functionList(functions) {
   return h(
     "ul",

@@ -1,11 +1,11 @@
-// The form that has a number called, and the question before a call is hung up.
+// The dialog that dials a number, and the one that confirms a hang-up.
 
 import { h, openDialog } from "./dom.js";
 import { ApiError, api } from "./session.js";
 import { who } from "./words.js";
 
-// Ask for a number and have it called. `agents` are the numbers each agent answers, by its name;
-// `onDialled` is told the answer.
+// Open the form and dial the number entered. `agents` maps each agent's name to the numbers it
+// answers; `onDialled` gets the API's answer.
 export function openDialForm(agents, onDialled) {
   const names = Object.keys(agents);
   const numbers = [...new Set(Object.values(agents).flat())];
@@ -17,23 +17,23 @@ export function openDialForm(agents, onDialled) {
     "form",
     { class: "dial", novalidate: true },
     field("to", "Number to call", { type: "tel", placeholder: "+15551234567", autocomplete: "off", required: true }),
-    field("from", "Calling from", {
+    field("from", "Call from", {
       type: "tel",
       placeholder: numbers[0] ?? "+15557654321",
       autocomplete: "off",
       list: numbers.length ? "dial-numbers" : null,
-    }, numbers.length ? "Empty: the agent’s own number." : "One of your Twilio numbers."),
+    }, numbers.length ? "Leave empty for the agent’s own number." : "One of your Twilio numbers."),
     numbers.length ? h("datalist", { id: "dial-numbers" }, numbers.map((value) => h("option", { value }))) : null,
     names.length
       ? labelled("agent", "Agent", h("select", { class: "field", id: "dial-agent", name: "agent" },
-          h("option", { value: "" }, "The one of the number"),
+          h("option", { value: "" }, "The number’s own agent"),
           names.map((name) => h("option", { value: name }, name))))
       : null,
     h(
       "fieldset",
       {},
       h("legend", {}, "Variables"),
-      h("p", { class: "small muted" }, "What the agent’s greeting and prompt may name as {name}."),
+      h("p", { class: "small muted" }, "Available as {name} in the agent’s greeting and prompt."),
       variables,
       add,
     ),
@@ -71,7 +71,7 @@ export function openDialForm(agents, onDialled) {
   form.elements.namedItem("to").focus();
 }
 
-// Say something that needs no answer.
+// Show a message.
 export function tell(title, words) {
   openDialog(
     title,
@@ -81,18 +81,18 @@ export function tell(title, words) {
   );
 }
 
-// Ask whether to hang up. Resolves to true if so.
+// Ask for confirmation. Resolves to true if the call is to be hung up.
 export function confirmHangUp(call) {
   return new Promise((resolve) => {
     let wanted = false;
     const dialog = openDialog(
       "Hang up?",
       "sheet small-sheet",
-      h("p", {}, `The call of ${who(call.caller)} ends at once; the agent says no goodbye.`),
+      h("p", {}, `This ends the call with ${who(call.caller)} immediately, without a goodbye.`),
       h(
         "form",
         { method: "dialog", class: "foot" },
-        h("button", { class: "button", type: "submit" }, "Keep it"),
+        h("button", { class: "button", type: "submit" }, "Keep call"),
         h("button", { class: "button danger", type: "submit", onclick: () => (wanted = true) }, "Hang up"),
       ),
     );

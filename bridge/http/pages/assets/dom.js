@@ -1,10 +1,9 @@
-// Elements, made by script. What calls bring, words and numbers from strangers, becomes text nodes
-// and nothing else: there is no way from here to HTML.
+// Building elements. Untrusted text from calls becomes text nodes only; nothing here parses HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-// h("p", { class: "muted", onclick: f }, "text", child, …). Attributes that are null or false are
-// left out; children that are null or false, too.
+// h("p", { class: "muted", onclick: f }, "text", child, …). Attributes and children that are
+// null or false are left out.
 export function h(name, attributes, ...children) {
   return build(document.createElement(name), attributes, children);
 }
@@ -13,12 +12,12 @@ export function svg(name, attributes, ...children) {
   return build(document.createElementNS(SVG, name), attributes, children);
 }
 
-// Put `text` there if it is not there already: a selection in it survives.
+// Set the text only if it differs, so that a selection in it survives.
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// Make the children of `parent` be `children`, moving and removing no more than needed.
+// Make `children` the children of `parent`, moving and removing no more than needed.
 export function setChildren(parent, children) {
   let next = parent.firstChild;
   for (const child of children) {
@@ -32,12 +31,12 @@ export function setChildren(parent, children) {
   }
 }
 
-// A modal dialog with a heading. It is gone from the page once it is closed; Escape closes it.
+// Open a modal dialog with a heading. Escape closes it, and it is removed when closed.
 export function openDialog(title, className, ...children) {
   const heading = h("h2", { id: "dialog-title", tabindex: "-1" }, title);
   const dialog = h("dialog", { class: className, "aria-labelledby": heading.id }, heading, ...children);
   dialog.addEventListener("close", () => dialog.remove());
-  // A click beside it. Its own padding is inside a child.
+  // A click on the backdrop: the padding of the dialog belongs to a child.
   dialog.addEventListener("click", (event) => {
     if (event.target === dialog && outside(dialog, event)) dialog.close();
   });

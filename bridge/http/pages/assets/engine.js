@@ -1,8 +1,8 @@
-// The phone's audio, between the microphone, the loudspeaker and the line. Pure: whoever owns the
-// clock calls `process` with each block of samples; messages go in by `receive` and out by `post`.
+// The phone's audio, between microphone, loudspeaker and line. Does no I/O: the owner of the clock
+// calls `process` with each block of samples; messages go in by `receive` and out by `post`.
 //
 //   in   {type: "audio", bytes}         µ-law to play
-//        {type: "mark", name}           wanted back
+//        {type: "mark", name}           to be returned when played
 //        {type: "clear"}
 //        {type: "mute", on}             send silence instead of the microphone
 //   out  {type: "frame", bytes}         160 bytes of µ-law, 20 ms of the caller's voice
@@ -38,7 +38,7 @@ export class Engine {
     else if (message.type === "mute") this.muted = message.on;
   }
 
-  // One block: `input` is the microphone's, null without one; `output` is filled. Both of one length.
+  // Process one block: `input` from the microphone (or null), `output` to be filled; same length.
   process(input, output) {
     this.playback.pull(output);
     if (this.silence.length !== output.length) this.silence = new Float32Array(output.length);

@@ -1,14 +1,14 @@
-// One call's line: Sound on this side, the server's media socket on the other.
+// The line of one call: connects Sound to the server's media socket.
 
 import { MediaStreamWriter, newStreamSid, readMessage } from "./media-stream.js";
 
-// A line that does not keep up loses voice, as a phone network's does: beyond four seconds of it
-// waiting, frames are not sent. Keys, marks and `stop` always are.
+// A line that cannot keep up drops audio, as a phone network does: with more than four seconds
+// waiting, frames are discarded. Keys, marks and `stop` are always sent.
 const MOST_WAITING = 64 * 1024;
 
 export class Line {
-  // `call` is what POST /softphone/call answered. `onOpen` is called when the server has the call,
-  // `onClosed` once, when the socket is closed, by whomever.
+  // `call` is the answer of POST /softphone/call. `onOpen` is called when the socket is open,
+  // `onClosed` once, when either side has closed it.
   constructor(call, sound, { onOpen, onClosed }) {
     this.sound = sound;
     this.frames = 0;
@@ -35,7 +35,7 @@ export class Line {
     return !this.over && this.socket.readyState === WebSocket.OPEN;
   }
 
-  // What the engine says.
+  // Take a message from the engine.
   take(message) {
     if (!this.open) return;
     if (message.type === "mark") this.socket.send(this.writer.mark(message.name));
@@ -57,7 +57,7 @@ export class Line {
   }
 }
 
-// The socket is this page's own server, by the name and the scheme by which the page was had.
+// The socket's URL on this page's own server: same host, matching scheme.
 function sameHost(address) {
   const url = new URL(address, location.href);
   url.protocol = location.protocol === "https:" ? "wss:" : "ws:";

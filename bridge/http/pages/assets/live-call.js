@@ -1,18 +1,18 @@
-// One live call on the console: a card that opens, and follows the call to its end.
+// The card of one live call on the console, updated until the call has ended.
 
 import { Transcript, functionList } from "./conversation.js";
 import { h, setChildren, setText } from "./dom.js";
 import { queueLine, replyTimes } from "./plots.js";
 import { brief, clock, latencies, median, outcomeWords, ending, state, who } from "./words.js";
 
-const SAMPLES = 61; // of the queues, four a second: the last quarter of a minute
+const SAMPLES = 61; // of each queue, four a second: the last 15 seconds
 
-// What a queue's plot reaches to at least, in ms, so that a calm line looks calm.
+// The smallest full scale of each queue's plot, in ms, so that normal jitter stays flat.
 const UPLINK_CEILING = 500;
 const PLAYBACK_CEILING = 2000;
 
 export class LiveCall {
-  // `call` is the call as its events have it, and is changed by them; `hangUp` is asked to end it.
+  // `call` is the call as in the events, which keep changing it; `hangUp(this)` ends the call.
   constructor(call, { open, hangUp }) {
     this.call = call;
     this.over = false;
@@ -64,14 +64,14 @@ export class LiveCall {
     this.show();
   }
 
-  // Take a snapshot of the same call for what was known.
+  // Replace what is known of this call with a new snapshot.
   replace(call) {
     this.call = call;
     this._beganAt = performance.now() - 1000 * call.seconds;
     this.show();
   }
 
-  // The call is over; the card stays a little while and says how it ended.
+  // The call has ended; the card stays for a while and shows the outcome.
   end({ outcome, reason, seconds }) {
     Object.assign(this.call, { outcome, reason, seconds, state: "ending" });
     this.over = true;
@@ -107,13 +107,13 @@ export class LiveCall {
     this._showQueues();
   }
 
-  // What time changes: the clock.
+  // Update the clock.
   tick() {
     const seconds = this.over ? this.call.seconds : (performance.now() - this._beganAt) / 1000;
     setText(this._clock, clock(seconds));
   }
 
-  // Four times a second: how the queues stand.
+  // Record the lengths of the queues; called four times a second.
   sample() {
     if (this.over) return;
     for (const [samples, ms] of [
@@ -129,19 +129,19 @@ export class LiveCall {
   _showQueues() {
     const { uplink_ms: uplink, playback_ms: playback } = this.call;
     this._queues.replaceChildren(
-      h("h3", {}, "Audio on its way"),
-      queue("to the agent", uplink, this._uplink, UPLINK_CEILING),
-      queue("to the caller’s ear", playback, this._playback, PLAYBACK_CEILING),
+      h("h3", {}, "Buffered audio"),
+      queue("to agent", uplink, this._uplink, UPLINK_CEILING),
+      queue("to caller", playback, this._playback, PLAYBACK_CEILING),
     );
   }
 
   _listFacts() {
     const { call } = this;
-    const facts = [["Ready after", brief(call.setup_seconds)]];
+    const facts = [["Agent ready in", brief(call.setup_seconds)]];
     if (call.agent) facts.push(["Agent", call.agent]);
-    if (call.direction === "outbound-api") facts.push(["Direction", "dialled from here"]);
+    if (call.direction === "outbound-api") facts.push(["Direction", "Outbound"]);
     if (call.barge_ins) facts.push(["Barge-ins", String(call.barge_ins)]);
-    if (call.reconnects) facts.push(["Agent lost", `${call.reconnects}×`]);
+    if (call.reconnects) facts.push(["Agent reconnects", String(call.reconnects)]);
     if (call.dropped_bytes) facts.push(["Audio dropped", brief(call.dropped_bytes / 8000)]);
     if (this.over) facts.push(["Ended", `${outcomeWords(call.outcome)}: ${call.reason}`]);
     return facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", { class: "numbers" }, value)]);

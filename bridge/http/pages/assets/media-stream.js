@@ -1,12 +1,12 @@
-// Twilio's Media Streams, spoken from the phone's side. Pure: facts in, text out, and back.
+// Twilio Media Streams messages from the phone's side. Does no I/O.
 //
 // https://www.twilio.com/docs/voice/media-streams/websocket-messages
 
 const FRAME_MS = 20;
 const NO_ACCOUNT = `AC${"0".repeat(32)}`;
 
-// Writes the messages of one call, in the order in which they are sent: numbers are strings,
-// `connected` and then `start` come first, sequence numbers begin with `start`, chunks count media.
+// Writes the messages of one call in sending order: numbers are strings, `connected` and `start` come
+// first, sequence numbers begin with `start`, chunks count media.
 export class MediaStreamWriter {
   constructor(callSid, streamSid, parameters) {
     this.callSid = callSid;
@@ -31,7 +31,7 @@ export class MediaStreamWriter {
     });
   }
 
-  // 20 ms of µ-law; `frame` counts from the stream's start, those not sent included.
+  // 20 ms of µ-law; `frame` counts from the start of the stream, dropped frames included.
   media(bytes, frame) {
     this.chunk += 1;
     return this.#write("media", {
@@ -61,8 +61,8 @@ export class MediaStreamWriter {
   }
 }
 
-// What the server says: {type: "audio", bytes}, {type: "mark", name} or {type: "clear"}; null for
-// what is none of these or of another stream.
+// Parse a message of the server: {type: "audio", bytes}, {type: "mark", name} or {type: "clear"}; null for
+// other messages and other streams.
 export function readMessage(text, streamSid) {
   let message;
   try {

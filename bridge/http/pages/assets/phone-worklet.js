@@ -1,4 +1,4 @@
-// The engine on the audio thread, where no script of the page can make it late.
+// The engine on the audio thread, where the page's scripts cannot delay it.
 
 import { Engine } from "./engine.js";
 

@@ -1,5 +1,5 @@
-// The phone's playback buffer: µ-law comes in, samples of the context's rate go out, marks come back
-// when what was sent before them has been played, or at once when it is cleared. Pure.
+// The phone's playback buffer: µ-law in, samples at the context's rate out. A mark returns when the
+// audio before it has been played, or at once on clear. Does no I/O.
 //
 // Positions count samples at 8 kHz since the call began. What is played lies between `played` and
 // `queued`; a mark is the position behind which it was sent.
@@ -7,14 +7,14 @@
 import { Interpolator, PHONE_RATE } from "./resampler.js";
 import { DECODED } from "./ulaw.js";
 
-// Speech that comes at the pace of speaking must not run dry between two messages: when the buffer
-// was empty, so much is waited for before it plays; but not for longer than it takes to come.
+// Audio that arrives in real time must not run dry between two messages: after an underrun this much
+// is buffered before playing, but for no longer than that much audio takes to arrive.
 const LEAD = 0.06 * PHONE_RATE;
 
-// A voice that is cut off in mid-wave clicks; faded this fast, it does not, and nobody hears more.
+// Audio cut off in mid-wave clicks; a fade this short avoids the click and is not heard.
 const FADE = 0.004 * PHONE_RATE;
 
-// Ten minutes; the newest is dropped beyond that. An agent that talks so far ahead is out of hand.
+// Ten minutes; beyond that the newest audio is dropped. No sane agent sends that far ahead.
 const LONGEST = 600 * PHONE_RATE;
 
 export class Playback {
@@ -34,12 +34,12 @@ export class Playback {
     this.endsAt = Infinity; // where a cleared voice has faded out
   }
 
-  // Seconds that are still to be played.
+  // Seconds of audio still to be played.
   get waiting() {
     return Math.max(0, this.queued - this.played) / PHONE_RATE;
   }
 
-  // Queue µ-law bytes behind what is there.
+  // Append µ-law bytes.
   add(bytes) {
     if (this.endsAt !== Infinity) this.#forget();
     const room = LONGEST - (this.queued - Math.floor(this.played));
@@ -50,14 +50,14 @@ export class Playback {
     this.queued += count;
   }
 
-  // Ask for `name` back when everything queued so far has been played.
+  // Report `name` when everything queued so far has been played.
   mark(name) {
     if (this.endsAt !== Infinity) this.#forget();
     this.marks.push({ name, at: this.queued });
     this.#giveBack();
   }
 
-  // Forget what has not been played. All marks come back, in order.
+  // Discard what has not been played. All marks are reported, in order.
   clear() {
     const marks = this.marks;
     this.marks = [];
@@ -66,7 +66,7 @@ export class Playback {
     for (const { name } of marks) this.onMark(name);
   }
 
-  // Fill `output` with what plays now, silence where nothing does.
+  // Fill `output` with the next samples, or silence.
   pull(output) {
     output.fill(0);
     if (!this.playing && !this.#mayBegin(output.length * this.step)) return;

@@ -1,4 +1,4 @@
-// The two plots of a call, as inline SVG: how long each reply took, and the audio on its way.
+// The two plots of a call, as inline SVG: reply times and buffered audio.
 
 import { svg } from "./dom.js";
 import { brief, latency, latencies, median } from "./words.js";
@@ -6,10 +6,10 @@ import { brief, latency, latencies, median } from "./words.js";
 const WIDTH = 280;
 const HEIGHT = 52;
 const BARS = 40; // the latest turns; more would be hairlines
-const QUICK = 0.8; // people wait this long for each other without noticing
-const SLOW = 1.5; // from here on they say "hello?"
+const QUICK = 0.8; // pauses up to this feel natural between people
+const SLOW = 1.5; // from here on callers ask "hello?"
 
-// A bar for each turn that was answered. The scale reaches to two seconds, or to the longest.
+// One bar per turn that got a reply. Full scale is two seconds, or the longest reply if greater.
 export function replyTimes(call) {
   const turns = (call.turns ?? [])
     .map((turn, index) => ({ index, seconds: latency(turn), turn }))
@@ -21,7 +21,7 @@ export function replyTimes(call) {
   const all = latencies(call);
   const label = all.length
     ? `Reply times of ${all.length} turns: median ${brief(median(all))}, longest ${brief(Math.max(...all))}`
-    : "No reply yet";
+    : "No replies yet";
   return svg(
     "svg",
     { class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT + 2}`, role: "img", "aria-label": label },
@@ -53,7 +53,7 @@ function describe(index, seconds, turn) {
   return parts.join("\n");
 }
 
-// The last seconds of one queue: `samples` are milliseconds, the newest last, at most `count`.
+// The recent length of one queue: at most `count` samples in milliseconds, newest last.
 export function queueLine(samples, count, ceiling) {
   const top = Math.max(ceiling, ...samples);
   const x = (index) => WIDTH - (samples.length - 1 - index) * (WIDTH / (count - 1));

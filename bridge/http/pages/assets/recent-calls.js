@@ -1,4 +1,4 @@
-// The calls that are over, or on somewhere else: a list out of the records, and one in full.
+// Calls that have ended or are live in another worker: the list from the records, and one in detail.
 
 import { Transcript, functionList } from "./conversation.js";
 import { h, openDialog, setChildren } from "./dom.js";
@@ -6,11 +6,11 @@ import { replyTimes } from "./plots.js";
 import { api } from "./session.js";
 import { brief, clock, ending, exactMoment, latencies, median, moment, who } from "./words.js";
 
-const STEPS = [50, 200, 500]; // how many are listed; the API gives no more
+const STEPS = [50, 200, 500]; // lengths of the list; the API returns no more
 
 export class RecentCalls {
-  // `isLive` says of a SID whether it is on the page already; `server` gives the server's facts;
-  // `onChange` is told when the list has.
+  // `isLive(sid)`: whether the page already shows that call as live; `server()` returns the server's
+  // state; `onChange()` is called after the list has changed.
   constructor(element, { isLive, server, onChange }) {
     this._element = element;
     this._onChange = onChange;
@@ -22,7 +22,7 @@ export class RecentCalls {
     window.addEventListener("hashchange", () => this.openNamed());
   }
 
-  // Ask for the list anew. One request at a time; what comes meanwhile is asked for once more.
+  // Fetch the list again. One request at a time; calls during a request cause one more after it.
   refresh() {
     if (this._asking) {
       this._again = true;
@@ -44,11 +44,11 @@ export class RecentCalls {
     try {
       answer = await api(`/calls?limit=${limit}`);
     } catch (error) {
-      setChildren(this._element, [h("p", { class: "notice bad" }, `The list could not be read. ${error.message}`)]);
+      setChildren(this._element, [h("p", { class: "notice bad" }, `Could not load the list. ${error.message}`)]);
       this.calls = null;
       return;
     }
-    // Another worker process may have answered: what is live there is not on this page.
+    // Another worker process may have answered; its live calls are not on this page.
     const others = answer.live.map((call) => ({
       ...call,
       live: false,
@@ -60,7 +60,7 @@ export class RecentCalls {
     this._onChange();
   }
 
-  // How many calls are on in other worker processes.
+  // The number of live calls in other worker processes.
   elsewhere() {
     if (!(this._server().workers > 1)) return 0;
     return (this.calls ?? []).filter((call) => call.elsewhere && !this._isLive(call.call_sid)).length;
@@ -75,7 +75,7 @@ export class RecentCalls {
         ? h("ul", { class: "rows" }, rows)
         : h("p", { class: "muted empty" }, this._server().records === false
             ? "No records are kept: records.url is empty in config.toml."
-            : "Calls that are over are listed here."),
+            : "Ended calls are listed here."),
       more &&
         h("button", { class: "button quiet more", type: "button", onclick: () => this._more() }, "Show more"),
     ].filter(Boolean));
@@ -106,7 +106,7 @@ export class RecentCalls {
     return h("li", {}, button);
   }
 
-  // Open the call that the address names, if it names one.
+  // Open the call whose SID is in the URL's fragment, if there is one.
   async openNamed() {
     const sid = decodeURIComponent(location.hash.slice(1));
     if (!/^[A-Za-z0-9_-]{1,64}$/.test(sid)) return;
@@ -134,15 +134,15 @@ export class RecentCalls {
     const [words, kind] = ending(call, this._server().workers);
     const times = latencies(call);
     const facts = [
-      ["Began", exactMoment(call.started_at)],
-      ["Length", call.outcome ? clock(call.seconds) : ""],
+      ["Started", exactMoment(call.started_at)],
+      ["Duration", call.outcome ? clock(call.seconds) : ""],
       ["Agent", call.agent],
-      ["Direction", call.direction === "outbound-api" ? "dialled from here" : "came in"],
-      ["Ready after", call.setup_seconds == null ? "" : brief(call.setup_seconds)],
-      ["Closed within", call.teardown_seconds == null ? "" : brief(call.teardown_seconds)],
+      ["Direction", call.direction === "outbound-api" ? "Outbound" : "Inbound"],
+      ["Agent ready in", call.setup_seconds == null ? "" : brief(call.setup_seconds)],
+      ["Teardown", call.teardown_seconds == null ? "" : brief(call.teardown_seconds)],
       ["Reply times", times.length ? `median ${brief(median(times))}, longest ${brief(Math.max(...times))}` : ""],
       ["Barge-ins", call.barge_ins],
-      ["Agent lost", call.reconnects ? `${call.reconnects}×` : ""],
+      ["Agent reconnects", call.reconnects],
       ["Audio dropped", call.dropped_bytes ? brief(call.dropped_bytes / 8000) : ""],
       ["Answered by", (call.answered_by ?? "").replaceAll("_", " ")],
       ["Transferred to", call.transfer_to],
@@ -151,7 +151,7 @@ export class RecentCalls {
       ["SID", call.call_sid],
     ].filter(([, value]) => value !== undefined && value !== null && value !== "" && value !== 0);
     const transcript = new Transcript();
-    transcript.show(call.transcript ?? []);
+    transcript.show(call.transcript ?? [], "Nothing was said.");
     return h(
       "div",
       { class: "in-full" },

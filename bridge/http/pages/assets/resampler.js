@@ -1,7 +1,7 @@
-// Between the phone's 8000 samples a second and the context's own rate, whatever that is. Pure.
+// Resampling between the phone's 8 kHz and the audio context's rate. Does no I/O.
 //
 // The context keeps its native rate: Firefox connects no microphone to a context of another rate
-// than the device's, and a rate forced on the context resamples everybody's output. So we resample,
+// than the device's, and forcing a rate on the context resamples all of its output. So we resample,
 // by a windowed sinc whose table holds PHASES positions between two samples.
 
 export const PHONE_RATE = 8000;
@@ -35,12 +35,12 @@ function kernel(rate) {
   return { half, taps, table };
 }
 
-// From the context's rate to the phone's: push what came, get what that makes.
+// From the context's rate to the phone's: push input, get the output it completes.
 export class Decimator {
   constructor(rate) {
     this.step = rate / PHONE_RATE;
     this.kernel = kernel(rate);
-    // What is needed of the past, and room for what comes.
+    // The past samples that the kernel needs, and room for new ones.
     this.samples = new Float32Array(this.kernel.taps + 4096);
     this.length = this.kernel.half - 1;
     this.position = this.kernel.half - 1;

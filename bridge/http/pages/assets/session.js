@@ -1,4 +1,4 @@
-// Talking to the control API from a page: the operator's token, requests, the stream of events.
+// The pages' client of the control API: the operator's token, requests, server-sent events.
 //
 //   import { api, stream, ApiError } from "./session.js";
 //
@@ -8,13 +8,13 @@
 //
 //   const done = stream("/events", ({ event, data, id }) => {…}, { signal, onState });
 //
-// The token is asked for when the server wants one, and kept for as long as the tab is open.
+// The token is requested when the server asks for one, and kept until the tab is closed.
 
 const KEY = "bridge-token";
 const LONGEST_WAIT = 5000; // ms between two attempts to reconnect
-const DEAF_AFTER = 45000; // ms without a byte, comments included: the connection is dead
+const DEAF_AFTER = 45000; // ms without a byte, comments included, after which the connection counts as dead
 
-// What the server refused. `status` is HTTP's, 0 when it was not reached; `message` is for people.
+// A refused or failed request. `status` is the HTTP status, 0 without an answer; `message` is shown.
 export class ApiError extends Error {
   constructor(status, message, body = null) {
     super(message);
@@ -23,8 +23,8 @@ export class ApiError extends Error {
   }
 }
 
-// Ask the API. Resolves to the answer's JSON, null if it has none. Throws ApiError; an abort is
-// thrown as it is. `body` is sent as JSON.
+// Send a request; `body` goes as JSON. Resolves to the JSON of the answer, null if it is empty.
+// Throws ApiError; an abort is thrown unchanged.
 export async function api(path, { method = "GET", body, signal } = {}) {
   const response = await ask(path, {
     method,
@@ -37,11 +37,11 @@ export async function api(path, { method = "GET", body, signal } = {}) {
   return answer;
 }
 
-// Follow a stream of server-sent events, reconnecting for as long as it makes sense.
+// Follow a stream of server-sent events; reconnect when it breaks, with growing pauses.
 //
-// `onEvent` gets each {event, data, id}, with `data` read as JSON. `onState` is told "open" and
-// "waiting" (to reconnect), to show. Resolves when `signal` is aborted, or when the server says that
-// there is no such stream any more (404, 410); throws ApiError when it refuses for another reason.
+// `onEvent` gets each {event, data, id}, with `data` parsed from JSON. `onState` gets "open" and
+// "waiting" (to reconnect). Resolves when `signal` is aborted or the stream no longer exists (404,
+// 410); throws ApiError when the server refuses for another reason.
 export async function stream(path, onEvent, { signal, onState = () => {} } = {}) {
   let wait = 250;
   while (!signal?.aborted) {
@@ -57,7 +57,7 @@ export async function stream(path, onEvent, { signal, onState = () => {} } = {})
       }
     } catch (error) {
       if (signal?.aborted) return;
-      // Not reached, or reached and lost: try again. What it refuses stays refused.
+      // No connection, or a lost one: retry. A refusal is final.
       if (error instanceof ApiError && error.status !== 0) throw error;
     }
     if (signal?.aborted) return;
@@ -89,7 +89,7 @@ async function ask(path, { headers = {}, ...options }) {
       throw new ApiError(0, "The server cannot be reached.");
     }
     if (response.status !== 401) return response;
-    // Another request may have been told the token while this one was on its way.
+    // Another request may have obtained the token in the meantime.
     if (sessionStorage.getItem(KEY) === token) await signIn(token !== null, options.signal);
   }
 }
@@ -153,7 +153,7 @@ function readEvent(block) {
 async function within(promise, ms) {
   let timer;
   const late = new Promise((_, reject) => {
-    timer = setTimeout(() => reject(new ApiError(0, "The server has gone quiet.")), ms);
+    timer = setTimeout(() => reject(new ApiError(0, "The server stopped sending.")), ms);
   });
   try {
     return await Promise.race([promise, late]);
@@ -176,7 +176,7 @@ function pause(ms, signal) {
   });
 }
 
-// The form for the token. One at a time, however many requests want it.
+// The sign-in form. All requests that need the token share one form.
 let signingIn = null;
 
 function signIn(wasWrong, signal) {
@@ -197,7 +197,7 @@ function askForToken(wasWrong) {
   const form = element("form", { method: "dialog" });
   const problem = element("p", { className: "notice bad", hidden: !wasWrong });
   problem.setAttribute("role", "alert");
-  problem.textContent = "That is not the server's token. Try again.";
+  problem.textContent = "That token is not valid. Try again.";
   const label = element("label", { htmlFor: "sign-in-token", textContent: "Token" });
   const field = element("input", {
     id: "sign-in-token",
@@ -212,7 +212,7 @@ function askForToken(wasWrong) {
     element("p", {
       className: "muted",
       textContent:
-        "This server asks for its API token: the value of BRIDGE_API_TOKEN where it was started. " +
+        "Enter the server's API token: the value of BRIDGE_API_TOKEN in the server's environment. " +
         "It is kept until you close this tab.",
     }),
     problem,
@@ -223,13 +223,13 @@ function askForToken(wasWrong) {
   dialog.append(form);
   document.body.append(dialog);
   return new Promise((resolve) => {
-    // Without a token there is nothing to show, so Escape does not lead anywhere.
+    // Without a token there is nothing to show, so Escape does not close the form.
     dialog.addEventListener("cancel", (event) => event.preventDefault());
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       const token = field.value.trim();
       if (!/^[\x21-\x7e]+$/.test(token)) {
-        problem.hidden = false; // no header can carry it
+        problem.hidden = false; // not valid in an HTTP header
         return;
       }
       sessionStorage.setItem(KEY, token);

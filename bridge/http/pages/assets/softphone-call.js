@@ -1,6 +1,5 @@
-// One call of the softphone: the voice goes over the media socket as Twilio's would (line.js). What
-// Twilio's protocol has no messages for comes from the control API: the transcript as events, typed
-// words as requests.
+// One call of the softphone. Audio goes over the media socket as Twilio's would (line.js). The control
+// API provides what Twilio's protocol lacks: the transcript as events, and typed input.
 
 import { Line } from "./line.js";
 import { api, ApiError, stream } from "./session.js";
@@ -18,48 +17,49 @@ import { NoMicrophone, Sound } from "./sound.js";
 
 const STATES = {
   connecting: "Connecting to the agent…",
-  listening: "Listening",
-  thinking: "Thinking…",
-  speaking: "Speaking",
+  listening: "Agent is listening",
+  thinking: "Agent is thinking…",
+  speaking: "Agent is speaking",
   reconnecting: "Reconnecting to the agent…",
-  ending: "Saying goodbye…",
+  ending: "Ending the call…",
 };
 
 const OUTCOMES = {
   caller_hung_up: "You hung up",
   agent_ended: "The agent ended the call",
-  transferred: "The agent transferred the call, and a softphone cannot follow it",
+  transferred: "The agent transferred the call; the softphone cannot follow a transfer",
   agent_unreachable: "The agent could not be reached",
   agent_failed: "The agent failed",
-  idle: "Nobody said anything, so the call was ended",
-  max_duration: "The call reached its longest time",
+  idle: "The call ended because no one spoke",
+  max_duration: "The call reached its time limit",
   operator_hung_up: "An operator ended the call",
   server_shutdown: "The server is stopping",
   phone_lost: "The connection was lost",
-  protocol_error: "The server did not accept the call",
-  internal_error: "Something went wrong in the server",
+  protocol_error: "The server rejected the call",
+  internal_error: "The server had an internal error",
+  server_lost: "The server process was lost",
 };
 
-const TYPE = "You can still call, and type what you would say.";
+const TYPE = "You can still call and type what you would say.";
 export const MICROPHONE = {
   insecure:
-    "Browsers keep the microphone from a page that was not opened by https or as localhost. " +
-    `${TYPE} To speak, open this page by https, or on the server itself.`,
+    "Browsers allow the microphone only on pages opened over https or from localhost. " +
+    `${TYPE} To speak, open this page over https, or on the server itself.`,
   refused:
-    "The browser does not let this page use the microphone. " +
-    `${TYPE} To speak, allow the microphone beside the address and call again.`,
+    "The browser blocks the microphone for this page. " +
+    `${TYPE} To speak, allow it via the icon in the address bar and call again.`,
   missing: `No microphone was found. ${TYPE} To speak, connect one and call again.`,
-  busy: `Another program holds the microphone. ${TYPE} To speak, close it there and call again.`,
+  busy: `Another program is using the microphone. ${TYPE} To speak, close that program and call again.`,
   failed: `The microphone does not work in this browser. ${TYPE}`,
-  lost: `The microphone is gone. ${TYPE}`,
+  lost: `The microphone was disconnected. ${TYPE}`,
 };
-const NO_SOUND = "This browser gives the page no sound, so the agent cannot be heard. Read it here.";
+const NO_SOUND = "No audio output: this browser cannot play the agent. Read the transcript instead.";
 
-const OUTCOME_WITHIN = 2000; // ms after the line is closed, for the server to say why
-const OVERLOOKED = 1500; // ms after which who was asked for the microphone may not have seen it
+const OUTCOME_WITHIN = 2000; // ms after the line has closed, for the outcome to arrive
+const OVERLOOKED = 1500; // ms after which the browser's microphone prompt may have been overlooked
 
 export class SoftphoneCall {
-  // Must be made while a click is being handled. `onEnded` is called once, when the call is over.
+  // Construct it in a click handler. `onEnded` is called once, when the call has ended.
   constructor(onEnded) {
     this.onEnded = onEnded;
     this.abort = new AbortController();
@@ -72,14 +72,14 @@ export class SoftphoneCall {
     this.muted = false;
     this.transcript = [];
     this.over = false;
-    // Now, while the click is being handled.
+    // Browsers start audio only in a click handler.
     this.sound = new Sound(
       (message) => this.#fromSound(message),
       () => say(MICROPHONE.lost),
     );
   }
 
-  // Place it. `onPhrase` is called with a phrase of the agent's that was pressed.
+  // Place the call. `onPhrase` is called with the phrase whose button was pressed.
   async place(onPhrase) {
     try {
       await Promise.all([this.sound.start(), this.#openMicrophone()]);
@@ -141,7 +141,7 @@ export class SoftphoneCall {
         signal: this.abort.signal,
       });
     } catch (error) {
-      if (!this.over) say(`There is no live transcript: ${error.message}`);
+      if (!this.over) say(`No live transcript: ${error.message}`);
     }
   }
 
@@ -163,7 +163,7 @@ export class SoftphoneCall {
       if (!this.line?.open) this.#conclude();
     } else if (event === "elsewhere") {
       this.abort.abort();
-      say("Another process of the server carries this call, so there is no transcript here.");
+      say("Another worker process of the server has this call, so no transcript is shown here.");
     }
   }
 
@@ -178,9 +178,9 @@ export class SoftphoneCall {
 
   #lineClosed({ opened }) {
     if (this.over) return;
-    if (!opened) return this.end("No call", "The server did not take the call. Try again.");
+    if (!opened) return this.end("No call", "The server did not accept the call. Try again.");
     if (this.outcome || this.abort.signal.aborted) return this.#conclude();
-    // The reason is on its way, unless the server is gone.
+    // The outcome follows, unless the server is down.
     setTimeout(() => this.#conclude(), OUTCOME_WITHIN);
   }
 
@@ -194,17 +194,17 @@ export class SoftphoneCall {
   hangUp() {
     const was = this.line ? OUTCOMES.caller_hung_up : "No call";
     this.line?.hangUp();
-    // The last words, and what became of them, are still to come.
+    // The last lines of the transcript are still to come.
     setTimeout(() => this.abort.abort(), OUTCOME_WITHIN);
     this.end(was, "", { follow: this.line !== null });
   }
 
-  // Show nothing more of it: another call has begun.
+  // Show no more of this call: another one has begun.
   forget() {
     this.abort.abort();
   }
 
-  // The call is over; the page says so.
+  // Show that the call has ended, and why.
   end(words, problem = "", { follow = false } = {}) {
     if (this.over) return;
     this.over = true;

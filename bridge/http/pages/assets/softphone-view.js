@@ -1,10 +1,10 @@
-// What the softphone's page shows of a call. Everything here can be called at any time.
+// The softphone's elements. Every function may be called at any time.
 
 import { h, setText } from "./dom.js";
 import { clock } from "./words.js";
 
 const FIRST_PHRASES = 12;
-const SHOWN_KEY = 180; // ms a key looks pressed
+const SHOWN_KEY = 180; // ms for which a key looks pressed
 
 const $ = (id) => document.getElementById(id);
 
@@ -27,7 +27,7 @@ export function show(phase, words) {
     document.body.dataset.called = "";
     showMuted(false);
   }
-  // The button that was pressed is gone; whoever uses the keyboard stays where they were.
+  // The focused button is now hidden: move the focus to the one that replaces it.
   if (hadFocus === $("call")) $("hang-up").focus();
   else if (idle && hadFocus && hadFocus !== document.body && (hadFocus.hidden || hadFocus.disabled)) {
     $("call").focus();
@@ -47,7 +47,7 @@ export function showLevels({ caller, agent }) {
   $("orb").style.setProperty("--level", loudness(agent).toFixed(3));
 }
 
-// 0 to 1 for -50 to -8 dB: about what an ear makes of it.
+// Map -50 to -8 dB to 0 to 1: roughly perceived loudness.
 function loudness(rms) {
   const decibels = 20 * Math.log10(rms + 1e-9);
   return Math.min(1, Math.max(0, (decibels + 50) / 42));
@@ -56,8 +56,8 @@ function loudness(rms) {
 const WHO = { caller: "You", agent: "Agent", keypad: "You pressed" };
 const FATE = { cut: "interrupted", unheard: "not heard" };
 
-// The transcript from line `from` on. A line that stays is changed in place, so that nobody is read
-// it twice.
+// Show the transcript from line `from` on. Lines are changed in place, so that a screen reader does
+// not repeat them.
 export function showLines(lines, from = 0) {
   const list = $("lines");
   while (list.children.length > lines.length) list.lastElementChild.remove();
@@ -76,7 +76,7 @@ export function showLines(lines, from = 0) {
   followLines();
 }
 
-// Whoever has not scrolled back sees the newest line, whatever becomes of the window.
+// Unless the reader has scrolled back, the newest line stays visible when the window is resized.
 let following = true;
 
 export function noteScrolling() {
@@ -98,11 +98,11 @@ function newLine() {
   );
 }
 
-// What the agent knows, as buttons; `onChosen` is called with the phrase that was pressed.
+// The phrases the agent understands, as buttons; `onChosen` gets the phrase that was pressed.
 export function showPhrases(phrases, onChosen) {
   $("chips").replaceChildren(
     ...phrases.map((phrase) => {
-      const words = phrase.replace(/[⟨⟩]/g, ""); // which mark a slot's example; nobody says them
+      const words = phrase.replace(/[⟨⟩]/g, ""); // they mark a slot's example
       const onclick = () => onChosen(words);
       const chip = h("button", { type: "button", class: "chip", disabled: true, onclick }, words);
       return h("li", {}, chip);
@@ -112,7 +112,7 @@ export function showPhrases(phrases, onChosen) {
   showAllPhrases(false);
 }
 
-// The first few, and all of them for who wants to know.
+// Show all phrases, or only the first few.
 export function showAllPhrases(all) {
   const chips = [...$("chips").children];
   for (const chip of chips.slice(FIRST_PHRASES)) chip.hidden = !all;
@@ -136,8 +136,8 @@ export function showElapsed(seconds) {
   setText($("elapsed"), clock(seconds));
 }
 
-// A button that calls `onChosen`, for who does not find the browser's question for the microphone;
-// null takes it away.
+// Show a button that calls `onChosen`, for when the browser's microphone prompt is overlooked; null
+// hides it.
 export function offerToGoOn(onChosen) {
   $("without-microphone").hidden = onChosen === null;
   $("without-microphone").onclick = onChosen;

@@ -1,4 +1,4 @@
-// The softphone's page: what its buttons, keys and fields do.
+// The softphone page: handlers of its buttons, keys and fields.
 
 import { MICROPHONE, SoftphoneCall } from "./softphone-call.js";
 import {
@@ -13,7 +13,7 @@ import {
 const $ = (id) => document.getElementById(id);
 
 let call = null;
-let latest = null; // the last one that was placed, which may still be told how it ended
+let latest = null; // the last call placed; its outcome may still arrive
 
 function place() {
   if (call) return;
@@ -64,7 +64,7 @@ $("write").onsubmit = async (event) => {
   field.focus();
 };
 
-// The keyboard's digits are the keypad's, unless something is being typed.
+// Digits typed on the keyboard press the keypad, unless a text field has the focus.
 document.addEventListener("keydown", (event) => {
   if (!call?.live || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.target.closest?.("input, textarea, dialog") || !/^[0-9*#]$/.test(event.key)) return;
@@ -76,7 +76,7 @@ setInterval(() => {
   if (call?.began) showElapsed((performance.now() - call.began) / 1000);
 }, 250);
 
-// A page that goes away hangs up, as a phone does whose battery is taken out; and more politely.
+// Closing the page hangs up.
 window.addEventListener("pagehide", () => call?.hangUp());
 document.addEventListener("visibilitychange", () => call?.sound.resume());
 document.addEventListener("pointerdown", () => call?.sound.resume());

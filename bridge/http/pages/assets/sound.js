@@ -1,12 +1,12 @@
-// Microphone and loudspeaker: where the engine runs, and what feeds it.
+// Microphone and loudspeaker: they feed the engine and play its output.
 //
-// Best is an AudioWorklet. Without a secure context there is none, and no microphone either, but a
-// ScriptProcessor still lets the agent be heard. Where no sound can be had at all, a clock keeps the
-// call going: silence is sent and marks come back, so that what is typed is answered.
+// An AudioWorklet is preferred. Without a secure context there is neither a worklet nor a microphone,
+// but a ScriptProcessor can still play the agent. Without any audio output a timer keeps the call
+// alive: it sends silence and returns marks, so typed input is still answered.
 
 import { Engine } from "./engine.js";
 
-const RUNNING_WITHIN = 2000; // ms until a context that was resumed by a click runs, or never will
+const RUNNING_WITHIN = 2000; // ms within which a context resumed by a click must be running
 const BLOCK = 1024;
 const CLOCK_MS = 20;
 const CLOCK_RATE = 8000;
@@ -29,8 +29,8 @@ const KINDS = {
 };
 
 export class Sound {
-  // Must be made while a click is being handled: browsers let no page begin to sound by itself.
-  // `onMessage` gets the engine's messages, `onMicrophoneLost` is called if it is unplugged.
+  // Construct it in a click handler: browsers do not let a page start audio by itself.
+  // `onMessage` gets the engine's messages; `onMicrophoneLost` is called if it is unplugged.
   constructor(onMessage, onMicrophoneLost) {
     this.onMessage = onMessage;
     this.onMicrophoneLost = onMicrophoneLost;
@@ -50,18 +50,18 @@ export class Sound {
     }
   }
 
-  // Whether anything can be heard.
+  // Whether the agent can be heard.
   get audible() {
     return this.node !== null;
   }
 
-  // Start the engine. Resolves in any case: there is always a clock.
+  // Start the engine. Always resolves: the timer is the last resort.
   async start() {
     if (await this.#runs()) {
       try {
         await this.#startWorklet();
       } catch {
-        // None here, or one that cannot import a module, as in Firefox before 114.
+        // No AudioWorklet, or one that cannot import modules (Firefox before 114).
         this.#startScript();
       }
     }
@@ -69,8 +69,8 @@ export class Sound {
     if (!this.node) this.#startClock();
   }
 
-  // Open the microphone and let it speak. Throws NoMicrophone. `raw` switches the browser's own
-  // processing off: for studios and for tests.
+  // Open the microphone and connect it. Throws NoMicrophone. `raw` disables the browser's audio
+  // processing, for studios and tests.
   async openMicrophone({ raw = false } = {}) {
     if (!window.isSecureContext || !navigator.mediaDevices?.getUserMedia) {
       throw new NoMicrophone("insecure");
@@ -99,12 +99,12 @@ export class Sound {
     });
   }
 
-  // A message to the engine.
+  // Send a message to the engine.
   send(message) {
     this.post(message);
   }
 
-  // Sound that the system has paused, by a phone call or a locked screen, goes on.
+  // Resume audio that the system paused, as for a phone call or a locked screen.
   resume() {
     if (this.context && this.context.state !== "running" && !this.closed) {
       this.context.resume().catch(() => {});
@@ -173,7 +173,7 @@ export class Sound {
 
   #connect() {
     if (!this.node || !this.stream || this.source) return;
-    // Kept, or Firefox throws it away, and falls silent.
+    // Keep a reference: Firefox collects the node otherwise, and the call falls silent.
     this.source = this.context.createMediaStreamSource(this.stream);
     this.source.connect(this.node);
   }

@@ -1,4 +1,4 @@
-// µ-law (ITU-T G.711), by tables, as Python's audioop has it for every input. Pure.
+// µ-law (ITU-T G.711) by tables, identical to Python's audioop for every input.
 
 const BIAS = 33;
 const CLIP = 8159; // 14 bits of magnitude, less what the bias adds
@@ -24,7 +24,7 @@ export const DECODED = Int16Array.from({ length: 256 }, (_, index) => {
   return (byte & 0x80 ? -magnitude : magnitude) * 4;
 });
 
-// What is sent while nobody speaks.
+// The byte of silence.
 export const SILENCE = ENCODED[0];
 
 // The µ-law byte of a sample from -1 to 1; beyond, it is clipped.

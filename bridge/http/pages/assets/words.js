@@ -1,4 +1,4 @@
-// How the console says things: durations, dates, outcomes.
+// Text for people: durations, dates, states, outcomes.
 
 // A duration as a clock shows it: 0:07, 12:05, 1:02:33.
 export function clock(seconds) {
@@ -19,13 +19,13 @@ export function span(seconds) {
   return `${days} ${days === 1 ? "day" : "days"} ${hours % 24} h`;
 }
 
-// A short time, exactly: 640 ms, 1.24 s.
+// A short duration to the millisecond: 640 ms, 1.24 s.
 export function brief(seconds) {
   if (seconds === null || seconds === undefined) return "–";
   return seconds < 0.9995 ? `${Math.round(seconds * 1000)} ms` : `${seconds.toFixed(2)} s`;
 }
 
-// A moment: the time today, the date and the time before.
+// A point in time: the time if it is today, else the date and the time.
 export function moment(iso, now = new Date()) {
   const then = new Date(iso);
   if (Number.isNaN(then.getTime())) return "";
@@ -52,9 +52,9 @@ const STATES = {
   ending: ["Ending", ""],
 };
 
-// What the agent does: the words and the badge's kind.
+// The state of a live call: its text and the badge's kind.
 export function state(call) {
-  if (call.state === "listening" && call.caller_speaking) return ["Caller speaks", "caller"];
+  if (call.state === "listening" && call.caller_speaking) return ["Caller speaking", "caller"];
   return STATES[call.state] ?? [String(call.state), ""];
 }
 
@@ -63,14 +63,15 @@ const OUTCOMES = {
   agent_ended: ["Agent hung up", "good"],
   transferred: ["Transferred", "good"],
   operator_hung_up: ["Operator hung up", ""],
-  idle: ["Nobody spoke", ""],
-  max_duration: ["Time was up", ""],
+  idle: ["No one spoke", ""],
+  max_duration: ["Time limit reached", ""],
   server_shutdown: ["Server stopped", "warn"],
   phone_lost: ["Phone lost", "warn"],
   agent_unreachable: ["Agent unreachable", "bad"],
   agent_failed: ["Agent failed", "bad"],
   protocol_error: ["Protocol error", "bad"],
   internal_error: ["Internal error", "bad"],
+  server_lost: ["Server lost", "bad"],
 };
 
 const STATUSES = {
@@ -85,11 +86,11 @@ const STATUSES = {
   canceled: "Cancelled",
 };
 
-// How a call ended, or how far it is: the words and the badge's kind. `workers` is how many
-// processes the server has.
+// How a call ended, or its status if it has not: the text and the badge's kind. `workers` is the
+// server's number of worker processes.
 export function ending(call, workers = 1) {
   if (call.outcome) return OUTCOMES[call.outcome] ?? [call.outcome, ""];
-  if (call.live) return ["On now", "good"];
+  if (call.live) return ["Live", "good"];
   if (call.elsewhere) {
     return workers > 1 ? ["Other worker", "caller"] : ["No end recorded", "warn"];
   }
@@ -100,8 +101,8 @@ export function outcomeWords(outcome) {
   return (OUTCOMES[outcome] ?? [outcome])[0];
 }
 
-// From the end of the caller's turn to the first audio of the reply, in seconds; null for a turn
-// that has none.
+// Seconds from the confirmation of the caller's turn to the first audio of the reply; null without
+// a reply.
 export function latency(turn) {
   const [from, to] = [turn.caller_said_at, turn.first_audio_sent_at];
   return typeof from === "number" && typeof to === "number" ? to - from : null;

@@ -1,0 +1,109 @@
+"""Decides which calls are carried: limits and slots, and the tickets that prove an admission.
+
+A call is admitted twice. Its webhook reserves a slot and is given a ticket; the media socket's
+`start` shows the ticket and binds the slot. Both refuse with `NotAdmitted`.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager
+from typing import Final
+
+import trio
+
+from bridge.admission.slots import RESERVED_SECONDS, Admission, Entry, Limits, NotAdmitted
+from bridge.admission.ticket import BadTicket, EpochClock, Purpose, Ticket, Tickets, ticket_keys
+from bridge.config.settings import Secrets, Settings
+
+# How long a slot is reserved where the socket may reach another process, in seconds: as long as
+# Twilio usually takes to open it.
+RESERVED_BRIEFLY: Final = 5.0
+
+# From the webhook's answer to the socket's `start`, in seconds. Longer than a slot is reserved,
+# since a late socket may still find a free one.
+TICKET_SECONDS: Final = 60.0
+
+
+def tickets_from(secrets: Secrets) -> Tickets:
+    """Return the tickets whose keys come from the first secret that is set, so that all processes
+    and machines with the same environment accept each other's; random keys if none is set."""
+    return Tickets(
+        ticket_keys(secrets.twilio_auth_tokens, (secrets.api_token,), (secrets.ticket_key,))
+    )
+
+
+class Entrance:
+    """Admits the calls of one process."""
+
+    def __init__(self) -> None:
+        self.slots = Admission()
+        self.tickets = tickets_from(Secrets())
+        self.epoch = EpochClock(time.time, trio.current_time, patience=TICKET_SECONDS)
+        # Set when the server stops: live calls go on, and no new call is admitted.
+        self.draining = False
+        # False if hypercorn itself runs several worker processes.
+        self.alone = True
+
+    def is_full(self, settings: Settings) -> bool:
+        """Return whether there are as many calls as allowed, reserved ones included."""
+        return self.slots.is_full(Limits.of(settings))
+
+    def spans_processes(self, settings: Settings) -> bool:
+        """Return whether a call's webhook and its socket may reach different processes."""
+        return not self.alone or settings.server.workers > 1
+
+    async def reserve(
+        self, settings: Settings, call_sid: str, caller: str, *, seconds: float | None = None
+    ) -> None:
+        """Reserve a slot for a call that is about to begin, for `seconds`.
+
+        `caller` counts towards the limit per number; "" towards none. Raises NotAdmitted.
+        Cancelled, it leaves nothing reserved.
+        """
+        if self.draining:
+            raise NotAdmitted("the server is stopping")
+        if seconds is None:
+            # With several processes the ticket admits the call wherever its socket arrives, and
+            # the slot reserved here stays unused if that is another process.
+            seconds = RESERVED_BRIEFLY if self.spans_processes(settings) else RESERVED_SECONDS
+        await self.slots.reserve(call_sid, caller, Limits.of(settings), seconds=seconds)
+
+    def ticket(self, call_sid: str, purpose: Purpose = "phone") -> str:
+        """Return a ticket for a call that has a slot."""
+        return self.tickets.issue(call_sid, self.epoch(), lifetime=TICKET_SECONDS, purpose=purpose)
+
+    def read_ticket(self, ticket: str, purpose: Purpose = "softphone") -> Ticket:
+        """Return what a ticket says, without using it. Raises BadTicket."""
+        return self.tickets.read(ticket, self.epoch(), purpose=purpose)
+
+    def socket(self, settings: Settings) -> AbstractContextManager[Entry]:
+        """Count a media socket that has not sent `start` yet, and free what it binds on exit.
+
+        Raises NotAdmitted, on entering, if too many sockets are waiting already.
+        """
+        return self.slots.socket(Limits.of(settings))
+
+    def admit(
+        self,
+        settings: Settings,
+        entry: Entry,
+        purpose: Purpose,
+        *,
+        call_sid: str,
+        caller: str,
+        ticket: str,
+    ) -> None:
+        """Bind the slot of the call whose `start` a media socket has received. Raises NotAdmitted.
+
+        `purpose` is what the ticket has to be for.
+        """
+        announced = settings.twilio.require_ticket or purpose == "softphone"
+        if announced:
+            try:
+                self.tickets.use(ticket, call_sid, self.epoch(), purpose=purpose)
+            except BadTicket as error:
+                raise NotAdmitted(str(error)) from None
+        # A valid ticket proves an admission, perhaps by another worker process.
+        promised = announced and self.spans_processes(settings)
+        entry.bind(call_sid, caller, promised=promised)

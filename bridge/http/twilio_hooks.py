@@ -1,0 +1,162 @@
+"""The routes that only Twilio uses: webhooks, status callbacks, and the media socket.
+
+The media socket is open to softphones, too; see `bridge.http.twilio_auth`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, cast
+
+from quart import Blueprint, Response, current_app, request, websocket
+
+from bridge.addresses import public_address
+from bridge.admission.slots import NotAdmitted
+from bridge.call.introduction import TICKET
+from bridge.caller import OUTBOUND
+from bridge.http.current import current_bridge, origin_of
+from bridge.http.dialling import outbound_parameters
+from bridge.http.media_socket import accepted
+from bridge.http.twilio_auth import TwilioAuth
+from bridge.log import get_logger
+from bridge.outcome import Outcome
+from bridge.twilio import twiml
+from bridge.twilio.call_status import BadStatus, read_status
+from bridge.twilio.media_stream import MediaStream
+from bridge.twilio.numbers import is_call_sid
+from bridge.twilio.rest import TwilioError, TwilioRest
+
+log = get_logger(__name__)
+
+# The header of a proxy that tries another server when this one answers 503 (deploy/haproxy.cfg).
+ELSEWHERE: Final = "Bridge-Elsewhere"
+
+BUSY: Final = "All our lines are busy. Please call again in a few minutes."
+
+_APOLOGISE_AFTER: Final = {
+    Outcome.AGENT_UNREACHABLE,
+    Outcome.AGENT_FAILED,
+    Outcome.INTERNAL_ERROR,
+}
+
+# The key of the application's TwilioAuth among its extensions.
+TWILIO_AUTH: Final = "bridge.twilio_auth"
+
+twilio_hooks = Blueprint("twilio_hooks", __name__)
+
+
+@twilio_hooks.before_request
+async def check_signature() -> None:
+    """Refuse webhooks that Twilio has not signed."""
+    await _auth().check_webhook(request, await current_bridge().settings())
+
+
+@twilio_hooks.post("/incoming-call")
+async def incoming_call() -> Response | tuple[str, int]:
+    """Answer Twilio's voice webhook: connect the call to the agent, or refuse it."""
+    bridge = current_bridge()
+    settings = await bridge.settings()
+    form = await request.form
+    call_sid, caller = form.get("CallSid", ""), form.get("From", "")
+    if not is_call_sid(call_sid):
+        return "CallSid: expected CA and 32 hexadecimal digits\n", 400
+    # Twilio's signature covers the address, and with it the parameters of an outbound call.
+    outbound = form.get("Direction") == OUTBOUND
+    # Callers without a number share one limit; otherwise withholding the number would evade it.
+    counted = "" if outbound else caller or "withheld"
+    try:
+        await bridge.entrance.reserve(settings, call_sid, counted)
+    except NotAdmitted as error:
+        log.info("caller refused", reason=str(error), call_sid=call_sid, caller=caller)
+        if request.headers.get(ELSEWHERE):
+            return f"{error}\n", 503
+        overflow = settings.server.overflow_url
+        return _twiml(twiml.redirect(overflow) if overflow else twiml.hang_up(BUSY))
+    address = public_address(settings.server.public_url, origin_of(request).host)
+    parameters = {name: form.get(name, "") for name in ("From", "To", "CallSid")}
+    if outbound:
+        parameters = {**outbound_parameters(request.args), **parameters, "direction": OUTBOUND}
+    document = twiml.connect_stream(
+        f"{address.socket}/media-stream",
+        action=f"{address.web}/call-ended",
+        parameters={**parameters, TICKET: bridge.entrance.ticket(call_sid)},
+    )
+    bridge.prewarm(settings, call_sid, parameters)
+    return _twiml(document)
+
+
+@twilio_hooks.websocket("/media-stream")
+async def media_stream() -> None:
+    """Carry the call of one media socket."""
+    bridge = current_bridge()
+    settings = await bridge.settings()
+    socket = cast("Any", websocket)._get_current_object()
+    purpose = _auth().check_socket(socket, settings)
+    with bridge.entrance.socket(settings) as entry:
+        async with accepted(socket) as phone:
+            await bridge.run_call(MediaStream(phone), settings, entry, purpose)
+
+
+@twilio_hooks.post("/call-ended")
+async def call_ended() -> Response:
+    """Answer what the caller gets after the agent, by the call's outcome."""
+    bridge = current_bridge()
+    settings = await bridge.settings()
+    form = await request.form
+    ended = await bridge.recorder.ending_of(form.get("CallSid", ""))
+    if ended is not None and ended.outcome == Outcome.TRANSFERRED:
+        return _twiml(twiml.dial(ended.transfer_to))
+    if ended is not None and ended.outcome in _APOLOGISE_AFTER:
+        words, number = settings.call.apology, settings.call.fallback_number
+        return _twiml(twiml.dial(number, words=words) if number else twiml.hang_up(words))
+    return _twiml(twiml.hang_up())
+
+
+@twilio_hooks.post("/call-status")
+async def call_status() -> tuple[str, int]:
+    """Note a step of an outbound call."""
+    current_bridge().note_status(read_status(await request.form))
+    return "", 204
+
+
+@twilio_hooks.post("/call-status/answered-by")
+async def answered_by() -> tuple[str, int]:
+    """Note whether a person or a machine answered, and leave the message for a machine."""
+    bridge, update = current_bridge(), read_status(await request.form)
+    bridge.note_status(update)
+    message = request.args.get("message", "")
+    if message and bridge.twilio is not None and update.answered_by.startswith("machine_end_"):
+        await _leave_message(bridge.twilio, update.call_sid, message)
+    return "", 204
+
+
+@twilio_hooks.errorhandler(BadStatus)
+async def bad_status(error: BadStatus) -> tuple[str, int]:
+    """Answer a status callback that Twilio would not send."""
+    return f"{error}\n", 400
+
+
+@twilio_hooks.errorhandler(NotAdmitted)
+async def too_many_sockets(error: NotAdmitted) -> tuple[str, int]:
+    """Refuse the upgrade of a media socket."""
+    return f"{error}\n", 503
+
+
+async def _leave_message(rest: TwilioRest, call_sid: str, message: str) -> None:
+    """Speak to the answering machine instead of the agent. A call that is over is no error."""
+    result = "left"
+    try:
+        await rest.update_call(call_sid, twiml=twiml.hang_up(message))
+    except TwilioError as error:
+        result = str(error)
+    except ValueError:
+        result = "the message is too long"  # the address was not made by this server
+    log.info("message for an answering machine", call_sid=call_sid, result=result)
+
+
+def _auth() -> TwilioAuth:
+    auth: TwilioAuth = current_app.extensions[TWILIO_AUTH]
+    return auth
+
+
+def _twiml(document: bytes) -> Response:
+    return Response(document, content_type=twiml.CONTENT_TYPE)
