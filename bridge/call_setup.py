@@ -25,7 +25,7 @@ from bridge.deepgram.agents import choose_agent, fill_in, variables_of
 from bridge.deepgram.context_hook import fetch_context
 from bridge.deepgram.prewarm import Prepared, Prewarming
 from bridge.deepgram.retry import open_within
-from bridge.deepgram.session import AgentSession, OpenStream, open_session
+from bridge.deepgram.session import AgentSession, open_session
 from bridge.deepgram.settings import settings_message
 from bridge.ending import Ending
 from bridge.functions import Functions
@@ -34,6 +34,7 @@ from bridge.log import get_logger
 from bridge.outcome import Outcome
 from bridge.records.wav import CallRecording
 from bridge.telemetry.metrics import Metrics
+from bridge.transport.websocket_client import OpenStream
 from bridge.twilio import twiml
 from bridge.twilio.media_stream import MediaStream
 from bridge.twilio.messages import StartDetails
@@ -141,13 +142,11 @@ class CallSetup:
     def open_session(
         self,
         settings: Settings,
-        nursery: Any,
         message: str,
         close_by: Callable[[], float],
     ) -> AbstractAsyncContextManager[AgentSession]:
         """One try at a session, with `message` for its Settings; see `open_session`."""
         return open_session(
-            nursery,
             settings.deepgram.url,
             key=self._key(),
             settings=message,
@@ -233,7 +232,7 @@ class _AgentOfCall:
             session = await stack.enter_async_context(
                 open_within(
                     max(budget - spent, min(budget, deepgram.connect_timeout)),
-                    lambda: setup.open_session(self._settings, ending, message, ending.by),
+                    lambda: setup.open_session(self._settings, message, ending.by),
                 )
             )
             yield self._opened(session)

@@ -26,7 +26,6 @@ from bridge.call_setup import CallSetup
 from bridge.config.file import ConfigFile, SettingsSource, config_path
 from bridge.config.settings import ConfigError, Secrets, Settings, check_startup, warnings_for
 from bridge.deepgram.prewarm import Prewarming
-from bridge.deepgram.session import OpenStream
 from bridge.functions import FunctionError, Functions
 from bridge.live.hub import Live
 from bridge.outcome import Outcome
@@ -35,6 +34,7 @@ from bridge.records.recorder import Recorder, recorder_for
 from bridge.telemetry.call_metrics import CallMetrics
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.tracing import Tracing, tracing_for
+from bridge.transport.websocket_client import OpenStream
 from bridge.twilio.call_status import Progress, StatusUpdate
 from bridge.twilio.media_stream import MediaStream
 from bridge.twilio.messages import StartDetails

@@ -28,11 +28,14 @@ from trio_websocket import wrap_client_stream
 from bridge.config.file import FixedConfig
 from bridge.config.settings import Secrets, Settings
 from bridge.http.app import create_app
-from bridge.server.hypercorn import guard
+from bridge.server.hypercorn.connection import GuardedTCPServer
+from bridge.server.hypercorn.install import install
 from bridge.server.serve import hypercorn_config, serve
 from bridge.testing.agent.server import Behaviour, Script, SimulatedAgent, silent
 from bridge.testing.phone.phone import SimulatedPhone
 from bridge.testing.phone.webhook import sign
+
+install()
 
 # What Twilio and the server have in common: phones sign with it, and everything is checked.
 AUTH_TOKEN = "twilio-auth-token-0123456789"
@@ -152,14 +155,15 @@ async def in_memory(
             world.phone_options["open_stream"] = to_server
             with capture_logs() as world.logs:
                 yield world
+                # A peer hears our Close before the call is over and its line is logged.
+                await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel(reason="the test is over")
 
 
 async def serve_connection(app: QuartTrio, config: Config, stream: Any) -> None:
     """What hypercorn does with an accepted connection, on any stream."""
-    guard.install()
     stream.socket = _NoSocket()
-    server = guard.GuardedTCPServer(
+    server = GuardedTCPServer(
         wrap_app(app, 0, "asgi"), config, WorkerContext(None), ConnectionState({}), stream
     )
     await server.run()

@@ -23,12 +23,12 @@ from bridge.deepgram.session import (
     AgentFailed,
     AgentSession,
     AgentUnavailable,
-    OpenStream,
     open_session,
 )
 from bridge.deepgram.settings import settings_message
 from bridge.functions import FunctionError, Functions
 from bridge.functions.builtin import described
+from bridge.transport.websocket_client import OpenStream
 
 # From Settings to the first audio: the voice is synthesised then, and perhaps rejected.
 GREETING_SECONDS = 6.0
@@ -138,23 +138,20 @@ async def _check_one(
     failure: Exception | None = None
     heard = "nothing"
     warnings: list[messages.Warning] = []
-    # Caught inside the nursery, so that it is not wrapped in an exception group.
-    async with trio.open_nursery() as nursery:
-        try:
-            async with open_session(
-                nursery,
-                settings.deepgram.url,
-                key=secrets.deepgram_api_key,
-                settings=message,
-                timeout=settings.deepgram.connect_timeout,
-                close_by=lambda: trio.current_time() + GOODBYE_SECONDS,
-                open_stream=open_stream,
-            ) as session:
-                took = trio.current_time() - started
-                warnings += session.warnings
-                heard = await _first_words(session, bool(table.get("greeting")), warnings)
-        except (AgentUnavailable, AgentFailed, AgentClosed) as error:
-            failure = error
+    try:
+        async with open_session(
+            settings.deepgram.url,
+            key=secrets.deepgram_api_key,
+            settings=message,
+            timeout=settings.deepgram.connect_timeout,
+            close_by=lambda: trio.current_time() + GOODBYE_SECONDS,
+            open_stream=open_stream,
+        ) as session:
+            took = trio.current_time() - started
+            warnings += session.warnings
+            heard = await _first_words(session, bool(table.get("greeting")), warnings)
+    except (AgentUnavailable, AgentFailed, AgentClosed) as error:
+        failure = error
     if failure is not None:
         return explain(check, failure, where, name)
     if warnings:

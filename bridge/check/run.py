@@ -15,7 +15,7 @@ from bridge.check.finding import Finding, warning, wrong
 from bridge.check.public import check_server
 from bridge.check.records import check_recordings, check_records
 from bridge.config.settings import Secrets, Settings, warnings_for
-from bridge.deepgram.session import OpenStream
+from bridge.transport.websocket_client import OpenStream
 from bridge.twilio.rest import API_URL, TwilioRest
 
 # For one check with all its requests; each request has a shorter deadline.

@@ -43,7 +43,7 @@ class Prepared(NamedTuple):
 
 
 Prepare = Callable[[], Awaitable[Prepared]]
-Open = Callable[[trio.Nursery, str, CloseBy], AbstractAsyncContextManager[AgentSession]]
+Open = Callable[[str, CloseBy], AbstractAsyncContextManager[AgentSession]]
 
 
 class Warm:
@@ -91,12 +91,12 @@ class Warm:
             return self._claimed_until()
         return trio.current_time() + GIVE_BACK_SECONDS
 
-    async def _live(self, nursery: trio.Nursery, prepare: Prepare, open_: Open) -> None:
+    async def _live(self, prepare: Prepare, open_: Open) -> None:
         """Open it, hold it until it is claimed and let go, or nobody comes, and close it."""
         try:
             with self._patience:
                 self.prepared = await prepare()
-                async with open_(nursery, self.prepared.message, self._close_by) as session:
+                async with open_(self.prepared.message, self._close_by) as session:
                     self.session = session
                     self._ready.set()
                     if self._claimed_until is None:
@@ -133,7 +133,7 @@ class Prewarming:
         async def live() -> None:
             with bound_contextvars(call_sid=call_sid):
                 try:
-                    await warm._live(nursery, prepare, open_)
+                    await warm._live(prepare, open_)
                 finally:
                     if self._expected.get(call_sid) is warm:
                         del self._expected[call_sid]

@@ -14,7 +14,6 @@ from werkzeug.routing import MapAdapter
 from bridge.addresses import BadHost
 from bridge.config.file import SettingsSource
 from bridge.config.settings import Secrets
-from bridge.deepgram.session import OpenStream
 from bridge.http.current import current_bridge
 from bridge.http.events import events
 from bridge.http.health import health
@@ -26,6 +25,7 @@ from bridge.http.softphone import softphone
 from bridge.http.twilio_auth import NotTwilio, TwilioAuth
 from bridge.http.twilio_hooks import TWILIO_AUTH, twilio_hooks
 from bridge.service import Bridge
+from bridge.transport.websocket_client import OpenStream
 
 # Twilio's form is a few kilobytes, sent at once.
 MAX_FORM_BYTES: Final = 64 * 1024

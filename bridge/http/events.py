@@ -9,7 +9,7 @@ the client may connect again. One call's stream ends with one of
     unknown     there is no such call after BEGIN_SECONDS
 
 A viewer that reads too slowly gets a new snapshot in place of the events it missed. A viewer that
-does not read at all is dropped after the server's WRITE_TIMEOUT (`bridge.server.hypercorn.guard`).
+does not read at all is dropped after WRITE_TIMEOUT of `bridge.server.hypercorn.connection`.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """

@@ -1,13 +1,12 @@
-"""The media socket as ASGI gives it, without quart-trio's task and queue in between.
+"""The media socket: accepted by hypercorn and Quart, then a `WebSocket` on the connection's stream.
 
-quart-trio runs a second task per websocket, which moves messages to a second queue, cancels the
-handler when the peer disconnects and drops what was received but not read yet, Twilio's `stop`
-among it. Here `receive` reads ASGI directly: every message is delivered, and a disconnect is an
-exception from `receive`, after the last of them. Nobody is told of a disconnect who does not
-receive; a call's receiver always does. Messages that came together are received together.
+Quart and hypercorn do what comes before a call: the route, the signature, refusals and the
+websocket's handshake. After `accepted` neither is between the call and its socket; see
+`bridge.server.hypercorn.connection`.
 
-Quart also closes with 1000, "normal", after a crash, and forgets errors that arrive in one group
-with `Cancelled`. Here the peer is told 1011, and every error is logged, once, whole.
+quart-trio would run a second task for each websocket, close with 1000, "normal", after a crash, and
+forget errors that arrive in one group with `Cancelled`. `DirectWebsocketConnection` runs the
+handler alone and logs every error, once, whole; `accepted` tells the peer 1011.
 
 The base class is quart-trio's internal one, hence the pinned version; the tests of this module
 fail without this.
@@ -15,6 +14,8 @@ fail without this.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final, cast
 
 import trio
@@ -30,27 +31,25 @@ from quart.utils import encode_headers
 from quart.wrappers import Response, Websocket
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIWebsocketConnection
+from wsproto.connection import ConnectionType
 
 from bridge.log import get_logger
-from bridge.server.hypercorn.guard import (
-    GUARD_KEY,
-    WEBSOCKET_KEY,
-    GuardedTCPServer,
-    GuardedWSStream,
-)
-from bridge.transport.inbox import Inbox
+from bridge.server.hypercorn.connection import CONNECTION_KEY, WRITE_TIMEOUT, GuardedTCPServer
+from bridge.server.limits import TokenBucket
+from bridge.transport.websocket import NORMAL_CLOSURE, WebSocket, WebSocketClosed
 from bridge.twilio.media_stream import PhoneGone
 
 log = get_logger(__name__)
 
-NORMAL_CLOSURE: Final = 1000
 INTERNAL_ERROR: Final = 1011
 
-# Where a handler finds what comes on its websocket, in the ASGI scope's `state`.
-INCOMING_KEY: Final = "bridge.incoming"
+# How long saying Close may take where the handler did not.
+CLOSE_TIMEOUT: Final = 1.0
 
-# So many messages wait for the handler; then the socket is not read any more.
-MESSAGES_WAITING: Final = 32
+# A phone sends 50 messages a second, and after a stall of the network 20 s of them at once. A peer
+# that sends more is read no faster than this, and TCP slows it down.
+FRAMES_PER_SECOND: Final = 250
+FRAMES_AT_ONCE: Final = 1000
 
 # A proxy says in X-Forwarded-Proto what the HTTP request's scheme was, and ProxyFixMiddleware
 # believes it; Quart finds no websocket route for it and answers 400.
@@ -63,26 +62,12 @@ class DirectWebsocketConnection(TrioASGIWebsocketConnection):
     def __init__(self, app: QuartTrio, scope: WebsocketScope) -> None:
         scheme = _WEBSOCKET_SCHEMES.get(scope["scheme"], scope["scheme"])
         super().__init__(app, {**scope, "scheme": scheme})
-        self._close_code = NORMAL_CLOSURE
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        state = self.scope.setdefault("state", {})  # type: ignore[typeddict-item]
-        incoming = state[INCOMING_KEY] = Incoming(receive, state.get(WEBSOCKET_KEY))
         websocket = self._create_websocket_from_scope(send)
-        websocket._receive = incoming.one
-        try:
-            await self._run(websocket, receive, send)
-        finally:
-            incoming.discard()
-
-    async def _run(
-        self, websocket: Websocket, receive: ASGIReceiveCallable, send: ASGISendCallable
-    ) -> None:
         await receive()  # websocket.connect
         response = await self._respond(websocket)
-        if self._accepted and not self._closed:
-            await send({"type": "websocket.close", "code": self._close_code, "reason": None})
-        elif response is not None and not self._accepted:
+        if response is not None and not self._accepted:
             await self._reject(response, send)
 
     async def _respond(self, websocket: Websocket) -> ResponseTypes | None:
@@ -102,12 +87,11 @@ class DirectWebsocketConnection(TrioASGIWebsocketConnection):
         group = error if isinstance(error, BaseExceptionGroup) else ExceptionGroup("", [error])
         failures, others = group.split(Exception)
         if failures is not None:
-            # Who does not catch a disconnect has nothing more to do on one.
-            _, failures = failures.split(PhoneGone)
+            # A handler that does not catch a disconnect simply ends on one.
+            _, failures = failures.split((PhoneGone, WebSocketClosed))
         if failures is not None:
             if not self._accepted and others is None:
                 return await self.app.handle_user_exception(error)  # type: ignore[arg-type]
-            self._close_code = INTERNAL_ERROR
             log.error("websocket handler failed", exc_info=error)
         if others is not None:
             raise others
@@ -128,95 +112,39 @@ class DirectWebsocketConnection(TrioASGIWebsocketConnection):
         await send(cast("WebsocketResponseBodyEvent", rest))
 
 
-class Incoming:
-    """What comes on one websocket. `guarded` is hypercorn's end of it, if it is ours."""
+@asynccontextmanager
+async def accepted(websocket: Websocket) -> AsyncIterator[WebSocket]:
+    """Accept the handshake and give the connection's stream, as a `WebSocket`, to the body.
 
-    def __init__(self, receive: ASGIReceiveCallable, guarded: GuardedWSStream | None) -> None:
-        self._receive = receive
-        self._inbox: Inbox | None = None
-        if guarded is not None:
-            self._inbox = guarded.inbox = Inbox(MESSAGES_WAITING)
-        self._left: list[str | bytes] = []
-        self._gone = False
-
-    async def all(self) -> list[str | bytes]:
-        """Return the messages that came together. Raises PhoneGone when there will be none."""
-        if self._gone:
-            # So that a loop which ignores the exception cannot freeze the process.
-            await trio.lowlevel.checkpoint()
-            raise PhoneGone
-        if self._left:
-            left, self._left = self._left, []
-            return left
-        if self._inbox is not None:
-            try:
-                return await self._inbox.take()
-            except trio.EndOfChannel:
-                self._gone = True
-                raise PhoneGone from None
-        event: Any = await self._receive()
-        if event["type"] == "websocket.disconnect":
-            self._gone = True
-            raise PhoneGone
-        data: bytes | None = event.get("bytes")
-        return [data if data is not None else event["text"]]
-
-    async def one(self) -> str | bytes:
-        """Return one message, as Quart wants it. Raises PhoneGone when there will be none."""
-        message, *self._left = await self.all()
-        return message
-
-    def discard(self) -> None:
-        """Nobody receives any more."""
-        if self._inbox is not None:
-            self._inbox.discard()
+    On leaving, the websocket is closed if it is not yet: with 1011 after an error, with 1000
+    otherwise; when the body is cancelled, it is dropped. Then the stream is hypercorn's again,
+    which closes the connection.
+    """
+    await websocket.accept()
+    connection: GuardedTCPServer = websocket.scope["state"][CONNECTION_KEY]
+    stream, received = await connection.taken()
+    socket = WebSocket(
+        stream,
+        ConnectionType.SERVER,
+        max_message=connection.config.websocket_max_message_size,
+        write_timeout=WRITE_TIMEOUT,
+        received=received,
+        pace=TokenBucket(FRAMES_PER_SECOND, FRAMES_AT_ONCE).take,
+    )
+    try:
+        yield socket
+    except Exception:
+        await _close(socket, INTERNAL_ERROR)
+        raise
+    except BaseException:
+        # Cancelled: the time that a call has for its goodbye is over.
+        await socket.drop()
+        raise
+    await _close(socket, NORMAL_CLOSURE)
 
 
-class QuartMediaSocket:
-    """A `MediaSocket` on a Quart websocket, best under `DirectWebsocketConnection`."""
-
-    def __init__(self, websocket: Websocket) -> None:
-        self._websocket = websocket
-        state: Any = websocket.scope.get("state", {})
-        self._incoming: Incoming | None = state.get(INCOMING_KEY)
-        self._guard: GuardedTCPServer | None = state.get(GUARD_KEY)
-        self._guarded: GuardedWSStream | None = state.get(WEBSOCKET_KEY)
-        self._closed = False
-
-    async def receive(self) -> list[str | bytes]:
-        """Return the messages that came together. Raises PhoneGone when there will be none."""
-        if self._incoming is None:
-            return [await self._websocket.receive()]
-        return await self._incoming.all()
-
-    def receive_every(self, seconds: float) -> None:
-        """From now on look for messages at the ticks of that grid only: `bridge.transport.grid`."""
-        if self._guard is not None and not self._closed:
-            self._guard.read_every(seconds)
-
-    async def send(self, text: str) -> None:
-        """Send a text message, whole or not at all; nothing happens when the socket is gone.
-
-        Always a checkpoint: hypercorn's own way out on a socket that is gone is none, so that a
-        loop of sends would keep every other task of the process from running, the one that ends
-        the call among them. It does not raise, because a failing phone is not the sender's news.
-        """
-        if self._closed:
-            # Behind our own Close nothing may follow: hypercorn raises, and the agent, which
-            # speaks on while the caller's last words are sent, is not at fault.
-            await trio.lowlevel.checkpoint()
-        elif self._guarded is not None:
-            await self._guarded.send_text(text)
-        else:
-            await trio.lowlevel.checkpoint()
-            await self._websocket.send(text)
-
-    async def close(self, code: int, *, by: float) -> None:
-        """Send a Close frame, dropping the connection if it cannot be written by that time."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._guard is not None:
-            self._guard.finish_by(by)
-        with trio.move_on_at(by):
-            await self._websocket.close(code)
+async def _close(socket: WebSocket, code: int) -> None:
+    by = trio.current_time() + CLOSE_TIMEOUT
+    # Cancelled meanwhile, an error of the handler would be lost.
+    with trio.CancelScope(shield=True, deadline=by):
+        await socket.close(code, by=by)

@@ -15,7 +15,7 @@ from bridge.call.introduction import TICKET
 from bridge.caller import OUTBOUND
 from bridge.http.current import current_bridge, origin_of
 from bridge.http.dialling import outbound_parameters
-from bridge.http.media_socket import QuartMediaSocket
+from bridge.http.media_socket import accepted
 from bridge.http.twilio_auth import TwilioAuth
 from bridge.log import get_logger
 from bridge.outcome import Outcome
@@ -89,13 +89,11 @@ async def media_stream() -> None:
     """Carry the call of one media socket."""
     bridge = current_bridge()
     settings = await bridge.settings()
-    # The proxy looks the websocket up in the context at every use; a call uses it a lot.
     socket = cast("Any", websocket)._get_current_object()
     purpose = _auth().check_socket(socket, settings)
     with bridge.entrance.socket(settings) as entry:
-        await websocket.accept()
-        phone = MediaStream(QuartMediaSocket(socket))
-        await bridge.run_call(phone, settings, entry, purpose)
+        async with accepted(socket) as phone:
+            await bridge.run_call(MediaStream(phone), settings, entry, purpose)
 
 
 @twilio_hooks.post("/call-ended")

@@ -15,7 +15,7 @@ from hypercorn.utils import wrap_app
 from quart_trio import QuartTrio
 
 from bridge.config.settings import Settings
-from bridge.server.hypercorn import guard
+from bridge.server.hypercorn.install import install
 from bridge.server.hypercorn.worker import adopt, bridge_of, serve_until
 from bridge.server.stopping import Stop, StopSignals
 
@@ -55,7 +55,7 @@ async def serve(
     raise nothing. Cancelling it cuts live calls off.
     """
     # Not every program that serves the application has imported `bridge.asgi`.
-    guard.install()
+    install()
     bridge = bridge_of(app)
     bridge.prepare()
     signals = StopSignals() if shutdown is None and stop is None else None

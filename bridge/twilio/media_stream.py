@@ -1,13 +1,15 @@
-"""The phone's side of a call: one Media Streams socket, typed. I/O, but of somebody else's socket.
+"""The phone's side of a call: one Media Streams socket, typed.
 
 https://www.twilio.com/docs/voice/media-streams
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final, Protocol
 
 from bridge.log import get_logger
+from bridge.transport.websocket import WebSocketClosed
 from bridge.twilio import messages
 
 log = get_logger(__name__)
@@ -29,23 +31,19 @@ class PhoneGone(Exception):
 
 
 class MediaSocket(Protocol):
-    """What a call needs of the websocket Twilio opened; the server provides it."""
+    """What a call needs of the websocket Twilio opened: a `bridge.transport.websocket.WebSocket`,
+    or a test's."""
 
     async def receive(self) -> list[str | bytes]:
-        """Return the messages that came together, at least one, in order. Raises PhoneGone when
-        there will be none."""
+        """Return the messages that came together, at least one, in order. Raises WebSocketClosed
+        when there will be none."""
 
-    def receive_every(self, seconds: float) -> None:
-        """From now on look for messages at the ticks of the grid of so many seconds only, but for
-        the closing; see `bridge.transport.grid`. A wish: a socket that cannot do that delivers as
-        ever."""
-
-    async def send(self, text: str) -> None:
-        """Send a text message, whole or not at all. Says nothing when the socket is gone."""
+    async def send(self, message: str) -> None:
+        """Send a text message, whole or not at all. Raises WebSocketClosed."""
 
     async def close(self, code: int, *, by: float) -> None:
-        """Send a Close frame, and give up on a peer that does not take it `by` that time of
-        Trio's clock, dropping the connection and freeing whoever waits in `send`. Idempotent."""
+        """Send a Close frame and wait for the phone's until `by`, a time of Trio's clock; then
+        drop the connection, and with it sends that are under way. Idempotent."""
 
 
 class MediaStream:
@@ -74,7 +72,7 @@ class MediaStream:
         Raises PhoneGone when the socket closes first, NotAPhone when all that comes is nonsense.
         """
         while True:
-            received = await self._socket.receive()
+            received = await self._receive()
             for position, text in enumerate(received, start=1):
                 match self._parse(text):
                     case messages.Start(start=details):
@@ -87,18 +85,13 @@ class MediaStream:
                     case early:
                         self._skip(f"{type(early).__name__} before start")
 
-    def receive_every(self, seconds: float) -> None:
-        """From now on `receive` returns at the ticks of the grid of so many seconds, no sooner;
-        see `bridge.transport.grid`."""
-        self._socket.receive_every(seconds)
-
     async def receive(self) -> list[messages.Message]:
         """Wait for the next messages of the stream and return all that came together, in order.
 
         Bad messages are counted and skipped, unknown ones skipped, so the list may be empty.
         Raises PhoneGone at the end, and NotAPhone after BAD_MESSAGES_ON_END bad ones on end.
         """
-        received, self._early = self._early or await self._socket.receive(), []
+        received, self._early = self._early or await self._receive(), []
         stream: list[messages.Message] = []
         for text in received:
             message = self._parse(text)
@@ -118,17 +111,17 @@ class MediaStream:
 
     async def play(self, audio: bytes) -> None:
         """Queue µ-law at 8 kHz, any length, behind what the phone still has to play."""
-        await self._socket.send(self._speak.media(audio))
+        await self._send(self._speak.media(audio))
         self.bytes_sent += len(audio)
         self.frames_sent += 1
 
     async def mark(self, name: str) -> None:
         """Ask for `name` to be sent back when the phone has played everything queued so far."""
-        await self._socket.send(self._speak.mark(name))
+        await self._send(self._speak.mark(name))
 
     async def clear(self) -> None:
         """Make the phone forget what it has not played yet."""
-        await self._socket.send(self._speak.clear())
+        await self._send(self._speak.clear())
 
     async def close(self, code: int, *, by: float) -> None:
         """Close the socket: Twilio then asks what comes next for the call.
@@ -137,6 +130,18 @@ class MediaStream:
         does not read.
         """
         await self._socket.close(code, by=by)
+
+    async def _receive(self) -> list[str | bytes]:
+        try:
+            return await self._socket.receive()
+        except WebSocketClosed as closed:
+            raise PhoneGone from closed
+
+    async def _send(self, text: str) -> None:
+        # The task that receives reports the end of the call; a sender that failed for it, too,
+        # would hide which side ended.
+        with suppress(WebSocketClosed):
+            await self._socket.send(text)
 
     @property
     def _speak(self) -> messages.Outbound:

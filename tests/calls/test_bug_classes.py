@@ -27,12 +27,12 @@ from bridge.call.conversation import Conversation
 from bridge.call.uplink import Uplink
 from bridge.deepgram.session import SEND_TIMEOUT
 from bridge.deepgram.session import AgentSession as OurAgentSession
-from bridge.http.media_socket import QuartMediaSocket
-from bridge.server.hypercorn.guard import GuardedTCPServer
+from bridge.server.hypercorn.connection import GuardedTCPServer
 from bridge.server.serve import hypercorn_config
 from bridge.testing.agent.server import AgentSession, Behaviour
 from bridge.testing.phone.phone import CallEndedError, SimulatedPhone
 from bridge.testing.phone.twiml import ConnectStream, Hangup, Say
+from bridge.transport.websocket import WebSocket
 from bridge.twilio.media_stream import MediaStream
 from tests.world import (
     QUIET,
@@ -163,7 +163,7 @@ OURS = (
     OurAgentSession,
     Conversation,
     Uplink,
-    QuartMediaSocket,
+    WebSocket,
     GuardedTCPServer,
 )
 

@@ -253,7 +253,7 @@ async def test_a_session_that_is_just_being_given_back_does_not_ask_its_call_whe
     closing_by: list[float] = []
 
     @asynccontextmanager
-    async def open_(_: trio.Nursery, message: str, close_by: CloseBy) -> AsyncIterator[Any]:
+    async def open_(message: str, close_by: CloseBy) -> AsyncIterator[Any]:
         try:
             yield SimpleNamespace(is_over=False)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -15,18 +16,17 @@ from wsproto.events import AcceptConnection, Request
 
 from bridge.deepgram import messages
 from bridge.deepgram.session import AgentClosed, AgentSession, open_session
-from bridge.server.hypercorn import worker
+from bridge.transport.websocket import WebSocket, WebSocketClosed
 from tests.conformance import cases
 from tests.conformance.cases import CLOSE, PING, PONG, TOO_BIG, Case, Role
 from tests.endtoend.scene import until
+from tests.unit.server.echo import handled_by
 from tests.unit.server.wire import UPGRADE, serving
 
 Clock = trio.testing.MockClock
 
 CLIENT = Role(masks=True)
 AGENT = Role(masks=False, before=b'{"type":"AgentThinking","content":"', after=b'"}')
-
-worker.install()
 
 played = [(case, False) for case in cases.ALL] + [(c, True) for c in cases.ALL if not c.long]
 every_case = pytest.mark.parametrize(
@@ -124,17 +124,15 @@ async def test_the_media_socket(autojump_clock: Clock, case: Case, chopped: bool
     delivered: list[str | bytes] = []
     left = trio.Event()
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        await send({"type": "websocket.accept"})
-        while (event := await receive())["type"] == "websocket.receive":
-            data = event.get("bytes")
-            delivered.append(event["text"] if data is None else data)
+    async def handler(socket: WebSocket) -> None:
+        with suppress(WebSocketClosed):
+            while True:
+                delivered.extend(await socket.receive())
         left.set()
 
     heard = Heard()
     limit = {"websocket_max_message_size": 65536}
-    async with serving(app, **limit) as server, trio.open_nursery() as nursery:
+    async with serving(handled_by(handler), **limit) as server, trio.open_nursery() as nursery:
         peer = server.connect()
         await peer.stream.send_all(UPGRADE + b"\r\n")
         head = b""
@@ -210,7 +208,6 @@ async def test_the_agents_session(autojump_clock: Clock, case: Case, chopped: bo
             nursery.start_soon(server)
             try:
                 async with open_session(
-                    nursery,
                     "ws://agent.test/",
                     key="",
                     settings='{"type":"Settings"}',
@@ -251,15 +248,13 @@ async def test_a_message_without_end_is_failed_when_it_is_too_big(
     """Section 7.4.1, 1009: as soon as the limit is passed, not when the message is complete."""
     left = trio.Event()
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        await send({"type": "websocket.accept"})
-        while (await receive())["type"] == "websocket.receive":
-            raise AssertionError("nothing of it is delivered")
+    async def handler(socket: WebSocket) -> None:
+        with pytest.raises(WebSocketClosed):
+            await socket.receive()
         left.set()
 
     heard = Heard()
-    async with serving(app, websocket_max_message_size=65536) as server:
+    async with serving(handled_by(handler), websocket_max_message_size=65536) as server:
         async with trio.open_nursery() as nursery:
             peer = server.connect()
             await peer.upgrade()

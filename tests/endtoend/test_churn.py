@@ -14,9 +14,9 @@ from bridge.call.call import Call
 from bridge.call.conversation import Conversation
 from bridge.call.uplink import Uplink
 from bridge.deepgram.session import AgentSession
-from bridge.http.media_socket import QuartMediaSocket
 from bridge.outcome import Outcome
-from bridge.server.hypercorn.guard import GuardedTCPServer
+from bridge.server.hypercorn.connection import GuardedTCPServer
+from bridge.transport.websocket import WebSocket
 from bridge.twilio.media_stream import MediaStream
 from tests.benchmarks.churn import CONNECT_TIMEOUT, Churn, agents_behaviour, agents_script
 from tests.endtoend.scene import TEARDOWN, scene, until
@@ -26,7 +26,7 @@ ROUND = 30
 AT_ONCE = 15
 SEED = "churn"
 
-OURS = (Call, AgentSession, Conversation, GuardedTCPServer, MediaStream, QuartMediaSocket, Uplink)
+OURS = (Call, AgentSession, Conversation, GuardedTCPServer, MediaStream, WebSocket, Uplink)
 
 USING = settings(
     call={"teardown_seconds": TEARDOWN, "start_timeout": 1.0},

@@ -21,7 +21,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
 
 from bridge.deepgram import session as agent_session
-from bridge.server.hypercorn import guard
+from bridge.http import media_socket
 from bridge.testing.agent.server import AgentSession, Behaviour
 from bridge.testing.phone.phone import SimulatedPhone
 from bridge.testing.phone.twiml import Hangup, Say
@@ -83,7 +83,7 @@ def soon_noticed(monkeypatch: pytest.MonkeyPatch) -> float:
 @pytest.fixture
 def hasty_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer that reads nothing is given up sooner."""
-    monkeypatch.setattr(guard, "WRITE_TIMEOUT", WRITE_TIMEOUT)
+    monkeypatch.setattr(media_socket, "WRITE_TIMEOUT", WRITE_TIMEOUT)
 
 
 # ---- the phone ends it, in each phase -----------------------------------------------------------

@@ -103,7 +103,7 @@ async def test_a_viewer_that_does_not_read_delays_no_call_and_no_viewer() -> Non
             await until(lambda: len(live) == 1)
             async with watching(stage.address) as watcher:
                 await until(lambda: len(live) == 2)
-                # Dropped by the guard's WRITE_TIMEOUT, however much there is to tell.
+                # Dropped by the server's WRITE_TIMEOUT, however much there is to tell.
                 with trio.fail_after(20):
                     await until(lambda: len(live) == 1)
                 assert len(watcher.call["transcript"]) > 10

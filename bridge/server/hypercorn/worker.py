@@ -2,9 +2,10 @@
 
 `hypercorn --worker-class trio bridge.asgi:app` imports the application in its worker process before
 it looks up what to run there; `install`, called by that import, puts ours in its place: start-up
-check, the remedies of `guard`, our settings where the operator left hypercorn's defaults, and the
-stop sequence of `stopping`. As every call is carried in one process, that is nearly everything.
-What hypercorn's parent process decides is beyond its reach, so that, with
+check, the remedies of `connection`, `http1` and `websocket`, our settings where the operator left
+hypercorn's defaults, and the stop sequence of `stopping`. As every call is carried in one process,
+that is nearly everything. What hypercorn's parent process decides is beyond its reach, so that,
+with
 
 `-w 0` (no parent): SIGTERM drains; a second SIGTERM, or SIGINT, ends the calls at once, cleanly.
     All as under `bridge serve`, but that the exit status after SIGINT is 0.
@@ -42,7 +43,7 @@ from quart_trio import QuartTrio
 
 from bridge.config.settings import ConfigError, Settings
 from bridge.log import get_logger
-from bridge.server.hypercorn import guard
+from bridge.server.hypercorn.install import install as install_remedies
 from bridge.server.stopping import Stop, StopSignals, graceful_timeout
 from bridge.server.watchdog import watching
 
@@ -53,7 +54,7 @@ _worker_serve = hypercorn.trio.run.worker_serve
 
 def install() -> None:
     """Put ours in place of what hypercorn's Trio worker runs. Idempotent."""
-    guard.install()
+    install_remedies()
     hypercorn.trio.run.worker_serve = hypercorn_worker
 
 

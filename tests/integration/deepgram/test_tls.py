@@ -12,8 +12,8 @@ import pytest
 import trio
 import trustme
 
-from bridge.deepgram import session
-from bridge.deepgram.session import open_tcp_stream
+from bridge.transport import websocket_client
+from bridge.transport.websocket_client import open_tcp_stream
 
 YESTERDAY = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
 
@@ -31,9 +31,9 @@ def _trusted(
     bundle = tmp_path / "authorities.pem"
     authority.cert_pem.write_to_path(str(bundle))
     monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
-    session._client_tls.cache_clear()
+    websocket_client._client_tls.cache_clear()
     yield
-    session._client_tls.cache_clear()
+    websocket_client._client_tls.cache_clear()
 
 
 async def connect(
@@ -91,7 +91,7 @@ async def test_an_expired_certificate_is_refused(authority: trustme.CA) -> None:
 
 async def test_there_is_no_way_to_ask_for_less() -> None:
     """What verifies is the default of Python's, which is what the system's administrator set."""
-    context = session._client_tls()
+    context = websocket_client._client_tls()
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.check_hostname
     assert context.minimum_version >= ssl.TLSVersion.TLSv1_2

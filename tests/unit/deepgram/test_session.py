@@ -111,7 +111,6 @@ async def converse(
         async with trio.open_nursery() as call:
             call.cancel_scope.deadline = trio.current_time() + cancel_after
             async with open_session(
-                call,
                 "ws://agent.test/v1/agent/converse",
                 key=key,
                 settings='{"type":"Settings"}',
@@ -267,7 +266,7 @@ async def closes_at_once(peer: Peer) -> None:
     [
         (silent, CONNECT, "did not answer the handshake within 5 s"),
         (hangs_up, 0, "closed the connection during the handshake"),
-        (speaks_something_else, 0, "no websocket"),
+        (speaks_something_else, 0, "did not answer with a websocket"),
         (never_welcomes, CONNECT, "did not apply the Settings within 5 s"),
         (never_applies, CONNECT, "did not apply the Settings within 5 s"),
         (closes_at_once, 0, "ended the session at once: closed with 1008 (no)"),
@@ -354,7 +353,6 @@ async def test_a_refused_connection_keeps_its_reason(
 
     with pytest.raises(AgentUnavailable, match=r"agent\.test:9000.*Connection refused"):
         async with open_session(
-            nursery,
             "ws://agent.test:9000/",
             key="",
             settings="{}",
@@ -525,7 +523,6 @@ async def test_an_agent_that_does_not_read_is_lost_in_time(autojump_clock: Clock
         async with (
             trio.open_nursery() as call,
             open_session(
-                call,
                 "ws://agent.test/",
                 key="",
                 settings="{}",
@@ -545,10 +542,10 @@ async def test_an_agent_that_does_not_read_is_lost_in_time(autojump_clock: Clock
             await trio.testing.wait_all_tasks_blocked()
             full = True
             began = trio.current_time()
-            with pytest.raises(AgentClosed, match="not read what was sent for 5 s"):
+            with pytest.raises(AgentClosed, match="what was sent was not read for 5 s"):
                 await agent.send_audio(b"x" * 480)
             assert trio.current_time() - began == pytest.approx(SEND_TIMEOUT)
-    assert heard == ["the agent has not read what was sent for 5 s"]
+    assert heard == ["the connection was lost: what was sent was not read for 5 s"]
     assert trio.current_time() - began == pytest.approx(SEND_TIMEOUT)
 
 
@@ -575,7 +572,6 @@ async def cancelled_while_sending(behaviour: Behaviour) -> tuple[Peer, float]:
         async with (
             trio.open_nursery() as call,
             open_session(
-                call,
                 "ws://agent.test/",
                 key="",
                 settings="{}",

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, cast
 
 import trio
 from quart import Response, request, websocket
 from quart_trio import QuartTrio
 
-from bridge.http.media_socket import DirectWebsocketConnection, QuartMediaSocket
-from bridge.twilio.media_stream import PhoneGone
+from bridge.http.media_socket import DirectWebsocketConnection, accepted
+from bridge.transport.websocket import WebSocket, WebSocketClosed
+
+Handler = Callable[[WebSocket], Awaitable[Any]]
+
+
+def handled_by(handler: Handler, *, accept: bool = True) -> QuartTrio:
+    """An application whose one websocket, `/ws`, is accepted and handled by `handler`; without
+    `accept` the handler gets Quart's websocket, before its handshake."""
+    app = QuartTrio("test")
+    app.asgi_websocket_class = DirectWebsocketConnection
+
+    @app.websocket("/ws")
+    async def handle() -> Any:
+        socket = cast("Any", websocket)._get_current_object()
+        if not accept:
+            return await handler(socket)
+        async with accepted(socket) as phone:
+            return await handler(phone)
+
+    return app
 
 
 class Echo:
@@ -33,39 +54,38 @@ class Echo:
         self.app.websocket("/deaf")(self.deaf)
         self.app.route("/", methods=["GET", "POST"])(self.index)
 
-    async def accept(self) -> QuartMediaSocket:
-        await websocket.accept()
-        return QuartMediaSocket(cast("Any", websocket)._get_current_object())
+    def accept(self) -> AbstractAsyncContextManager[WebSocket]:
+        return accepted(cast("Any", websocket)._get_current_object())
 
     async def echo(self) -> None:
-        socket = await self.accept()
-        try:
-            while True:
-                for message in await socket.receive():
-                    await socket.send(message if isinstance(message, str) else message.decode())
-        except PhoneGone:
-            self._is_told()
+        async with self.accept() as socket:
+            try:
+                while True:
+                    for message in await socket.receive():
+                        await socket.send(message if isinstance(message, str) else message.decode())
+            except WebSocketClosed:
+                self._is_told()
 
     async def flood(self) -> None:
-        socket = await self.accept()
+        async with self.accept() as socket, trio.open_nursery() as nursery:
 
-        async def keep_sending() -> None:
-            while True:
-                with trio.move_on_after(self.send_timeout):
-                    await socket.send("x" * 3200)
+            async def keep_sending() -> None:
+                with suppress(WebSocketClosed):
+                    while True:
+                        with trio.move_on_after(self.send_timeout):
+                            await socket.send("x" * 3200)
 
-        async with trio.open_nursery() as nursery:
             nursery.start_soon(keep_sending)
             try:
                 while True:
                     await socket.receive()
-            except PhoneGone:
+            except WebSocketClosed:
                 self._is_told()
                 nursery.cancel_scope.cancel(reason="the peer is gone")
 
     async def deaf(self) -> None:
-        await self.accept()
-        await self.leave.wait()
+        async with self.accept():
+            await self.leave.wait()
 
     async def rejected(self) -> Response:
         return Response("busy", status=503)

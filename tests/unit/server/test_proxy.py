@@ -14,7 +14,7 @@ from quart_trio.asgi import TrioASGIWebsocketConnection
 
 from bridge.config.file import FixedConfig
 from bridge.http.app import create_app
-from bridge.http.media_socket import DirectWebsocketConnection, QuartMediaSocket
+from bridge.http.media_socket import DirectWebsocketConnection, accepted
 from tests.unit.server.wire import serving
 from tests.world import SECRETS, settings, signed
 
@@ -33,12 +33,9 @@ def app(*, stock: bool = False) -> Any:
 
     @quart.websocket("/ws")
     async def tell() -> None:
-        await websocket.accept()
-        await websocket.send(f"{websocket.url} from {websocket.remote_addr}")
-        # The guard is found through the copy of the scope the middleware makes.
-        socket = QuartMediaSocket(websocket._get_current_object())  # type: ignore[attr-defined]
-        assert socket._guard is not None
-        await socket.close(1000, by=trio.current_time() + 1)
+        # The connection is found through the copy of the scope that the middleware makes.
+        async with accepted(websocket._get_current_object()) as socket:  # type: ignore[attr-defined]
+            await socket.send(f"{websocket.url} from {websocket.remote_addr}")
 
     @quart.get("/")
     async def index() -> str:

@@ -17,15 +17,12 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from wsproto.events import Pong, TextMessage
 
+from bridge.http.media_socket import FRAMES_AT_ONCE, FRAMES_PER_SECOND
 from bridge.server import limits
-from bridge.server.hypercorn.guard import (
-    FRAMES_AT_ONCE,
-    FRAMES_PER_SECOND,
-    PARSED_AT_ONCE,
-    GuardedTCPServer,
-)
+from bridge.server.hypercorn.connection import GuardedTCPServer
 from bridge.server.limits import MOST_CONNECTIONS, ConnectionLimiter, TokenBucket
-from tests.unit.server.echo import Echo
+from bridge.transport.websocket import PIECE_BYTES, WebSocket
+from tests.unit.server.echo import Echo, handled_by
 from tests.unit.server.malformed import PING, PONG, TEXT
 from tests.unit.server.wire import UPGRADE, Peer, Server, frame, serving, use_stock_hypercorn
 
@@ -166,7 +163,7 @@ async def test_a_flood_of_frames_is_read_at_a_bounded_pace(
                 pass
         expected = (4_000 - FRAMES_AT_ONCE) / FRAMES_PER_SECOND
         # What is parsed in one go is waited for behind it, and "last" is in the last of them.
-        one_go = PARSED_AT_ONCE / len(FLOODS[flood]) / FRAMES_PER_SECOND
+        one_go = PIECE_BYTES / len(FLOODS[flood]) / FRAMES_PER_SECOND
         assert expected - one_go <= trio.current_time() <= expected + 20
 
 
@@ -175,6 +172,7 @@ async def test_one_byte_at_a_time_is_paced_too(autojump_clock: Clock) -> None:
     reads = 0
     async with serving(Echo().app) as server:
         peer = await server.live_call()
+        await trio.testing.wait_all_tasks_blocked()
         receive = peer.server_stream.receive_some
 
         async def counted(max_bytes: int | None = None) -> bytes:
@@ -194,7 +192,7 @@ async def test_one_byte_at_a_time_is_paced_too(autojump_clock: Clock) -> None:
 
 @pytest.mark.parametrize("flood", FLOODS)
 async def test_calls_go_on_beside_a_flood(autojump_clock: Clock, flood: str) -> None:
-    """In no virtual time at all, and no pass of the loop parses more than PARSED_AT_ONCE."""
+    """In no virtual time at all, and no pass of the loop parses more than PIECE_BYTES."""
     async with serving(Echo().app) as server:
         call = await server.live_call()
         await _flooded(server, flood, 10_000)
@@ -233,29 +231,29 @@ async def test_a_pause_is_not_held_against_a_peer_that_asks_to_close(
 async def test_what_was_read_of_a_flood_is_dropped_when_we_have_closed(
     autojump_clock: Clock,
 ) -> None:
-    """A handler that has had enough ends the connection then and there, and not when the last of
-    what had been read by then has been let through."""
+    """A handler that has had enough ends the connection by its own deadline, and not when the last
+    of what had been read by then has been let through."""
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        await send({"type": "websocket.accept"})
-        for _ in range(1500):
-            await receive()
-        await send({"type": "websocket.close", "code": 1002})
+    async def handler(socket: WebSocket) -> None:
+        received = 0
+        while received < 1500:
+            received += len(await socket.receive())
+        await socket.close(1002, by=trio.current_time() + 0.5)
 
-    async with serving(app) as server:
+    async with serving(handled_by(handler)) as server:
         peer = await server.live_call()
         await peer.write(frame(TEXT) * 10_000)
         assert await peer.hear_close() == 1002
         closed_at = trio.current_time()
+        await trio.sleep(0.5)
         await trio.testing.wait_all_tasks_blocked()
         assert server.connections == 0
-        assert trio.current_time() == closed_at
+        assert trio.current_time() == closed_at + 0.5
 
 
 def test_what_is_parsed_at_once_takes_a_moment() -> None:
     """A few hundred frames; a read's 64 KiB would be eleven thousand, and 60 ms for every call."""
-    assert PARSED_AT_ONCE // len(frame(TEXT)) < 1000
+    assert PIECE_BYTES // len(frame(TEXT)) < 1000
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.integers(1, 50)), max_size=200))

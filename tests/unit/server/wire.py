@@ -28,10 +28,9 @@ from hypercorn.utils import wrap_app
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Message, TextMessage
 
-from bridge.server.hypercorn import guard
+from bridge.server.hypercorn.install import install
 
-# As `bridge.asgi` does for a server.
-guard.install()
+install()
 
 UPGRADE: Final = (
     b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

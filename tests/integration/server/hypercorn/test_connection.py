@@ -1,4 +1,4 @@
-"""What hypercorn does to a server of calls, and that the guard keeps it from happening.
+"""hypercorn's failures that would end calls, and that `bridge.server.hypercorn` prevents them.
 
 Tests named `the_trap_is_real` run hypercorn without the remedy: when one of them fails, a new
 release has mended it, and the remedy may go.
@@ -22,19 +22,25 @@ import pytest
 import trio
 import trio.testing
 from hypercorn.config import Config
-from hypercorn.events import RawData
-from hypercorn.protocol.ws_stream import WebsocketBuffer
+from hypercorn.protocol.events import Body
+from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
-from quart_trio import QuartTrio
 from structlog.testing import capture_logs
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import TextMessage
 
-from bridge.server.hypercorn import guard
-from bridge.server.hypercorn.guard import MAX_MESSAGE_BYTES, WRITE_TIMEOUT, GuardedTCPServer
+from bridge.http import media_socket
+from bridge.server.hypercorn import connection as guarded
+from bridge.server.hypercorn.connection import (
+    CONNECTION_KEY,
+    MAX_MESSAGE_BYTES,
+    WRITE_TIMEOUT,
+    GuardedTCPServer,
+)
+from bridge.transport.websocket import WebSocket
 from tests.unit.server import malformed
-from tests.unit.server.echo import Echo
+from tests.unit.server.echo import Echo, handled_by
 from tests.unit.server.wire import UPGRADE, Peer, frame, serving, use_stock_hypercorn
 from tests.world import in_memory
 
@@ -42,6 +48,9 @@ Clock = trio.testing.MockClock
 
 # Longer than any time-out of hypercorn's and ours: what is there after that is there for ever.
 FOR_EVER = 1000.0
+
+POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @pytest.fixture
@@ -116,22 +125,29 @@ async def test_the_application_is_told_when_its_peer_breaks_the_protocol(
     autojump_clock: Clock, logs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error in hypercorn's protocol code is a disconnect to the application, not a cancel."""
-    echo = Echo()
-    async with serving(echo.app) as server:
-        peer = await server.live_call()
-        monkeypatch.setattr(WebsocketBuffer, "extend", _explode)
-        await peer.say("boom")
+    told: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        told.append((await receive())["type"])
+
+    async def explode(self: Any, event: Any) -> None:
+        if isinstance(event, Body):
+            raise KeyError("a bug of hypercorn's")
+        await handle(self, event)
+
+    handle = HTTPStream.handle
+    monkeypatch.setattr(HTTPStream, "handle", explode)
+    async with serving(app) as server:
+        peer = server.connect()
+        await peer.write(POST)
+        await peer.write(b"body")
+        assert told == ["http.disconnect"]
         await trio.testing.wait_all_tasks_blocked()
-        assert len(echo.told) == 1
         assert server.connections == 0
     (entry,) = logs
     assert entry["event"] == "connection failed while reading"
     assert entry["log_level"] == "warning"
     assert "KeyError" in entry["error"]
-
-
-def _explode(self: Any, event: Any) -> None:
-    raise KeyError("a bug of hypercorn's")
 
 
 async def test_cancelled_passes(autojump_clock: Clock, logs: Any) -> None:
@@ -218,16 +234,57 @@ async def test_a_peer_that_stops_reading_is_given_up(
         assert server.connections == 0
 
 
-@pytest.mark.parametrize("then", [fall_silent, say_fin, say_close])
-async def test_the_trap_is_real_a_peer_that_stops_reading_cannot_be_given_up(
+class Download:
+    """An ASGI application that answers a request with more and more, until it is told that the
+    peer is gone: at `told`, in seconds of Trio's clock."""
+
+    def __init__(self) -> None:
+        self.told: list[float] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            raise NotImplementedError  # as an application without start-up does
+
+        async def keep_sending() -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            while True:
+                await send({"type": "http.response.body", "body": bytes(3200), "more_body": True})
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_sending)
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self.told.append(trio.current_time())
+            nursery.cancel_scope.cancel(reason="the peer is gone")
+
+
+@pytest.mark.parametrize("then", [fall_silent, say_fin, reset])
+async def test_a_download_that_is_not_read_is_given_up(
+    autojump_clock: Clock, then: Any, logs: Any
+) -> None:
+    """A write through hypercorn ends after WRITE_TIMEOUT, however the peer goes on."""
+    download = Download()
+    async with serving(download) as server:
+        peer = server.connect()
+        peer.stop_reading()
+        await peer.write(GET)
+        await then(peer)
+        await trio.sleep(WRITE_TIMEOUT + 1)
+        assert len(download.told) == 1
+        assert download.told[0] <= WRITE_TIMEOUT
+        assert server.connections == 0
+
+
+@pytest.mark.parametrize("then", [fall_silent, say_fin])
+async def test_the_trap_is_real_a_download_that_is_not_read_cannot_be_given_up(
     autojump_clock: Clock, then: Any, stock: None
 ) -> None:
     """Without the remedy neither a time-out nor a cancelled server ends the write."""
-    async with serving(Echo().app) as server:
+    async with serving(Download()) as server:
         peer = server.connect()
-        await peer.upgrade(path=b"/flood")
         read_on = peer.stop_reading()
-        await trio.sleep(1)
+        await peer.write(GET)
         await then(peer)
         await server.stop()
         with trio.CancelScope(shield=True):
@@ -246,7 +303,7 @@ async def test_a_failed_write_of_a_cancelled_sender_is_not_lost(
 async def test_the_trap_is_real_a_failed_write_of_a_cancelled_sender_is_lost(
     autojump_clock: Clock, stock: None
 ) -> None:
-    """Without the remedy nobody is ever told."""
+    """Without the remedy the application is never told."""
     assert not await _told_of_a_broken_write()
 
 
@@ -257,13 +314,10 @@ async def _told_of_a_broken_write() -> bool:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         nonlocal told
         await receive()
-        await send({"type": "websocket.accept"})
         with trio.move_on_after(0.5):
-            await send({"type": "websocket.send", "bytes": None, "text": "x"})
-        told = (await receive())["type"] == "websocket.disconnect"
-
-    async def accept_then_break() -> None:
-        peer.server_stream.send_stream.send_all_hook = break_later
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        told = (await receive())["type"] == "http.disconnect"
 
     async def break_later() -> None:
         await trio.sleep(2)
@@ -271,70 +325,10 @@ async def _told_of_a_broken_write() -> bool:
 
     async with serving(app) as server:
         peer = server.connect()
-        peer.server_stream.send_stream.send_all_hook = accept_then_break
-        await peer.write(UPGRADE + b"\r\n")
+        peer.server_stream.send_stream.send_all_hook = break_later
+        await peer.write(GET)
         await trio.sleep(FOR_EVER)
     return told
-
-
-async def test_a_failed_write_wakes_a_reader_that_waits_for_its_tick(
-    autojump_clock: Clock, logs: Any
-) -> None:
-    """Also when its sender was cancelled meanwhile, as at the end of a call."""
-    told: list[float] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        await send({"type": "websocket.accept"})
-        scope["state"][guard.GUARD_KEY].read_every(60)
-        await receive()
-        with trio.move_on_after(0.5):
-            await send({"type": "websocket.send", "bytes": None, "text": "x"})
-        assert (await receive())["type"] == "websocket.disconnect"
-        told.append(trio.current_time())
-
-    async def break_later() -> None:
-        await trio.sleep(2)
-        raise trio.BrokenResourceError("as TCP_USER_TIMEOUT does")
-
-    async with serving(app) as server:
-        peer = server.connect()
-        await peer.upgrade()
-        peer.server_stream.send_stream.send_all_hook = break_later
-        await peer.say("from now on it is read at the ticks")
-        await trio.sleep(FOR_EVER)
-    assert told == [2.0]
-
-
-async def test_finish_by_bounds_the_write_under_way(autojump_clock: Clock, logs: Any) -> None:
-    """A call that ends drops the connection by its own deadline, before WRITE_TIMEOUT."""
-    guards: list[GuardedTCPServer] = []
-    echo = Echo()
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        guards.append(scope["state"][guard.GUARD_KEY])
-        await echo.app(scope, receive, send)
-
-    async with serving(app) as server:
-        peer = server.connect()
-        await peer.upgrade(path=b"/flood")
-        peer.stop_reading()
-        await trio.testing.wait_all_tasks_blocked()
-        guards[0].finish_by(trio.current_time() + 1)
-        await trio.sleep(1.5)
-        assert echo.told == [1.0]
-        assert server.connections == 0
-
-
-async def test_finish_by_bounds_writes_to_come(autojump_clock: Clock, logs: Any) -> None:
-    """The deadline holds for later writes too, and a later one does not extend it."""
-    peer, connection = _connection()
-    connection.finish_by(2.0)
-    connection.finish_by(9.0)
-    await trio.sleep(1)
-    peer.stop_reading()
-    await connection.protocol_send(RawData(data=b"late"))
-    assert trio.current_time() == 2.0
 
 
 def _connection() -> tuple[Peer, GuardedTCPServer]:
@@ -362,19 +356,17 @@ async def test_shutdown_is_bounded_with_a_peer_that_stops_reading(
 async def test_frames_of_concurrent_senders_stay_whole(autojump_clock: Clock, logs: Any) -> None:
     """Senders take turns, and one that is cancelled leaves a whole frame or none."""
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
+    async def handler(socket: WebSocket) -> None:
         async def sender(letter: str, patience: float) -> None:
             while True:
                 with trio.move_on_after(patience):
-                    await send({"type": "websocket.send", "bytes": None, "text": letter * 500})
+                    await socket.send(letter * 500)
 
-        await receive()
-        await send({"type": "websocket.accept"})
         async with trio.open_nursery() as nursery:
             for letter, patience in (("a", 0.7), ("b", 1.3), ("c", 100.0)):
                 nursery.start_soon(sender, letter, patience)
 
-    async with serving(app) as server:
+    async with serving(handled_by(handler)) as server:
         peer = server.connect()
         _trickle(peer)
         await peer.upgrade()
@@ -402,8 +394,8 @@ def _trickle(peer: Peer) -> None:
 # ---- every connection ends -----------------------------------------------------------------
 
 
-async def _leave_with_unread_messages() -> int:
-    """Return how many connections there are for ever after a handler left with a full queue."""
+async def test_a_handler_may_leave_with_messages_unread(autojump_clock: Clock, logs: Any) -> None:
+    """A phone that goes on sending after the call cannot hold the connection open."""
     echo = Echo()
     async with serving(echo.app) as server:
         peer = server.connect()
@@ -411,21 +403,8 @@ async def _leave_with_unread_messages() -> int:
         for number in range(30):
             await peer.say(f"message {number}")
         echo.leave.set()
-        with trio.CancelScope(shield=True):
-            await trio.sleep(FOR_EVER)
-        return server.connections
-
-
-async def test_a_handler_may_leave_with_messages_unread(autojump_clock: Clock, logs: Any) -> None:
-    """A phone that goes on sending after the call cannot hold the connection open."""
-    assert await _leave_with_unread_messages() == 0
-
-
-async def test_the_trap_is_real_unread_messages_hold_the_connection(
-    autojump_clock: Clock, stock: None
-) -> None:
-    """Without the remedy the reader waits for a queue that nobody empties, and so does the end."""
-    assert await _leave_with_unread_messages() == 1
+        await trio.sleep(FOR_EVER)
+        assert server.connections == 0
 
 
 async def _connections_after(request: bytes) -> int:
@@ -533,30 +512,6 @@ async def test_a_message_too_big_ends_its_own_connection(autojump_clock: Clock, 
         assert await call.hear() == TextMessage(data="hello")
 
 
-async def test_the_trap_is_real_a_message_too_big_is_collected(
-    autojump_clock: Clock, stock: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without the remedy a message grows in memory past the limit, and nobody is told."""
-    longest = 0
-    extend = WebsocketBuffer.extend
-
-    def measured(self: WebsocketBuffer, event: Any) -> None:
-        nonlocal longest
-        try:
-            extend(self, event)
-        finally:
-            longest = max(longest, self.length)
-
-    monkeypatch.setattr(WebsocketBuffer, "extend", measured)
-    echo = Echo()
-    async with serving(echo.app, websocket_max_message_size=1000) as server:
-        peer = await server.live_call()
-        for _ in range(100):
-            await peer.say("x" * 900 + "y" * 200)
-        assert longest > 100_000
-        assert echo.told == []
-
-
 @pytest.mark.parametrize("chosen", [None, 1000, 16 * 1024 * 1024])
 async def test_an_operators_limit_stays(autojump_clock: Clock, chosen: int | None) -> None:
     """Only what was left at hypercorn's default is replaced."""
@@ -570,8 +525,8 @@ async def test_an_operators_limit_stays(autojump_clock: Clock, chosen: int | Non
 async def test_a_copied_scope_leads_to_the_same_guard() -> None:
     """ProxyFixMiddleware copies the scope, deeply; a socket cannot be copied."""
     _, connection = _connection()
-    assert copy.deepcopy({"state": {guard.GUARD_KEY: connection}}) == {
-        "state": {guard.GUARD_KEY: connection}
+    assert copy.deepcopy({"state": {CONNECTION_KEY: connection}}) == {
+        "state": {CONNECTION_KEY: connection}
     }
 
 
@@ -597,7 +552,7 @@ class _RealServer:
         return stream
 
 
-async def _start(app: QuartTrio, nursery: trio.Nursery) -> _RealServer:
+async def _start(app: Any, nursery: trio.Nursery) -> _RealServer:
     """Start hypercorn with small send buffers, which connections inherit from the listener."""
     config = Config()
     config.bind = ["127.0.0.1:0"]
@@ -626,7 +581,7 @@ def _reset(stream: trio.SocketStream) -> None:
 
 async def test_a_zero_window_is_given_up(monkeypatch: pytest.MonkeyPatch, logs: Any) -> None:
     """On TCP as in memory: the kernel's buffers full, the handler is told after WRITE_TIMEOUT."""
-    monkeypatch.setattr(guard, "WRITE_TIMEOUT", 0.3)
+    monkeypatch.setattr(media_socket, "WRITE_TIMEOUT", 0.3)
     echo = Echo()
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
@@ -643,7 +598,7 @@ async def test_a_zero_window_does_not_hold_up_the_shutdown(
     monkeypatch: pytest.MonkeyPatch, logs: Any
 ) -> None:
     """`serve` returns within its graceful timeout and one write's."""
-    monkeypatch.setattr(guard, "WRITE_TIMEOUT", 0.5)
+    monkeypatch.setattr(media_socket, "WRITE_TIMEOUT", 0.5)
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             server = await _start(Echo().app, nursery)
@@ -654,17 +609,34 @@ async def test_a_zero_window_does_not_hold_up_the_shutdown(
         await stream.aclose()
 
 
-async def test_the_trap_is_real_a_zero_window_holds_up_the_shutdown(logs: Any, stock: None) -> None:
-    """Without the remedy `serve` outlasts its graceful timeout until the peer resets."""
-    echo = Echo()
+async def test_a_download_with_a_zero_window_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, logs: Any
+) -> None:
+    """What hypercorn writes, on TCP as in memory."""
+    monkeypatch.setattr(guarded, "WRITE_TIMEOUT", 0.3)
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            server = await _start(echo.app, nursery)
-            stream = await server.upgrade(b"/flood", receive_buffer=4096)
+            server = await _start(Download(), nursery)
+            stream = await server.connect(receive_buffer=4096)
+            await stream.send_all(GET)
+            await trio.sleep(0.1)
+            server.stop.set()
+        await stream.aclose()
+
+
+async def test_the_trap_is_real_a_zero_window_holds_up_the_shutdown(logs: Any, stock: None) -> None:
+    """Without the remedy `serve` outlasts its graceful timeout until the peer resets."""
+    download = Download()
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            server = await _start(download, nursery)
+            stream = await server.connect(receive_buffer=4096)
+            await stream.send_all(GET)
+            await trio.sleep(0.2)
             server.stop.set()
             await trio.sleep(1.5)
             assert nursery.child_tasks
-            assert not echo.told
+            assert not download.told
             _reset(stream)
 
 

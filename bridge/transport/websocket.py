@@ -1,0 +1,357 @@
+"""One websocket on one stream, for both ends: the server's towards the phone, the client's towards
+the agent.
+
+*Theory of operation.* The frames are sans-I/O (`bridge.transport.websocket_frames`); this class
+moves their bytes, and nothing else touches the stream. There is no reader task and no queue: the
+task that receives reads the stream itself. What it does not read stays in the kernel, and TCP slows
+the peer down. A ping is therefore answered, and a Close noticed, only while some task receives.
+
+*Bounds.* A message longer than `max_message` bytes fails the connection with 1009. With a `pace`,
+frames are read no faster than that allows, and PIECE_BYTES at a time. A write that takes longer
+than `write_timeout` drops the connection. Waiting for the peer's Close ends at the caller's
+deadline.
+
+*Cancellation.* A frame is sent whole or not at all: a send may be cancelled until its first byte is
+written, and from then on either finishes or drops the connection. Half a frame would turn
+everything behind it into nonsense. Cancelling `receive` loses nothing.
+
+https://www.rfc-editor.org/rfc/rfc6455
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
+
+import trio
+from trio.lowlevel import ParkingLot
+from wsproto.connection import ConnectionState, ConnectionType
+from wsproto.events import BytesMessage, CloseConnection, Event, Message, Ping, TextMessage
+from wsproto.utilities import LocalProtocolError
+
+from bridge.transport.byte_stream import byte_stream
+from bridge.transport.websocket_frames import QuickConnection
+
+NORMAL_CLOSURE: Final = 1000
+ABNORMAL_CLOSURE: Final = 1006
+MESSAGE_TOO_BIG: Final = 1009
+
+# Told of so many frames and of the time, returns for how many seconds to read no more: mostly none.
+Pace = Callable[[int, float], float]
+
+# With a pace: at most 700 of the smallest frames are parsed, which takes a few milliseconds, before
+# other tasks run. The 16 KiB of a whole read would hold up every call four times as long.
+PIECE_BYTES: Final = 4096
+
+# A send that finds room in the socket's buffer is no checkpoint. After this many in a row there is
+# one, so that a loop of sends cannot starve other tasks: a call sends about one frame per read, and
+# never gets there; a checkpoint costs as much as the send.
+SENDS_BETWEEN_CHECKPOINTS: Final = 32
+
+# How long the reason for failing a connection (RFC 6455, section 7.1.7) may take to be written. A
+# peer that breaks the protocol is owed no more.
+FAILURE_SECONDS: Final = 1.0
+
+
+class WebSocketClosed(Exception):
+    """The websocket is closed or lost.
+
+    `code` and `reason` are the peer's, or those this end failed the connection with when the peer
+    `broke_protocol`; 1006 when the connection was lost or dropped.
+    """
+
+    def __init__(self, code: int, reason: str = "", *, broke_protocol: bool = False) -> None:
+        super().__init__(f"{code} {reason}".strip())
+        self.code = code
+        self.reason = reason
+        self.broke_protocol = broke_protocol
+
+
+class Closing(NamedTuple):
+    """How a websocket ended; see `WebSocketClosed`."""
+
+    code: int
+    reason: str = ""
+    broke_protocol: bool = False
+
+
+class WebSocket:
+    """An open websocket, after its handshake.
+
+    One task receives; any number may send, and their messages stay whole. `received` are bytes of
+    the websocket that were read together with the handshake.
+    """
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        role: ConnectionType,
+        *,
+        max_message: int,
+        write_timeout: float,
+        received: bytes = b"",
+        pace: Pace | None = None,
+    ) -> None:
+        self._stream = byte_stream(stream)
+        self._frames = QuickConnection(role)
+        self._max_message = max_message
+        self._write_timeout = write_timeout
+        self._unparsed = received
+        self._pace = pace
+        # Until when nothing is read, because the peer has sent more than the pace allows.
+        self._pause_until: float | None = None
+        # The parts of a message whose last frame has not come yet, and their length.
+        self._parts: list[str | bytes] = []
+        self._size = 0
+        self._messages: list[str | bytes] = []
+        self._replies: list[Event] = []
+        self._reading = _Turn()
+        self._sending = _Turn()
+        self._writing = trio.CancelScope()
+        self._sends = 0
+        self._over = trio.Event()
+        self.closing: Closing | None = None
+        """How the websocket ended, as soon as that is known; messages may be left to receive."""
+        self.write_by = float("inf")
+        """No write lasts beyond this time of Trio's clock."""
+        self.received_at = trio.current_time()
+        """When the last bytes were read, in seconds of Trio's clock."""
+
+    async def receive(self) -> list[str | bytes]:
+        """Wait for messages and return all that came together, at least one, in order.
+
+        Raises WebSocketClosed at the end, after the last message and again at each further call.
+        Cancelling it loses nothing.
+        """
+        await self._reading.take()
+        try:
+            while not self._messages:
+                if self.closing is not None:
+                    await self._reply()
+                    await self.drop()
+                    # A loop that ignores the exception must not keep other tasks from running.
+                    await trio.lowlevel.checkpoint()
+                    raise self._closed()
+                await self._read()
+            messages, self._messages = self._messages, []
+            return messages
+        finally:
+            self._reading.give()
+
+    async def send(self, message: str | bytes) -> None:
+        """Send a message, whole or not at all.
+
+        Raises WebSocketClosed when the websocket is over, or when the message could not be written
+        within `write_timeout` seconds, which drops the connection. May be cancelled before the
+        first byte is written, and not any more after that.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._sending.take()
+        try:
+            if self.closing is not None or self._frames.state is not ConnectionState.OPEN:
+                await trio.lowlevel.checkpoint()
+                raise self._closed()
+            if isinstance(message, str):
+                await self._write(self._frames.send(TextMessage(data=message)))
+            else:
+                await self._write(self._frames.send(BytesMessage(data=message)))
+        finally:
+            self._sending.give()
+
+    async def close(self, code: int = NORMAL_CLOSURE, *, by: float) -> None:
+        """Say Close with this code, wait for the peer's, and close the connection.
+
+        Everything ends at `by`, a time of Trio's clock: a write that is under way in another task,
+        the Close frame, the waiting. Then the connection is dropped, and so it is when this is
+        cancelled. Messages that come meanwhile are discarded. Raises nothing; idempotent.
+        """
+        self.write_by = min(self.write_by, by)
+        self._writing.deadline = min(self._writing.deadline, by)
+        try:
+            with trio.CancelScope(deadline=by):
+                if self.closing is None:
+                    self._replies.append(CloseConnection(code=code))
+                await self._reply()
+                await self._reading.take()
+                try:
+                    while self.closing is None:
+                        await self._read()
+                        self._messages.clear()
+                finally:
+                    self._reading.give()
+        except WebSocketClosed:
+            pass
+        finally:
+            await self.drop()
+
+    async def drop(self) -> None:
+        """Close the connection at once, without a Close frame. Tasks that wait in `receive` or
+        `send` get WebSocketClosed. Raises nothing, also when it is cancelled; idempotent."""
+        self._end(Closing(ABNORMAL_CLOSURE))
+        # Not every stream wakes the task that writes to it when it is closed.
+        self._writing.cancel(reason="the websocket is closed")
+        await self._stream.close()
+
+    async def _read(self) -> None:
+        """Parse the next piece of what the peer sent, waiting for it, and answer it."""
+        if self._replies:
+            # Left by a task that was cancelled before it could write them.
+            await self._reply()
+        if self._pause_until is not None:
+            with trio.move_on_at(self._pause_until):
+                await self._over.wait()
+            self._pause_until = None
+            return None
+        if self._unparsed:
+            # A piece was parsed without waiting, and the next comes without waiting, too.
+            await trio.lowlevel.checkpoint()
+        else:
+            try:
+                self._unparsed = await self._stream.receive()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self._unparsed = b""
+            self.received_at = trio.current_time()
+            if not self._unparsed:
+                return self._end(Closing(ABNORMAL_CLOSURE))
+        if self.closing is None:
+            piece = PIECE_BYTES if self._pace is not None else len(self._unparsed)
+            data, self._unparsed = self._unparsed[:piece], self._unparsed[piece:]
+            frames = self._parse(data)
+            if self._pace is not None:
+                # A frame that comes byte by byte costs a read for each.
+                now = trio.current_time()
+                if wait := self._pace(frames or 1, now):
+                    self._pause_until = now + wait
+        if self._replies:
+            await self._reply()
+        if self.closing is not None:
+            await self.drop()
+        return None
+
+    def _parse(self, data: bytes) -> int:
+        """Take frames apart: messages, what is to be replied, and the end. Return how many."""
+        frames = 0
+        self._frames.receive_data(data)
+        for event in self._frames.events():
+            frames += 1
+            if isinstance(event, Message):
+                self._collect(event)
+            elif isinstance(event, Ping):
+                self._replies.append(event.response())
+            elif isinstance(event, CloseConnection):
+                if self._frames.state is ConnectionState.REMOTE_CLOSING:
+                    self._replies.append(event.response())
+                elif self._frames.state is not ConnectionState.CLOSED:
+                    # wsproto could not read the frames.
+                    self._fail(int(event.code), event.reason or "")
+                    break
+                # Otherwise it is the answer to ours.
+                self._end(Closing(int(event.code), event.reason or ""))
+            if self.closing is not None:
+                break
+        return frames
+
+    def _collect(self, event: Message[Any]) -> None:
+        data = event.data if isinstance(event, TextMessage) else bytes(event.data)
+        self._size += len(data)
+        if self._size > self._max_message:
+            self._fail(MESSAGE_TOO_BIG, f"a message of more than {self._max_message} bytes")
+        elif not event.message_finished:
+            self._parts.append(data)
+        elif self._parts:
+            self._parts.append(data)
+            empty = "" if isinstance(data, str) else b""
+            self._messages.append(empty.join(self._parts))  # type: ignore[arg-type]
+            self._parts, self._size = [], 0
+        else:
+            self._messages.append(data)
+            self._size = 0
+
+    def _fail(self, code: int, reason: str) -> None:
+        """Fail the connection, RFC 6455, section 7.1.7: say why, read no further."""
+        self.write_by = min(self.write_by, trio.current_time() + FAILURE_SECONDS)
+        self._replies.append(CloseConnection(code=code, reason=reason))
+        self._end(Closing(code, reason, broke_protocol=True))
+
+    async def _reply(self) -> None:
+        """Write pongs and Close frames. Cancelled before it begins, it leaves them for later."""
+        if not self._replies:
+            return
+        await self._sending.take()
+        try:
+            data = bytearray()
+            for event in self._replies:
+                # Behind a Close nothing may be said.
+                with suppress(LocalProtocolError):
+                    data += self._frames.send(event)
+            self._replies.clear()
+            if data:
+                await self._write(bytes(data))
+        except WebSocketClosed:
+            pass  # which the reading finds out, too
+        finally:
+            self._sending.give()
+
+    async def _write(self, data: bytes) -> None:
+        """Write whole frames, or drop the connection; the caller holds the lock.
+
+        The shield keeps frames whole; `write_timeout` and `write_by` end it.
+        """
+        try:
+            sent = self._stream.send_now(data)
+            if sent == len(data):
+                self._sends += 1
+                if self._sends >= SENDS_BETWEEN_CHECKPOINTS:
+                    self._sends = 0
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                return
+            self._sends = 0
+            deadline = min(trio.current_time() + self._write_timeout, self.write_by)
+            with trio.CancelScope(shield=True, deadline=deadline) as self._writing:
+                await self._stream.send_all(memoryview(data)[sent:] if sent else data)
+                return
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._end(Closing(ABNORMAL_CLOSURE))
+        else:
+            waited = f"what was sent was not read for {self._write_timeout:g} s"
+            self._end(Closing(ABNORMAL_CLOSURE, waited if deadline < self.write_by else ""))
+        await self.drop()
+        # A write that fails at once need not be a checkpoint.
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        raise self._closed()
+
+    def _end(self, closing: Closing) -> None:
+        """Record how the websocket ended; the first to say so is right."""
+        if self.closing is None:
+            self.closing = closing
+            self._over.set()
+
+    def _closed(self) -> WebSocketClosed:
+        closing = self.closing or Closing(ABNORMAL_CLOSURE)
+        return WebSocketClosed(closing.code, closing.reason, broke_protocol=closing.broke_protocol)
+
+
+class _Turn:
+    """A fair lock that costs nothing while it is free, which it nearly always is.
+
+    `trio.Lock` records its owner at each acquisition, which costs as much as parsing a frame.
+    """
+
+    def __init__(self) -> None:
+        self._taken = False
+        self._waiting = ParkingLot()
+
+    async def take(self) -> None:
+        """Wait for the turn; no checkpoint when it is free. Cancelled, it is not taken."""
+        if self._taken:
+            await self._waiting.park()
+        else:
+            self._taken = True
+
+    def give(self) -> None:
+        """Pass the turn to the task that has waited longest, if any."""
+        if self._waiting:
+            self._waiting.unpark()
+        else:
+            self._taken = False
