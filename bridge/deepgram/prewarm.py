@@ -65,8 +65,7 @@ class Warm:
         self._done.set()
         if self.session is None:
             self._patience.cancel(reason="the call is over")
-        # Bounded by the closing itself, which the session's task does by the call's deadline.
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True):  # deadline: `close_by`, by which its task closes it
             await self._closed.wait()
 
     async def _claim(self, close_by: CloseBy) -> bool:

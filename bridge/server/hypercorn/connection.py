@@ -130,7 +130,8 @@ class GuardedTCPServer(TCPServer):
                     self.limiter.busy(self)
             elif isinstance(event, Closed):
                 self._given_back.set()
-            with trio.CancelScope(shield=isinstance(event, Updated)):
+            shield = isinstance(event, Updated)
+            with trio.CancelScope(shield=shield):  # deadline: none needed, it starts a task
                 await super().protocol_send(event)
             return
         await trio.lowlevel.checkpoint_if_cancelled()
