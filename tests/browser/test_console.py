@@ -351,14 +351,14 @@ async def test_what_another_worker_carries_is_said_to_be_there(
         recorder = on.world.app.extensions["bridge"].recorder
         record = CallRecord(call_sid="CA" + "e" * 32, started_at=datetime.now(UTC), caller="+1555")
         recorder.begin(record)
-        await recorder.settle()
+        await recorder.writer.settle()
         await aside(browser.open, on.world.base_url)
         await aside(shows, browser, "#live", "One more call is live in another worker process")
         await aside(shows, browser, ".row", "Other worker")
         await aside(shows, browser, ".tile", "in this one of 2 workers")
         record.outcome = "idle"
         recorder.finish(record)
-        await recorder.settle()
+        await recorder.writer.settle()
         await aside(shows, browser, ".row", "No one spoke")  # at the next look at the records
         await aside(shows, browser, "#live", "No live calls.")
 

@@ -121,7 +121,8 @@ class Office:
         """Wait until no call is left on any side, and its record, if any, is stored."""
         await self.bridge.calls.wait_until_empty()
         await self.agent.wait_until_idle()
-        await self.bridge.recorder.settle()
+        if (writer := self.bridge.recorder.writer) is not None:
+            await writer.settle()
 
 
 @asynccontextmanager
