@@ -116,6 +116,8 @@ class World:
         """Wait until every call is over on all three sides."""
         await self.app.extensions["bridge"].calls.wait_until_empty()
         await self.agent.wait_until_idle()
+        # Their sockets are given back after that.
+        await trio.testing.wait_all_tasks_blocked()
 
     def phone(self, **options: Any) -> SimulatedPhone:
         """A strict phone: what Twilio would warn about fails the test."""
