@@ -9,8 +9,9 @@ and replaces a session that breaks while the caller stays on the line. The *send
 caller's voice between them. They meet in two bounded memory channels: one for the caller's audio,
 one for the sessions.
 
-Beside the three, smaller tasks run in the same nursery: the timekeeper, typed input, a recording,
-the functions that the agent calls, a goodbye. None outlives the call.
+Beside the three, smaller tasks run in the same nursery: the timekeeper, the silence that the agent
+is sent for a phone that sends none, typed input, a recording, the functions that the agent calls, a
+goodbye. None outlives the call.
 
 However a call ends, it ends like this. The first task to notice the end calls `end`, which records
 the outcome, once, and cancels the tasks; later signs change nothing. All deadlines count from that
@@ -54,6 +55,7 @@ class Call(CallParts):
                 tasks.start_soon(self._receiver, name="receiver")
                 tasks.start_soon(self._sender, sessions, name="sender")
                 tasks.start_soon(self._agent_reader, offered, name="agent reader")
+                tasks.start_soon(self.uplink.fill_silence, name="silence")
                 tasks.start_soon(self.timekeeper.run, name="timekeeper")
                 tasks.start_soon(self.typed.run, name="typed input")
                 if self.recording is not None:

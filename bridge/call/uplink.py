@@ -6,6 +6,10 @@ audio, and the receiver must go on hearing `stop`, keys and marks. So the receiv
 takes the oldest out itself.
 
 What was put while the sender was busy is sent together, so a busy server batches by itself.
+
+Twilio sends nothing for some calls while the caller is silent. Then `fill_silence`, a task of the
+call, puts silence in its place: a deadline on each `take` instead would cost as much as the rest of
+the way through here.
 """
 
 from __future__ import annotations
@@ -69,15 +73,7 @@ class Uplink:
         self._last_put_at = trio.current_time()
         self._silent_at = self._last_put_at + SILENT_AFTER
         for start in range(0, len(audio), PHONE_FRAME_BYTES):
-            piece = audio[start : start + PHONE_FRAME_BYTES]
-            while self._queued + len(piece) > _QUEUE_BYTES:
-                self.bytes_dropped += len(self._next())
-            try:
-                self._pieces_in.send_nowait(piece)
-            except trio.WouldBlock:  # many pieces, each shorter than the phone's
-                self.bytes_dropped += len(self._next())
-                self._pieces_in.send_nowait(piece)
-            self._queued += len(piece)
+            self._put(audio[start : start + PHONE_FRAME_BYTES])
 
     def end(self) -> None:
         """There is no more: what is queued can still be taken, then the sender is told."""
@@ -91,17 +87,16 @@ class Uplink:
     async def take(self) -> bytes:
         """Return what is to be sent to the agent next: all there is, 270 ms at most.
 
-        When the phone has sent nothing for SILENT_AFTER seconds, this is a frame of silence once
-        every frame's length, so that the agent's sense of time, and its session, stay alive.
-
         No checkpoint when something is there. Cancelled, it loses nothing. Raises trio.EndOfChannel
         when everything was taken and the call's audio has ended.
         """
         try:
             while len(self._frame) < self._frame_bytes or self._more_waits():
-                piece = await self._next_within_a_pause()
-                if piece is None:
-                    return self._after_a_pause()
+                try:
+                    piece = self._pieces.receive_nowait()
+                except trio.WouldBlock:
+                    piece = await self._pieces.receive()
+                self._queued -= len(piece)
                 self._frame += piece
         except trio.EndOfChannel:
             if not self._frame:
@@ -111,39 +106,44 @@ class Uplink:
         frame, self._frame = self._frame, b""
         return frame
 
+    async def fill_silence(self) -> None:
+        """Put a frame of silence once every frame's length while the phone sends nothing, from
+        SILENT_AFTER seconds on, so that the agent's sense of time, and its session, stay alive.
+
+        Only for a sender that waits: what was missed while it was busy, or had no session, stays
+        missed. Runs until it is cancelled.
+        """
+        while True:
+            await trio.sleep_until(self._silent_at)
+            now = trio.current_time()
+            if now < self._silent_at:
+                continue  # the phone has sent something meanwhile
+            late = now - self._silent_at > self._frame_seconds
+            self._silent_at = (now if late else self._silent_at) + self._frame_seconds
+            if self._pieces.statistics().tasks_waiting_receive:
+                self._last_put_at = now
+                self._put(self._silence[len(self._frame) :] or self._silence)
+
     def sent(self) -> None:
         """What was taken last has been sent to the agent."""
         self._frames_sent += 1
         if self._frames_sent % DELAYS_SAMPLED == 1:
             self._delay(trio.current_time() - self._oldest_at)
 
-    def _after_a_pause(self) -> bytes:
-        """What was collected before the phone fell silent, or else silence."""
-        now = trio.current_time()
-        # On the beat; but what was missed while the sender was busy stays missed.
-        late = now - self._silent_at > self._frame_seconds
-        self._silent_at = (now if late else self._silent_at) + self._frame_seconds
-        self._oldest_at = now
-        frame, self._frame = self._frame or self._silence, b""
-        return frame
+    def _put(self, piece: bytes) -> None:
+        while self._queued + len(piece) > _QUEUE_BYTES:
+            self._drop_oldest()
+        try:
+            self._pieces_in.send_nowait(piece)
+        except trio.WouldBlock:  # many pieces, each shorter than the phone's
+            self._drop_oldest()
+            self._pieces_in.send_nowait(piece)
+        self._queued += len(piece)
+
+    def _drop_oldest(self) -> None:
+        piece = self._pieces.receive_nowait()
+        self._queued -= len(piece)
+        self.bytes_dropped += len(piece)
 
     def _more_waits(self) -> bool:
         return self._queued > 0 and len(self._frame) + PHONE_FRAME_BYTES <= LONGEST_FRAME_BYTES
-
-    async def _next_within_a_pause(self) -> bytes | None:
-        """The oldest piece; None when the phone has fallen silent."""
-        try:
-            return self._next()
-        except trio.WouldBlock:
-            with trio.move_on_at(self._silent_at):
-                piece = await self._pieces.receive()
-                self._queued -= len(piece)
-                return piece
-        return None
-
-    def _next(self) -> bytes:
-        """The oldest piece. Raises trio.WouldBlock when there is none, trio.EndOfChannel when there
-        will be none."""
-        piece = self._pieces.receive_nowait()
-        self._queued -= len(piece)
-        return piece

@@ -46,7 +46,7 @@ GUARD_SECONDS = 200.0
 CALL_TASKS = frozenset(
     {
         *("receiver", "sender", "agent reader", "agent websocket reader"),
-        *("timekeeper", "typed input", "function call"),
+        *("timekeeper", "silence", "typed input", "function call"),
     }
 )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
@@ -101,11 +103,11 @@ async def test_a_longer_frame_is_collected_and_the_rest_is_sent_at_the_end(
 async def test_what_was_collected_is_sent_when_the_phone_falls_silent(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    uplink = Uplink(100)
-    uplink.put(TWENTY_MS)
-    assert await uplink.take() == TWENTY_MS
-    assert trio.current_time() == pytest.approx(SILENT_AFTER)
-    assert await uplink.take() == silence(100)
+    async with silent_phone(Uplink(100)) as uplink:
+        uplink.put(TWENTY_MS)
+        assert await uplink.take() == TWENTY_MS + silence(80)
+        assert trio.current_time() == pytest.approx(SILENT_AFTER)
+        assert await uplink.take() == silence(100)
 
 
 async def test_what_waited_for_a_late_taker_is_taken_in_long_frames() -> None:
@@ -116,33 +118,43 @@ async def test_what_waited_for_a_late_taker_is_taken_in_long_frames() -> None:
     assert [len(frame) for frame in await take_all(uplink)] == [2080, 1120]
 
 
+@asynccontextmanager
+async def silent_phone(uplink: uplinks.Uplink) -> AsyncIterator[uplinks.Uplink]:
+    """A call whose phone sends nothing by itself."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(uplink.fill_silence)
+        yield uplink
+        nursery.cancel_scope.cancel()
+
+
 async def test_silence_in_real_time_while_the_phone_sends_nothing(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    uplink = Uplink(60)
-    at = []
-    for _ in range(5):
+    async with silent_phone(Uplink(60)) as uplink:
+        at = []
+        for _ in range(5):
+            assert await uplink.take() == silence(60)
+            at.append(trio.current_time())
+        assert at == pytest.approx([SILENT_AFTER + n * 0.06 for n in range(5)])
+        uplink.put(TWENTY_MS * 3)
+        assert await uplink.take() == TWENTY_MS * 3
+        before = trio.current_time()
         assert await uplink.take() == silence(60)
-        at.append(trio.current_time())
-    assert at == pytest.approx([SILENT_AFTER + n * 0.06 for n in range(5)])
-    uplink.put(TWENTY_MS * 3)
-    assert await uplink.take() == TWENTY_MS * 3
-    before = trio.current_time()
-    assert await uplink.take() == silence(60)
-    assert trio.current_time() - before == pytest.approx(SILENT_AFTER)
+        assert trio.current_time() - before == pytest.approx(SILENT_AFTER)
 
 
 async def test_silence_is_not_made_up_for_after_a_slow_send(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    uplink = Uplink(60)
-    await uplink.take()
-    await trio.sleep(5)
-    await uplink.take()
-    before = trio.current_time()
-    for _ in range(10):
+    async with silent_phone(Uplink(60)) as uplink:
         await uplink.take()
-    assert trio.current_time() - before == pytest.approx(0.6)
+        await trio.sleep(5)
+        assert uplink.queued_seconds == 0
+        await uplink.take()
+        before = trio.current_time()
+        for _ in range(10):
+            await uplink.take()
+        assert trio.current_time() - before == pytest.approx(0.6)
 
 
 async def test_cancelling_take_loses_nothing(autojump_clock: trio.testing.MockClock) -> None:
