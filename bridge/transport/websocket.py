@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple
 import trio
 from trio.lowlevel import ParkingLot
 from wsproto.connection import ConnectionState, ConnectionType
-from wsproto.events import BytesMessage, CloseConnection, Event, Message, Ping, TextMessage
+from wsproto.events import CloseConnection, Event, Message, Ping, TextMessage
 from wsproto.utilities import LocalProtocolError
 
 from bridge.transport.byte_stream import byte_stream
@@ -152,10 +152,7 @@ class WebSocket:
             if self.closing is not None or self._frames.state is not ConnectionState.OPEN:
                 await trio.lowlevel.checkpoint()
                 raise self._closed()
-            if isinstance(message, str):
-                await self._write(self._frames.send(TextMessage(data=message)))
-            else:
-                await self._write(self._frames.send(BytesMessage(data=message)))
+            await self._write(self._frames.send_message(message))
         finally:
             self._sending.give()
 
@@ -235,7 +232,12 @@ class WebSocket:
         self._frames.receive_data(data)
         for event in self._frames.events():
             frames += 1
-            if isinstance(event, Message):
+            if isinstance(event, str | bytes):
+                if len(event) > self._max_message:
+                    self._too_big()
+                else:
+                    self._messages.append(event)
+            elif isinstance(event, Message):
                 self._collect(event)
             elif isinstance(event, Ping):
                 self._replies.append(event.response())
@@ -256,7 +258,7 @@ class WebSocket:
         data = event.data if isinstance(event, TextMessage) else bytes(event.data)
         self._size += len(data)
         if self._size > self._max_message:
-            self._fail(MESSAGE_TOO_BIG, f"a message of more than {self._max_message} bytes")
+            self._too_big()
         elif not event.message_finished:
             self._parts.append(data)
         elif self._parts:
@@ -267,6 +269,9 @@ class WebSocket:
         else:
             self._messages.append(data)
             self._size = 0
+
+    def _too_big(self) -> None:
+        self._fail(MESSAGE_TOO_BIG, f"a message of more than {self._max_message} bytes")
 
     def _fail(self, code: int, reason: str) -> None:
         """Fail the connection, RFC 6455, section 7.1.7: say why, read no further."""

@@ -16,7 +16,7 @@ from collections.abc import Generator
 from typing import Final
 
 from wsproto.connection import Connection, ConnectionState, ConnectionType
-from wsproto.events import BytesMessage, CloseConnection, Event, Message, TextMessage
+from wsproto.events import BytesMessage, CloseConnection, Event, TextMessage
 from wsproto.extensions import Extension
 
 # A longer frame is passed on as it comes: only what is short is worth waiting for its end.
@@ -32,7 +32,8 @@ _CONTROL: Final = 0x08
 class QuickConnection(Connection):
     """wsproto's `Connection`, without extensions: the same bytes and messages, in less time.
 
-    A short message comes as one event even if its frame arrived in pieces.
+    A short message in one frame comes whole, as its text or bytes and not as an event, even if the
+    frame arrived in pieces. Whole messages are sent as text or bytes, too.
     """
 
     def __init__(
@@ -62,50 +63,45 @@ class QuickConnection(Connection):
         else:
             self._unread = self._unread + data if self._unread else bytes(data)
 
-    def events(self) -> Generator[Event, None, None]:
-        """As wsproto's."""
+    def events(self) -> Generator[Event | str | bytes, None, None]:  # type: ignore[override]
+        """As wsproto's, but with the text or bytes of a short message for its event."""
         if self._given:
             yield from self._wsprotos()
         while self._unread:
             if self._careful or self._passing or self._state is not ConnectionState.OPEN:
                 yield from self._pass_on()
                 continue
-            event, size = self._quick_message()
+            message, size = self._quick_message()
             if size == 0:
                 return  # the rest of a short frame is still to come
-            if event is None:
+            if message is None:
                 self._passing = size
             else:
                 self._unread = self._unread[size:]
-                yield event
+                yield message
 
-    def send(self, event: Event) -> bytes:
-        """As wsproto's."""
-        whole = isinstance(event, Message) and event.message_finished
-        if not whole or self._careful or self._state is not ConnectionState.OPEN:
-            return super().send(event)
-        if self._proto._outbound_opcode is not None:
-            return super().send(event)  # the last of a message in fragments
-        assert isinstance(event, Message)
-        data: str | bytes = event.data
-        if isinstance(data, str):
-            first, payload = _FINAL_TEXT, data.encode()
-        else:
-            first, payload = _FINAL_BINARY, bytes(data)
+    def send_message(self, message: str | bytes) -> bytes:
+        """Return the bytes of a whole message. Raises LocalProtocolError behind our Close."""
+        payload = message.encode() if isinstance(message, str) else message
         size = len(payload)
+        plain = size < 65536 and self._state is ConnectionState.OPEN and not self._careful
+        if not plain or self._proto._outbound_opcode is not None:
+            # What is left is rare, and wsproto's.
+            if isinstance(message, str):
+                return super().send(TextMessage(data=message))
+            return super().send(BytesMessage(data=message))
+        first = _FINAL_TEXT if isinstance(message, str) else _FINAL_BINARY
         mask_bit = _MASKED ^ self._mask_bit
         if size < 126:
             head = bytes((first, mask_bit | size))
-        elif size < 65536:
-            head = bytes((first, mask_bit | 126)) + size.to_bytes(2, "big")
         else:
-            return super().send(event)
+            head = bytes((first, mask_bit | 126)) + size.to_bytes(2, "big")
         if not mask_bit:
             return head + payload
         key = _random_key()
         return head + key + _mask(payload, key)
 
-    def _quick_message(self) -> tuple[Event | None, int]:
+    def _quick_message(self) -> tuple[str | bytes | None, int]:
         """The message at the beginning of what is unread and the length of its frame; no message,
         if the frame is to be passed on; and 0, if there is not enough of it to know."""
         data, available = self._unread, len(self._unread)
@@ -139,9 +135,9 @@ class QuickConnection(Connection):
         if self._mask_bit:
             payload = _mask(payload, data[start - 4 : start])
         if first == _FINAL_BINARY:
-            return BytesMessage(data=payload), end
+            return payload, end
         try:
-            return TextMessage(data=payload.decode()), end
+            return payload.decode(), end
         except UnicodeDecodeError:
             return None, end
 

@@ -5,7 +5,6 @@ https://www.twilio.com/docs/voice/media-streams
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Final, Protocol
 
 from bridge.log import get_logger
@@ -138,10 +137,12 @@ class MediaStream:
             raise PhoneGone from closed
 
     async def _send(self, text: str) -> None:
-        # The task that receives reports the end of the call; a sender that failed for it, too,
-        # would hide which side ended.
-        with suppress(WebSocketClosed):
+        try:
             await self._socket.send(text)
+        except WebSocketClosed:
+            # The task that receives reports the end of the call; a sender that failed for it, too,
+            # would hide which side ended.
+            return
 
     @property
     def _speak(self) -> messages.Outbound:

@@ -33,7 +33,11 @@ def said(by: Connection, events: Sequence[Event]) -> bytes:
     data = b""
     for event in events:
         try:
-            data += by.send(event)
+            whole = isinstance(event, Message) and event.message_finished
+            if isinstance(by, QuickConnection) and whole:
+                data += by.send_message(event.data)
+            else:
+                data += by.send(event)
         except (LocalProtocolError, TypeError):
             pass
     return data
@@ -47,6 +51,9 @@ def heard(by: Connection, data: bytes, sizes: Sequence[int]) -> tuple[list[objec
 
     def take() -> None:
         for event in by.events():
+            if isinstance(event, str | bytes):
+                found.append((TextMessage if isinstance(event, str) else BytesMessage, event))
+                continue
             if not isinstance(event, Message):
                 found.append(event)
                 continue
@@ -98,6 +105,9 @@ def test_a_flipped_bit_is_told_as_wsproto_tells_it(
     data = bytearray(said(Connection(OTHER[side]), events))
     if data:
         data[place % len(data)] ^= change
+    # Enough behind it for every short frame to be whole: of one that is not, wsproto may tell
+    # already what is wrong with its first half.
+    data += bytes(LONGEST)
     one, other = bytes(data), bytes(data)
     assert heard(QuickConnection(side), one, sizes) == heard(Connection(side), other, sizes)
 
@@ -106,11 +116,11 @@ def test_a_flipped_bit_is_told_as_wsproto_tells_it(
 def test_a_short_message_in_pieces_is_one_event(side: ConnectionType) -> None:
     data = Connection(OTHER[side]).send(TextMessage(data="a message"))
     quick = QuickConnection(side)
-    events: list[Event] = []
+    events: list[object] = []
     for place in range(len(data)):
         quick.receive_data(data[place : place + 1])
         events += quick.events()
-    assert events == [TextMessage(data="a message")]
+    assert events == ["a message"]
 
 
 def test_a_long_message_is_not_collected_here() -> None:
