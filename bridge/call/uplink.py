@@ -92,10 +92,9 @@ class Uplink:
         """
         try:
             while len(self._frame) < self._frame_bytes or self._more_waits():
-                try:
-                    piece = self._pieces.receive_nowait()
-                except trio.WouldBlock:
-                    piece = await self._pieces.receive()
+                # Without a turn of the scheduler when there is something.
+                receive_now = self._pieces.receive_nowait
+                piece = receive_now() if self._queued else await self._pieces.receive()
                 self._queued -= len(piece)
                 self._frame += piece
         except trio.EndOfChannel:
