@@ -45,7 +45,7 @@ GUARD_SECONDS = 200.0
 # our code, in the library's reader, or in a user's function.
 CALL_TASKS = frozenset(
     {
-        *("receiver", "sender", "agent reader", "agent websocket reader"),
+        *("receiver", "sender", "agent reader"),
         *("timekeeper", "silence", "typed input", "function call"),
     }
 )
@@ -65,6 +65,8 @@ class Run:
     injected_into: str = ""
     outcome_then: str | None = None
     """The call's outcome when the fault was injected: what had been recorded cannot change."""
+    agent_ready: bool = False
+    """A session was open when the fault was injected."""
     stop_sent: bool = False
     agent_connected: bool = False
     function_answers: list[str] = field(default_factory=list)
@@ -268,6 +270,7 @@ def play(
             run.injected_into = task.name.rsplit(".", 1)[-1]
             run.outcome_then = None if recorded is None else str(recorded)
             run.began = bool(calls)
+            run.agent_ready = bool(calls) and calls[0].has_had_agent
             run.agent_connected = bool(agent_streams)
             strike(fault, task)
 
