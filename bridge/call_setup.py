@@ -1,4 +1,4 @@
-"""From an accepted media socket to a call and its end: makes each `Call`.
+"""Turn an accepted media socket into a `Call` and run it to its end.
 
 Chooses the agent, and opens its sessions or claims a prewarmed one.
 """
@@ -42,18 +42,18 @@ from bridge.twilio.rest import TwilioError, TwilioRest
 
 log = get_logger(__name__)
 
-# The longest that a caller waits in silence for an answer of the context hook.
+# The longest that a caller waits in silence for the context hook's answer.
 CONTEXT_SECONDS: Final = 2.0
 
-# What the phone's Close frame says when its socket does not become a call.
+# The code of the Close frame to a phone whose socket does not become a call.
 _CLOSE_CODES: Final = {Outcome.PROTOCOL_ERROR: 1002, Outcome.SERVER_SHUTDOWN: 1001}
 
 
 class CallSetup:
     """Makes the calls of one application.
 
-    `open_stream` replaces the TCP connection to the agent, for tests without sockets. `twilio` is
-    asked for when a caller is transferred: None without credentials.
+    `open_stream` replaces the TCP connection to the agent in tests without sockets. `twilio`
+    returns the REST client for transfers, or None without Twilio credentials.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class CallSetup:
     ) -> None:
         """Carry one call from its socket's first message to its last.
 
-        `admit` raises NotIntroduced for a phone that is not let in. On return, also when it is
-        cancelled, the phone's socket is closed.
+        `admit` raises NotIntroduced to refuse a phone. The phone's socket is closed on return, and
+        also when this is cancelled.
         """
         info = None
         refusal = NotIntroduced(Outcome.SERVER_SHUTDOWN, "the server is stopping")
@@ -121,8 +121,8 @@ class CallSetup:
         call_sid: str,
         parameters: Mapping[str, str],
     ) -> None:
-        """Open the agent's session for a call that has just got its slot. `parameters` are its
-        stream's. Does not wait."""
+        """Start opening the agent's session for a call that has just got its slot. `parameters` are
+        those of its stream. Does not wait."""
         known = {name: value for name, value in parameters.items() if value and name != TICKET}
         info = CallInfo(
             call_sid=call_sid,
@@ -145,7 +145,7 @@ class CallSetup:
         message: str,
         close_by: Callable[[], float],
     ) -> AbstractAsyncContextManager[AgentSession]:
-        """One try at a session, with `message` for its Settings; see `open_session`."""
+        """Try once to open a session with `message` as its Settings; see `session.open_session`."""
         return open_session(
             settings.deepgram.url,
             key=self._key(),
@@ -156,7 +156,7 @@ class CallSetup:
         )
 
     async def choose_agent(self, settings: Settings, info: CallInfo) -> tuple[str, dict[str, Any]]:
-        """The agent's name and table for this call, with what is known of the caller filled in."""
+        """Return the agent's name and table for this call, greeting and prompt filled in."""
         context: dict[str, str] = {}
         if settings.call.context_url:
             context = await fetch_context(settings.call.context_url, info, CONTEXT_SECONDS)
@@ -166,13 +166,13 @@ class CallSetup:
         return name, fill_in(table, variables_of(info, context))
 
     async def claim(self, call_sid: str, close_by: Callable[[], float]) -> Any:
-        """The prewarmed session of this call, if there is one of use."""
+        """Return the prewarmed session of this call, or None if there is no usable one."""
         return await self._prewarming.claim(call_sid, close_by)
 
     async def _turn_away(
         self, phone: MediaStream, refusal: NotIntroduced, teardown_seconds: float
     ) -> None:
-        """Close a socket that does not become a call, within its teardown's time."""
+        """Close a socket that does not become a call, within the teardown time."""
         self._metrics.call_not_begun(refusal.outcome)
         by = trio.current_time() + GOODBYE_SHARE * teardown_seconds
         with trio.CancelScope(shield=True, deadline=by):
@@ -186,17 +186,17 @@ class CallSetup:
         )
 
     async def _transfer(self, call_sid: str, number: str) -> None:
-        """Have Twilio dial `number` for the caller, instead of asking us what comes next."""
+        """Have Twilio dial `number` for the caller now, without requesting `/call-ended`."""
         twilio = self._twilio()
         assert twilio is not None
         try:
             await twilio.update_call(call_sid, twiml=twiml.dial(number).decode())
         except (TwilioError, ValueError) as error:
-            log.warning("transfer by REST failed, going by /call-ended", reason=str(error))
+            log.warning("transfer by REST failed; leaving it to /call-ended", reason=str(error))
 
 
 class _AgentOfCall:
-    """Opens the sessions of one call. Its agent is chosen with the first and stays."""
+    """Opens the sessions of one call. The first session determines the agent of all of them."""
 
     def __init__(self, setup: CallSetup, settings: Settings, info: CallInfo) -> None:
         self._setup = setup
@@ -218,7 +218,7 @@ class _AgentOfCall:
             if self._chosen is None and (warm := await setup.claim(self._info.call_sid, ending.by)):
                 stack.push_async_callback(warm.aclose)
                 prepared = warm.prepared
-                # Unless the configuration has been edited in between.
+                # Not usable if the configuration was edited in between.
                 if prepared.message == settings_message(prepared.table, schemas):
                     self._chosen = prepared.agent, prepared.table
                     yield self._opened(warm.session)
@@ -227,7 +227,7 @@ class _AgentOfCall:
             if self._chosen is None:
                 self._chosen = await setup.choose_agent(self._settings, self._info)
             message = settings_message(self._chosen[1], schemas, history)
-            # What was spent on a session ahead of the call counts, but one try is left.
+            # The time spent on the prewarmed session counts, but one attempt always remains.
             budget, spent = deepgram.connect_budget, trio.current_time() - began
             session = await stack.enter_async_context(
                 open_within(
@@ -244,7 +244,7 @@ class _AgentOfCall:
 
 
 def _is_flux(agent: Mapping[str, Any]) -> bool:
-    """Whether the agent listens with Flux, which alone can be told that a turn is over."""
+    """Return whether the agent uses Flux, which alone accepts ForceEndTurn."""
     listen = agent.get("listen")
     provider = listen.get("provider") if isinstance(listen, Mapping) else None
     return isinstance(provider, Mapping) and provider.get("version") == "v2"

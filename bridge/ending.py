@@ -1,14 +1,14 @@
-"""How work that several tasks share comes to an end. Trio only; nothing here knows about calls.
+"""End the work that several tasks share. Trio only; this module knows nothing about calls.
 
-Theory of operation. Tasks that carry something together fail together, and each notices the end in
-its own way: one reads the end of a stream, another fails to write, a third is cancelled. Only the
-first of these signs is the cause; the others are symptoms. So:
+Theory of operation. Tasks that share work also share its end, and each notices the end in its own
+way: one reads the end of a stream, another fails to write, a third is cancelled. Only the first of
+these signs is the cause; the others are symptoms. So:
 
     the first sign ends all    the task that notices it calls `begin`; later calls change nothing
-    cause, act, tell           the sign is kept, then the tasks are cancelled, and only then are
-                               others told: an observer that fails cannot keep the work alive
-    one clock                  all that is still to be said shares one deadline, a number that
-                               counts from the first sign and not from the moment of asking
+    cause, act, tell           the sign is recorded, then the tasks are cancelled, and only then are
+                               observers told: one that fails cannot keep the work alive
+    one clock                  all goodbyes share one deadline, a number that counts from the first
+                               sign and not from the moment of asking
     a bounded goodbye          shielded from the cancellation, never from the clock
 
     ending = Ending(seconds=1.7, crashed="bug", cancelled="shutdown")
@@ -22,8 +22,8 @@ first of these signs is the cause; the others are symptoms. So:
         with ending.goodbye():                  # in any task, also one of another nursery
             await socket.aclose()
 
-A library cannot provide this as a grace period of its scopes (python-trio/trio#147): what counts as
-the end, and how much time the goodbyes share, is the application's to say.
+A library cannot provide this as a grace period of its scopes (python-trio/trio#147): the
+application decides what counts as the end, and how much time the goodbyes share.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ T = TypeVar("T")
 
 
 class Sign(NamedTuple):
-    """The first sign of the end: what it was, why in one line, and when, on Trio's clock."""
+    """The first sign of the end: what it was, why (one line), the exception behind it, and when, on
+    Trio's clock."""
 
     what: Any
     why: str
@@ -46,7 +47,7 @@ class Sign(NamedTuple):
     at: float
 
 
-def _tell_nobody(sign: Sign) -> None:
+def _no_callback(sign: Sign) -> None:
     pass
 
 
@@ -64,7 +65,7 @@ class Ending(Generic[T]):
         *,
         crashed: T,
         cancelled: T,
-        told: Callable[[Sign], object] = _tell_nobody,
+        told: Callable[[Sign], object] = _no_callback,
     ) -> None:
         self.first: Sign | None = None
         self._seconds = seconds
@@ -78,10 +79,11 @@ class Ending(Generic[T]):
     def begin(
         self, what: T, why: str = "", cause: BaseException | None = None, *, after: float = 0.0
     ) -> bool:
-        """Record the first sign of the end and cancel the tasks: at once, or `after` so many
-        seconds, in which they may say their last words (`now` says that they have).
+        """Record the first sign of the end and cancel the tasks: at once, or `after` that many
+        seconds, in which they may send their last words (`now` cuts this time short).
 
-        Returns at once, and whether this was the first sign. From any task, also before `tasks`.
+        Returns at once, with whether this was the first sign. May be called from any task, also
+        before `tasks` is entered.
         """
         if self.first is not None:
             return False
@@ -94,13 +96,13 @@ class Ending(Generic[T]):
         return True
 
     def now(self) -> None:
-        """Cancel the tasks without waiting any longer: the last words are said."""
-        self._scope.cancel(reason="the last words are said")
+        """Cancel the tasks without waiting any longer: the last words were sent."""
+        self._scope.cancel(reason="the last words were sent")
 
     def by(self) -> float:
         """The time on Trio's clock at which a goodbye is cut off.
 
-        Before the first sign it counts from now: something is replaced while the work goes on.
+        Before the first sign it counts from now: a connection is replaced while the work continues.
         """
         return (trio.current_time() if self.first is None else self.first.at) + self._seconds
 
@@ -115,8 +117,8 @@ class Ending(Generic[T]):
     async def tasks(self) -> AsyncIterator[Ending[T]]:
         """Open the nursery of the tasks; `start_soon` starts one.
 
-        Ends when all tasks have, or with the first sign. Raises, as a group, what crashed. When it
-        is cancelled from outside, that is the first sign.
+        Ends when all tasks have ended, or with the first sign. Raises unexpected exceptions of the
+        tasks as a group. A cancellation from outside counts as a sign.
         """
         with self._scope:
             async with trio.open_nursery() as self._nursery:
@@ -138,9 +140,9 @@ class Ending(Generic[T]):
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Take an exception that leaves the block as a sign of the end, before any cleanup outside
-        the block asks for the reason. Every task is watched; a block with cleanup of its own may
-        be, too."""
+        """Report an exception that leaves the block as a sign of the end, before any cleanup
+        outside the block asks for the reason. Every task runs in such a block; code with cleanup
+        of its own may use one, too."""
         try:
             yield
         except BaseException as error:
@@ -170,8 +172,8 @@ class Ending(Generic[T]):
 
 
 def _without_cancelled(error: BaseException) -> BaseException | None:
-    """What of an exception is a crash. Cancellation alone never is: the scope that was cancelled
-    knows why."""
+    """Return the part of an exception that is a crash. Cancellation is not: the code that cancelled
+    the scope knows the reason."""
     if isinstance(error, trio.Cancelled):
         return None
     if isinstance(error, BaseExceptionGroup):

@@ -1,1 +1,1 @@
-"""What happens in a call while it lasts: who says what, what was heard, what silence means."""
+"""One call: its audio in both directions, its conversation, its timers, and its end."""

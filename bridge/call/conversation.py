@@ -1,7 +1,6 @@
-"""Routes the agent's messages: what each of them means for the phone, the story, and the watches.
+"""The conversation of a call: routes the agent's messages to the phone, the story and the timers.
 
-The agent reader runs this; it outlives the agent's sessions and goes on where it was after a
-reconnection.
+The agent reader runs it. It outlives the agent's sessions and continues after a reconnection.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ from bridge.log import get_logger
 
 log = get_logger(__name__)
 
-# Items of the conversation kept to resume it with. A model's memory of a phone call needs no more,
-# and a call of hours must not grow without end; the oldest go first.
+# Items of the conversation kept to resume it with. A model needs no more of a phone call, and the
+# memory of a call of hours must stay bounded; the oldest items are dropped first.
 HISTORY_ITEMS: Final = 300
 
-# Words given to the agent as the caller's, whose echo has not come: as many as may wait, and some.
+# Words given to the agent as the caller's, whose echo has not come: MAX_TYPED, and some more.
 ECHOES: Final = 32
 
 
 class Conversation:
-    """What is said in one call, by both sides and by the bridge.
+    """The words of one call: the caller's, the agent's and bridge's own.
 
-    `changed` is called when there is something new to see. `greeting_protected`: the caller cannot
+    `changed` is called after each visible change. With `greeting_protected` the caller cannot
     interrupt the first utterance.
     """
 
@@ -53,28 +52,28 @@ class Conversation:
         self._silence = silence
         self._changed = changed
         self._greeting_protected = greeting_protected
-        # What the agent was given to say: when it says it, those are not its own words.
+        # Words that bridge gave the agent to say; ConversationText repeats them as the agent's.
         self._given: list[str] = []
-        # What it was given as the caller's words, which are in the story already.
+        # Words that bridge gave it as the caller's; they are in the story already.
         self._echoes: deque[str] = deque(maxlen=ECHOES)
         self.history: list[dict[str, Any]] = []
         """Items of the agent's History messages, to resume the conversation in a new session."""
         self.agent: AgentSession | None = None
-        """The session that is open, None between two and before the first."""
+        """The open session; None before the first one and between two."""
         self._session_opened = trio.Event()
         self.running: FunctionCalls | None = None
-        """The functions that the session has asked for."""
+        """The functions that the session has called."""
         self.goodbye: Goodbye | None = None
-        """The goodbye that is being said, if one is."""
+        """The goodbye in progress, if there is one."""
 
     # ---- from the agent -------------------------------------------------------------------------
 
     async def follow(self, agent: AgentSession, functions: FunctionCalls, tasks: Tasks) -> NoReturn:
-        """Play, clear and mark as the agent says, until its session ends. The functions that it
-        calls run in `tasks`.
+        """Act on the agent's messages until its session ends. The functions that it calls run in
+        `tasks`.
 
-        Raises AgentFailed when the agent sends an Error, AgentClosed when the session is over.
-        Cancelled, it loses what the agent has said and the phone was not sent.
+        Raises AgentFailed when the agent sends an Error, AgentClosed when the session is over. If
+        it is cancelled, agent audio that was received and not yet sent to the phone is lost.
         """
         self.agent, self.running = agent, functions
         self._session_opened.set()
@@ -91,13 +90,13 @@ class Conversation:
                         self._changed()
                 await self._play()
         except (AgentFailed, AgentClosed):
-            # What it said before is still worth hearing.
+            # The caller should still hear the audio that came before.
             await self._play()
             raise
         finally:
             self.agent, self._session_opened = None, trio.Event()
             self._silence.session_lost(trio.current_time())
-            # Their answers would be for a session that is over.
+            # Their answers belong to a session that is over.
             functions.cancel_all()
             self._changed()
 
@@ -182,7 +181,7 @@ class Conversation:
         await self._session_opened.wait()
 
     async def inject(self, words: str, behavior: str) -> None:
-        """Give the agent words to say; `behavior` as in InjectAgentMessage.
+        """Give the agent words to say, with `behavior` as in InjectAgentMessage.
 
         Raises AgentClosed when there is no session.
         """
@@ -193,8 +192,8 @@ class Conversation:
         await self._session().send(agent_says.InjectAgentMessage(words, behavior))
 
     async def give_callers_words(self, words: str, *, cut_in: bool) -> None:
-        """Give the agent words that the caller wrote or keyed in, as if they had been spoken; with
-        `cut_in` they interrupt it, as speech does.
+        """Give the agent words that the caller wrote or keyed in, as if they had been spoken. With
+        `cut_in` they interrupt the agent, as speech does.
 
         Raises AgentClosed when there is no session.
         """
@@ -206,7 +205,7 @@ class Conversation:
         await agent.send(agent_says.InjectUserMessage(words))
 
     async def end_turn(self) -> None:
-        """Tell an agent that listens with Flux that the caller's turn is over.
+        """Tell an agent that uses Flux that the caller's turn is over.
 
         Raises AgentClosed when there is no session.
         """
@@ -220,7 +219,7 @@ class Conversation:
     # ---- from the phone -------------------------------------------------------------------------
 
     def mark_returned(self, name: str) -> None:
-        """A mark came back from the phone: what was sent before it has been heard, or cleared."""
+        """A mark came back from the phone: the audio before it was heard, or cleared."""
         played = self._downlink.mark_returned(name, trio.current_time())
         if played:
             self._greeting_protected = False
@@ -243,6 +242,6 @@ class Conversation:
         self._changed()
 
     def function_over(self, name: str, seconds: float, result: str) -> None:
-        """A function has been answered, or will not be."""
+        """A function is over: answered, failed or cancelled."""
         self._story.function_used(name, seconds, result, trio.current_time())
         self._changed()

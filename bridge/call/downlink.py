@@ -1,8 +1,8 @@
-"""The agent's voice on its way to the phone: what is sent, cut off, played and heard.
+"""The agent's audio on its way to the phone: sending, interrupting, and tracking its playback.
 
-The sister of `uplink`. There is no queue between tasks in this direction: the agent reader writes
-to the phone itself, so that audio, `clear` and marks reach it in the order in which the agent meant
-them, and audio of a reply never overtakes the `clear` that interrupts the one before.
+The counterpart of `uplink`. There is no queue between tasks in this direction: the agent reader
+writes to the phone itself, so that audio, `clear` and marks reach it in the order of the agent's
+messages, and audio of a reply never overtakes the `clear` that interrupts the reply before it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from bridge.call.silence import Silence
 from bridge.call.story import Story
 from bridge.twilio.media_stream import MediaStream
 
-# One media message carries at most this much, a second: the agent sends faster than real time, and
-# a message that is being written cannot be overtaken by `clear`.
+# One media message carries at most one second of audio: the agent sends faster than real time, and
+# `clear` cannot overtake a message that is being written.
 MAX_MEDIA_BYTES: Final = SAMPLE_RATE
 
-# One message in so many has its delay measured.
+# The delay of one message in this many is measured.
 DELAYS_SAMPLED: Final = 16
 
 
@@ -45,11 +45,11 @@ class Recording(Protocol):
 
 
 class Downlink:
-    """The agent's audio of one call, from its sessions to the caller's ear.
+    """The agent's audio of one call, from the agent's sessions to the phone.
 
-    Outlives the agent's sessions. `delay` is told now and then how many seconds audio was on its
-    way. Every method that sends is a checkpoint; cancelled there, a message is sent whole or not at
-    all. A phone that is gone is not noticed here: the receiver does.
+    Outlives the agent's sessions. `delay` is called for a sample of the messages with the seconds
+    that their audio spent in bridge. Every method that sends is a checkpoint; if it is cancelled, a
+    message is sent whole or not at all. A lost phone is not reported here: the receiver reports it.
     """
 
     def __init__(
@@ -75,13 +75,13 @@ class Downlink:
         """Bytes of agent audio discarded because the caller interrupted."""
 
     def session_opened(self) -> None:
-        """A new session has nothing stale on the wire, and nothing half sent."""
+        """Reset the gate and the framer: a new session has no stale or partial audio."""
         self.gate = StaleAudioGate()
         self._frames.flush()
 
     @property
     def unsent(self) -> int:
-        """Bytes that came and are not sent yet."""
+        """Bytes received from the agent and not sent yet."""
         return len(self._audio)
 
     def put(self, audio: bytes, received_at: float) -> None:
@@ -97,8 +97,8 @@ class Downlink:
         self._audio += self._frames.whole(audio)
 
     async def play(self) -> bool:
-        """Send what has come, all of it in one message where it is not too long. Returns whether
-        the agent began to be heard with it."""
+        """Send the queued audio, in as few messages as MAX_MEDIA_BYTES allows. Returns whether the
+        phone was silent before, or this is the first audio of a turn."""
         if not self._audio:
             return False
         audio, self._audio = bytes(self._audio), bytearray()
@@ -107,7 +107,7 @@ class Downlink:
             piece = audio[start : start + MAX_MEDIA_BYTES]
             await self._phone.play(piece)
             if cuts != self._cuts:
-                break  # another task has sent `clear` meanwhile, right behind this piece
+                break  # another task has sent `clear`, right after this piece
             now = trio.current_time()
             if self._phone.frames_sent % DELAYS_SAMPLED == 1:
                 self._delay(now - self._oldest_at)
@@ -120,8 +120,8 @@ class Downlink:
         return began
 
     async def finish_utterance(self) -> str | None:
-        """Play the last bytes of an utterance and send a mark behind it. Returns the mark's name;
-        None when there was nothing to be heard."""
+        """Send the last bytes of an utterance and a mark after them. Returns the mark's name, or
+        None if no audio is playing, in which case no mark is sent."""
         self.gate.audio_done()
         self._audio += self._frames.flush()
         await self.play()
@@ -133,10 +133,11 @@ class Downlink:
         return mark
 
     async def clear(self, signalled_at: float) -> None:
-        """The caller interrupted: what was said so far shall not be heard any more.
+        """Silence the agent, because the caller interrupted it.
 
-        What has not been written yet never will be, and what the phone has not played it forgets.
-        `clear` is sent even if the phone should be silent: that costs nothing, and it may not be.
+        Audio not written yet is dropped, and the phone discards the audio it has not played.
+        `clear` is sent even if the phone should be silent: it costs nothing, and the phone may
+        still be playing. `signalled_at` is when UserStartedSpeaking came, on Trio's clock.
         """
         self.gate.user_started_speaking(signalled_at)
         self._cuts += 1
@@ -154,8 +155,8 @@ class Downlink:
         self._silence.agent_done_playing(now)
 
     def mark_returned(self, name: str, now: float) -> bool:
-        """A mark came back from the phone. Returns whether what was sent before it was heard, and
-        not cleared."""
+        """Record a mark that came back from the phone. Returns whether the audio before it was
+        heard, rather than cleared."""
         played = self.playback.mark_returned(name)
         if played:
             self._story.mark_heard(name, now)
@@ -164,6 +165,6 @@ class Downlink:
         return played
 
     async def wait_played(self) -> None:
-        """Wait until the phone has played what it was sent, as far as the clock can tell."""
+        """Wait until the phone has played all audio sent to it, by the clock's estimate."""
         while (queued := self.playback.queued(trio.current_time())) > 0:  # noqa: ASYNC110
             await trio.sleep(queued)

@@ -1,9 +1,9 @@
 """Ending a call politely: the agent says goodbye, the caller hears it, then the call ends.
 
-There are two ways in. Either the call is to end and the agent is given the words, as when the
-server stops; or the agent has asked for the end and says what it likes, as after `end_call`. "Said"
-is not "heard": the agent's audio comes seconds before it is played. In both ways the mark behind
-the goodbye tells that it was heard, and a deadline holds whatever the agent does.
+There are two cases. Either bridge ends the call and gives the agent the words, as when the server
+stops; or the agent has asked for the end and chooses its own words, as after `end_call`. "Said" is
+not "heard": the agent's audio arrives seconds before it is played. In both cases the mark after the
+goodbye shows that the caller heard it, and a deadline applies regardless of what the agent does.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from bridge.outcome import Outcome
 if TYPE_CHECKING:
     from bridge.call.conversation import Conversation
 
-# How long a goodbye may take: until the agent begins it; until the caller has heard it, when the
-# agent chose the words; and when they are ours, one sentence.
+# The time for a goodbye, in seconds: until the agent begins it; until the caller has heard it, if
+# the agent chose the words; and the same for one sentence given by bridge.
 GOODBYE_BEGINS_SECONDS: Final = 5.0
 GOODBYE_SECONDS: Final = 15.0
 FAREWELL_SECONDS: Final = 8.0
 
-# What the agent is asked to say when the server stops.
+# The agent is given these words when the server stops.
 FAREWELL: Final = "I'm sorry, this call has to end now, please call again, goodbye."
 
-# What the caller waits in silence for Twilio to take over, before the other way is taken.
+# How long the caller waits in silence for Twilio's REST API before the transfer is left to
+# `/call-ended`.
 TRANSFER_SECONDS: Final = 3.0
 
 Transfer = Callable[[str, str], Awaitable[None]]
@@ -39,9 +40,9 @@ Transfer = Callable[[str, str], Awaitable[None]]
 class Goodbye:
     """Tracks one goodbye until the caller has heard it.
 
-    `words` picks the utterance by its text; without, the next one is it. `begun` is set when the
-    agent begins to say it; `over` when the caller has heard it to its end or cut in, and
-    `interrupted` tells which.
+    `words` selects the utterance by its text; if empty, the next utterance is the goodbye. `begun`
+    is set when the agent begins to say it; `over` when the caller has heard all of it or has
+    interrupted it, and `interrupted` tells which.
     """
 
     def __init__(self, words: str = "") -> None:
@@ -52,12 +53,12 @@ class Goodbye:
         self.interrupted = False
 
     def agent_said(self, words: str) -> None:
-        """The agent's text: of the goodbye, or of something else."""
+        """The agent sent text: of the goodbye, or of another utterance."""
         if not self._words or words in self._words:
             self.begun.set()
 
     def utterance_sent(self, mark: str) -> None:
-        """An utterance was sent whole, with this mark behind it."""
+        """A whole utterance was sent, followed by this mark."""
         if self.begun.is_set():
             self._mark = self._mark or mark
 
@@ -68,16 +69,16 @@ class Goodbye:
             self.over.set()
 
     def caller_cut_in(self) -> None:
-        """`clear` was sent: what was being said is not going to be heard."""
+        """`clear` was sent: the rest of the current utterance will not be heard."""
         if self.begun.is_set() and not self.over.is_set():
             self.interrupted = True
             self.over.set()
 
 
 class PoliteEnd:
-    """Ends one call behind a goodbye; of several that are asked for, the first that begins counts.
+    """Ends one call after a goodbye. If several are requested, the first one that begins counts.
 
-    `transfer` has Twilio connect a call SID to a number; None where there are no credentials.
+    `transfer` has Twilio connect a call SID to a number; None without Twilio credentials.
     """
 
     def __init__(
@@ -94,12 +95,12 @@ class PoliteEnd:
         self._report = report
         self._transfer = transfer
         self.handed_over: tuple[Outcome, str] | None = None
-        """What the end is called if Twilio takes the call away from us, as it does to transfer."""
+        """The outcome to report if Twilio closes the stream, as it does for a transfer."""
 
     def wind_down(self, outcome: Outcome, reason: str, words: str = FAREWELL) -> None:
         """Have the agent say `words`, one sentence, and end the call when the caller has heard
         them, at the latest after FAREWELL_SECONDS. Without an agent the call ends now. Returns at
-        once; a second time changes nothing."""
+        once; a second call changes nothing."""
         if self._conversation.agent is None:
             self._ending.begin(outcome, reason)
             return
@@ -116,9 +117,9 @@ class PoliteEnd:
         self._begin(goodbye, say_and_follow)
 
     def end_after_goodbye(self, outcome: Outcome, reason: str, transfer_to: str = "") -> None:
-        """End the call when the caller has heard what the agent says next, at the latest after
-        GOODBYE_SECONDS, unless they cut in: then they have more to say, and the call goes on.
-        Returns at once. `transfer_to` is the number the caller is connected to afterwards.
+        """End the call when the caller has heard the agent's next utterance, at the latest after
+        GOODBYE_SECONDS. If the caller interrupts it, the call continues. Returns at once.
+        `transfer_to` is the number that the caller is connected to afterwards.
         """
         goodbye = Goodbye()
 
@@ -139,19 +140,19 @@ class PoliteEnd:
             self._ending.start_soon(follow, name="goodbye")
 
     async def _follow(self, goodbye: Goodbye, seconds: float) -> None:
-        """Wait until the goodbye is over, one way or another."""
+        """Wait until the goodbye was heard or interrupted, for at most `seconds`."""
         with trio.move_on_after(seconds):
             with trio.move_on_after(GOODBYE_BEGINS_SECONDS):
                 await goodbye.begun.wait()
             if goodbye.begun.is_set():
                 await goodbye.over.wait()
             else:
-                # Nothing more is said; what was said before may still be playing.
+                # The agent says no goodbye; earlier audio may still be playing.
                 await self._wait_played()
 
     async def _hand_over(self, outcome: Outcome, reason: str) -> None:
-        """Have Twilio connect the caller elsewhere. It then takes the stream away itself; should it
-        not, closing the socket makes it ask `/call-ended`, which says the same."""
+        """Have Twilio connect the caller elsewhere. Twilio then closes the stream itself. If it
+        does not, closing the socket makes it request `/call-ended`, which transfers, too."""
         if self._transfer is not None and self._report.transfer_to:
             self.handed_over = outcome, reason
             with trio.move_on_after(TRANSFER_SECONDS):

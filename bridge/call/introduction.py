@@ -1,6 +1,6 @@
-"""The phone introduces itself: from an accepted media socket to the facts of the call.
+"""From an accepted media socket to the facts of the call, which Twilio's `start` brings.
 
-A call begins with `start`. Until then there is only a socket, whose end is one line in the log.
+A call begins with `start`. Until then there is only a socket; if it ends, one line is logged.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from bridge.outcome import Outcome
 from bridge.twilio.media_stream import MediaStream, NotAPhone, PhoneGone
 from bridge.twilio.messages import MediaFormat, StartDetails
 
-# The stream's parameter by which a call proves that it was announced: `bridge.admission.ticket`.
+# The stream parameter that proves that a webhook announced the call: `bridge.admission.ticket`.
 TICKET: Final = "ticket"
 
 
 class NotIntroduced(Exception):
-    """A media socket did not become a call. Says why; `outcome` is what it counts as."""
+    """A media socket did not become a call. The message says why; `outcome` is for the metrics."""
 
     def __init__(self, outcome: Outcome, why: str) -> None:
         super().__init__(why)
@@ -32,8 +32,9 @@ async def introduction(
 ) -> CallInfo:
     """Wait at most `timeout` seconds for `start` and return the facts of the call.
 
-    `admit` raises NotIntroduced for a phone that is not let in, and so does this for all else that
-    goes wrong. The socket is left open, for the caller to close.
+    `admit` raises NotIntroduced to refuse a phone. This function raises it for every other failure
+    too: a timeout, a lost socket, a bad protocol or audio format. It leaves the socket open, also
+    when it is cancelled; closing it is the task of this function's caller.
     """
     try:
         with trio.fail_after(timeout):
@@ -54,8 +55,8 @@ async def introduction(
 
 
 def info_of(start: StartDetails) -> CallInfo:
-    """The facts of a call, without its ticket: that has served its purpose, and is nothing for
-    prompts, functions and hooks."""
+    """Return the facts of a call, without its ticket: the ticket has been used, and must not reach
+    prompts, functions or hooks."""
     parameters = {name: value for name, value in start.custom_parameters.items() if name != TICKET}
     return CallInfo(
         call_sid=start.call_sid,

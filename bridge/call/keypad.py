@@ -1,9 +1,9 @@
-"""The phone's keypad: keys, pressed one by one, become what the caller entered. Pure.
+"""The phone's keypad: single key presses are collected into entries. Sans-I/O.
 
-    collecting ends with   what the caller entered is
+    an entry ends with     and consists of
     `#`                    the keys before it; `#` itself if there are none
     a pause                the keys before it: a menu's "press 1" has no `#`
-    MAX_KEYS keys          those
+    MAX_KEYS keys          those keys
 
 https://www.twilio.com/docs/voice/media-streams/websocket-messages#dtmf-message
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Final
 
-# Longer than any card, account or conference number; whoever presses more holds a key down.
+# Longer than any card, account or conference number; more keys mean that a key is held down.
 MAX_KEYS: Final = 64
 
 _KEYS: Final = frozenset("0123456789*#ABCD")
@@ -21,13 +21,14 @@ _KEYS: Final = frozenset("0123456789*#ABCD")
 class Keypad:
     """Collects the keys one caller presses.
 
-    `pause` is how long, in seconds, no key must be pressed for the entry to be complete; two let
-    a caller read a number off a card. Times are seconds on a clock that does not go backwards.
+    `pause` is the time without a key, in seconds, that completes an entry; two seconds let a caller
+    read a number off a card. Times are seconds on a monotonic clock. Raises ValueError unless
+    `pause` is above 0.
     """
 
     def __init__(self, pause: float = 2.0) -> None:
         if pause <= 0:
-            raise ValueError(f"a pause is longer than 0 seconds, not {pause:g}")
+            raise ValueError(f"pause must be above 0 seconds, not {pause:g}")
         self.refused = 0
         self._pause = pause
         self._digits = ""
@@ -35,21 +36,21 @@ class Keypad:
 
     @property
     def due_at(self) -> float | None:
-        """When the pause will have passed and `take` has something; None while nothing waits."""
+        """The time at which `take` will return the entry; None while no key waits."""
         return self._due_at
 
     def press(self, digit: str, now: float) -> str | None:
-        """A key was pressed. Returns what was entered, if this key completes it.
+        """Add a pressed key. Returns the entry, if this key completes one.
 
-        What no keypad has is counted in `refused` and changes nothing: it is the network's fault,
-        not the caller's. A key that comes after the pause, when nobody has called `take` in time,
-        completes what was entered before it and begins the next entry.
+        A digit that no keypad has is counted in `refused` and changes nothing: it is the network's
+        fault, not the caller's. A key that comes after the pause, before `take` was called,
+        completes the entry before it and begins the next one.
         """
         if digit not in _KEYS:
             self.refused += 1
             return None
         if digit == "#":
-            # Alone it is a key like any other: "press the pound key to go on".
+            # Alone it is an ordinary key: "press the pound key to continue".
             return self._complete() or digit
         late = self.take(now)
         self._digits += digit
@@ -57,7 +58,7 @@ class Keypad:
         return self._complete() if len(self._digits) >= MAX_KEYS else late
 
     def take(self, now: float) -> str | None:
-        """Return what was entered if the pause has passed since, and forget it; else None."""
+        """Return the entry, once, if the pause has passed; otherwise None."""
         if self._due_at is None or now < self._due_at:
             return None
         return self._complete()
@@ -68,13 +69,13 @@ class Keypad:
 
 
 def keypad_words(digits: str) -> str:
-    """Return the sentence by which the agent learns what was entered, as an InjectUserMessage.
+    """Return the sentence that tells the agent the entered digits, as an InjectUserMessage.
 
-    It stands in the conversation as the caller's own words, so it is said as a caller would say
-    it: a note in the third person or in brackets invites a model to read it aloud or to ask who
-    is meant. The keypad is named, because keys are not speech: the agent should neither doubt
-    what it heard nor ask the caller to speak up. The digits stand together, as a function wants
-    them, and not before a full stop, which could pass for a part of them.
+    The conversation contains it as the caller's own words, so it is worded as a caller would say
+    it: a model may read a note in the third person or in brackets aloud, or ask who is meant. The
+    keypad is named because keys are not speech: the agent should neither doubt what it heard nor
+    ask the caller to speak up. The digits stand together, as functions expect them, and not before
+    a full stop, which a model could take for a part of them.
 
     https://developers.deepgram.com/docs/voice-agent-inject-user-message
     """

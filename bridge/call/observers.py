@@ -1,7 +1,7 @@
-"""Those who watch calls: records, the live view, metrics, traces.
+"""Observers of calls: records, the live view, metrics, traces.
 
-A call acts first and tells afterwards; an observer that fails is logged and keeps nothing from
-ending.
+A call acts first and notifies afterwards; a failure of an observer is logged, and cannot keep a
+call from ending.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ log = get_logger(__name__)
 
 
 class Observer:
-    """Is told what happens in calls. Override what is of interest; never wait, never raise."""
+    """Receives the events of calls. Override the methods you need; never wait, never raise."""
 
     def began(self, call: CallParts) -> None:
-        """The phone has introduced itself: there is a call."""
+        """The call has begun: Twilio's `start` was received and admitted."""
 
     def changed(self, call: CallParts) -> None:
-        """There is something new to see of it."""
+        """The call has changed visibly."""
 
     def is_ending(self, call: CallParts) -> None:
-        """Its outcome is known."""
+        """The call's outcome is known."""
 
     def ended(self, call: CallParts) -> None:
-        """It is over, to the last byte, and its report complete."""
+        """The call is over, its sockets are closed, and its report is complete."""
 
 
 class Observers(Observer):
-    """Several observers as one, told in this order."""
+    """Several observers as one, notified in this order."""
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers
@@ -57,4 +57,4 @@ class Observers(Observer):
             try:
                 tell(one)
             except Exception:
-                log.exception("an observer of calls failed", observer=type(one).__name__)
+                log.exception("call observer failed", observer=type(one).__name__)

@@ -1,4 +1,4 @@
-"""The parts of one call and how they are connected. `call.py` tells what happens between them."""
+"""The parts of one call and how they are connected. `call.py` says what happens between them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from bridge.functions.builtin import built_in
 from bridge.outcome import Outcome
 from bridge.twilio.media_stream import MediaStream
 
-# Shares of `call.teardown_seconds`, counted from the first sign of the end. The caller's last words
-# first; then the two goodbyes, side by side; the rest is for cutting off a peer without an answer.
+# Shares of `call.teardown_seconds`, counted from the first sign of the end: the caller's last words
+# first, then both goodbyes in parallel; the rest is for dropping a peer that does not answer.
 LAST_WORDS_SHARE: Final = 0.25
 GOODBYE_SHARE: Final = 0.85
 
-# What our Close frame to the phone says (RFC 6455, section 7.4.1); 1000 after all other outcomes.
+# The code of the Close frame to the phone (RFC 6455, section 7.4.1); 1000 for all other outcomes.
 _CLOSE_CODES: Final = {
     Outcome.INTERNAL_ERROR: 1011,
     Outcome.PROTOCOL_ERROR: 1002,
@@ -42,7 +42,7 @@ _CLOSE_CODES: Final = {
 
 
 class OpenedAgent(NamedTuple):
-    """A session with the agent, the agent's name, and whether it listens with Flux."""
+    """A session with the agent, the agent's name, and whether it uses Flux."""
 
     session: AgentSession
     name: str
@@ -52,8 +52,8 @@ class OpenedAgent(NamedTuple):
 class OpenAgent(Protocol):
     """Opens a session with the agent of one call, for as long as the context lasts.
 
-    `history` resumes a conversation; None begins one. Closing ends by `ending.by()`. Raises
-    AgentUnavailable or AgentFailed on entering.
+    `history` resumes a conversation; None begins one. Closing takes until `ending.by()` at most.
+    Raises AgentUnavailable or AgentFailed on entering.
     """
 
     def __call__(
@@ -65,7 +65,7 @@ class OpenAgent(Protocol):
 
 
 class Observer(Protocol):
-    """Is told what happens in calls. Never waits, never raises."""
+    """Receives the events of calls. Never waits, never raises."""
 
     def began(self, call: CallParts) -> None: ...
 
@@ -77,7 +77,7 @@ class Observer(Protocol):
 
 
 class Delays(Protocol):
-    """Is told now and then how many seconds audio was on its way through the bridge."""
+    """Receives samples of the delay, in seconds, that bridge adds to audio."""
 
     def uplink_delay(self, seconds: float) -> None: ...
 
@@ -85,10 +85,10 @@ class Delays(Protocol):
 
 
 class CallParts:
-    """The parts of one call, complete when constructed; it begins now, with Twilio's `start`.
+    """The parts of one call, complete when constructed; the call begins now, with Twilio's `start`.
 
-    `recording` and `transfer`, which has Twilio connect a call SID to a number, are None where
-    there is no such thing.
+    `recording` is None if recordings are off. `transfer` has Twilio connect a call SID to a number;
+    None without Twilio credentials.
     """
 
     def __init__(
@@ -145,13 +145,13 @@ class CallParts:
 
     @property
     def seconds_so_far(self) -> float:
-        """How long the call has been on."""
+        """How many seconds the call has lasted."""
         return trio.current_time() - self.began_at
 
     def say(self, words: str) -> None:
-        """Take `words` for the caller's, as if they had been spoken. Returns at once.
+        """Treat `words` as the caller's, as if they had been spoken. Returns at once.
 
-        Raises NotTaken when the call is ending, or when too much is waiting.
+        Raises NotTaken when the call is ending, or when too many messages are waiting.
         """
         if self.report.outcome is not None:
             raise NotTaken("the call is ending")
@@ -163,7 +163,7 @@ class CallParts:
         return _CLOSE_CODES.get(self.report.outcome, 1000)
 
     def finish_report(self) -> None:
-        """Fill in what is known when everything is over, and write the line that says so."""
+        """Complete the report when the call is over, and log its line."""
         report, phone = self.report, self.phone
         report.seconds = self.seconds_so_far
         if self.ending.first is not None:

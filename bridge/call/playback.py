@@ -1,11 +1,11 @@
-"""What the phone was sent and what of it the caller has heard. Pure; nothing is paced by sleeping.
+"""The phone's playback buffer: how much of the sent audio the caller has heard. Sans-I/O.
 
-Theory of operation. Twilio queues audio and plays it in real time, so the agent is done speaking
-seconds before the caller has heard it. After each utterance a mark is sent; it comes back when all
-audio before it was played. On `clear` Twilio throws the queue away and sends every outstanding mark
-back as well, so a mark alone does not say "played": each carries the generation it was sent in, and
-`clear` begins a new one. Between marks the clock tells how much is queued, because playing is real
-time.
+Theory of operation. Twilio queues audio and plays it in real time, so the agent finishes speaking
+seconds before the caller has heard it. bridge sends a mark after each utterance; Twilio returns it
+when all audio before it was played. On `clear` Twilio empties the queue and returns every
+outstanding mark as well, so a mark alone does not mean "played": each carries the generation in
+which it was sent, and `clear` begins a new one. Between marks the clock tells how much is queued,
+because playback is in real time. Nothing is paced by sleeping.
 
 https://www.twilio.com/docs/voice/media-streams/websocket-messages#send-a-mark-message
 """
@@ -16,7 +16,7 @@ from bridge.audio import seconds
 
 
 class Playback:
-    """Follows one phone's playback buffer. Times are seconds on a clock that never goes back."""
+    """Tracks one phone's playback buffer. Times are seconds on a monotonic clock."""
 
     def __init__(self) -> None:
         self._generation = 0
@@ -26,12 +26,12 @@ class Playback:
         self._ends_at = float("-inf")
 
     def sent(self, audio_bytes: int, now: float) -> None:
-        """So much µ-law was written to the phone."""
+        """Record that `audio_bytes` of µ-law at 8 kHz were written to the phone."""
         self._ends_at = max(self._ends_at, now) + seconds(audio_bytes)
         self._unmarked = True
 
     def next_mark(self) -> str:
-        """The name of the mark to send now, behind everything sent so far."""
+        """Return the name of the mark to send now, after all audio sent so far."""
         self._marks += 1
         self._unmarked = False
         name = f"{self._generation}:{self._marks}"
@@ -39,14 +39,15 @@ class Playback:
         return name
 
     def mark_returned(self, name: str) -> bool:
-        """A mark came back. True: the audio before it was heard; False: cleared, or not ours."""
+        """Record a returned mark. True: the audio before it was heard; False: it was cleared, or
+        bridge did not send this mark."""
         if name not in self._outstanding:
             return False
         self._outstanding.discard(name)
         return True
 
     def cleared(self, now: float) -> float:
-        """`clear` was written. Returns about how much the caller did not hear, in seconds."""
+        """Record that `clear` was written. Returns roughly how many seconds were not heard."""
         unheard = self.queued(now)
         self._generation += 1
         self._outstanding.clear()
@@ -55,10 +56,10 @@ class Playback:
         return unheard
 
     def queued(self, now: float) -> float:
-        """About how much the phone still has to play, in seconds."""
+        """Return roughly how many seconds the phone still has to play."""
         return max(0.0, self._ends_at - now)
 
     @property
     def may_be_playing(self) -> bool:
-        """Whether audio was sent whose mark has not come back."""
+        """Whether the mark of some sent audio has not come back."""
         return self._unmarked or bool(self._outstanding)

@@ -1,4 +1,4 @@
-"""How a call went, and the one line about it."""
+"""The report of one call: its outcome and figures, and the log line that states them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _FAILURES: Final = {
 
 @dataclass
 class CallReport:
-    """How a call went. `cause` is the exception behind the outcome, `crash` an unexpected one.
+    """The outcome and the figures of one call.
 
-    Times in seconds: the whole call, from Twilio's `start`; from there to an agent that listens;
-    from the first sign of the end to the last byte of teardown.
+    `cause` is the exception behind the outcome, `crash` an unexpected exception. Times are in
+    seconds: `seconds` from Twilio's `start` to the end of the call, `setup_seconds` from `start` to
+    an agent that listens, `teardown_seconds` from the first sign of the end to the last byte.
     """
 
     info: CallInfo
@@ -45,14 +46,14 @@ class CallReport:
     bad_messages: int = 0
 
     def add(self, agent: AgentSession) -> None:
-        """Count what was sent in a session with the agent that is over."""
+        """Add the counters of an agent session that has ended."""
         self.to_agent_bytes += agent.bytes_sent
         self.to_agent_frames += agent.frames_sent
         self.bad_messages += agent.bad_messages
 
     def write_line(self, **traffic: Any) -> None:
         """Log how the call ended, in one line: normal endings as info, failures as a warning, and
-        an unexpected exception as an error with its traceback, also if it was not the cause."""
+        an unexpected exception as an error with its traceback, even if it was not the cause."""
         facts = {
             "call_sid": self.info.call_sid,
             "outcome": str(self.outcome),

@@ -1,25 +1,25 @@
-"""Watches a conversation for silence, and says what must be done about it. Pure.
+"""Silence in a conversation: when to act on it, and what to do. Sans-I/O.
 
 Theory of operation
 -------------------
 
-Two clocks, of which at most one runs. The *idle* clock runs while nobody owes a word: the caller
-has heard the agent out and says nothing. The *stall* clock runs while the agent owes one: the
-caller's turn is over, or, as far as anybody knows, has been for a while. Each has two steps, one
-that mends the silence and one that ends it:
+Two clocks, of which at most one runs. The *idle* clock runs while neither side is expected to
+speak: the caller has heard the agent's reply and says nothing. The *stall* clock runs while a reply
+of the agent is due: the caller's turn is over, or probably is. Each clock has two steps; the first
+tries to end the silence, the second gives up:
 
-    idle_seconds    ASK_STILL_THERE, and after as long again SAY_GOODBYE
-    stall_seconds   FILLER, and after as long again RECONNECT
+    idle_seconds    ASK_STILL_THERE, and after the same time again SAY_GOODBYE
+    stall_seconds   FILLER, and after the same time again RECONNECT
 
-This is told what happens, by events, and asked two things: when something is due (`due_at`), and
-what (`next`). It never sleeps, sends or speaks.
+Events tell this class what happens; it answers two questions: when an action is due (`due_at`), and
+which one (`next`). It never sleeps, sends or speaks.
 
-Whose word is awaited is the *state*. The clock begins anew with every change of state, and with
-every event that the table lists, even where the state stays:
+The *state* says which side is expected to speak. The clock restarts with each change of state, and
+with each event that the table lists, even where the state stays the same:
 
     state     meaning                                   clock and step          then
     AWAY      there is no session                       none
-    QUIET     nobody owes a word                        idle   ASK_STILL_THERE  ASKED
+    QUIET     neither side is expected to speak         idle   ASK_STILL_THERE  ASKED
     ASKED     the caller was asked                      idle   SAY_GOODBYE      OVER
     OVER      goodbye                                   none
     CALLER    the caller speaks, or made a noise        stall  FILLER           PRODDED
@@ -27,10 +27,10 @@ every event that the table lists, even where the state stays:
     DOUBTED   it spoke it: QUIET, but did it hear?      idle   ASK_STILL_THERE  ASKED
     AGAIN     the caller speaks to a doubted agent      stall  RECONNECT        AWAY
     OWING     the caller's turn is over                 stall  FILLER           FILLED
-    TOLD      words of the reply came, no audio yet     stall  FILLER           PRODDED
-    FILLED    filler; what is heard may be just that    stall  RECONNECT        AWAY
+    TOLD      the reply's text came, no audio yet       stall  FILLER           PRODDED
+    FILLED    filler given; audio may be only that      stall  RECONNECT        AWAY
 
-    event     comes with                                changes (in AWAY: OPENED alone)
+    event     source                                    changes (in AWAY: OPENED only)
     OPENED    the session is ready, the first or        any → QUIET
               a new one
     LOST      the session is gone                       any → AWAY
@@ -40,24 +40,24 @@ every event that the table lists, even where the state stays:
     VOICE     a voice in the caller's audio             CALLER, AGAIN, PRODDED: the clock only
     THINKING  AgentThinking, FunctionCallRequest        QUIET, DOUBTED, CALLER, AGAIN → OWING
     WORDS     ConversationText of the assistant, if     OWING → TOLD; FILLED, DOUBTED → QUIET
-              not what it was given to say
+              not words that bridge injected
     AUDIO     audio of the agent, sent to the phone     OWING, TOLD → QUIET; PRODDED → DOUBTED
     RESULT    the last running function has ended       QUIET, DOUBTED → OWING
     INJECTED  the agent was given words to say          QUIET, DOUBTED, ASKED, PRODDED, FILLED:
                                                         the clock only
 
-Two things hold the clocks whatever the state: nothing is due while the agent can be heard (from
-AUDIO to `agent_done_playing`), and while a function runs only FILLER is, since the function may
-have taken long but the session is well, and will owe its words when the function has ended. When a
-hold ends the clock begins anew.
+Two things hold the clocks in every state. While the agent can be heard (from AUDIO to
+`agent_done_playing`) nothing is due. While a function runs only FILLER is due: the function may be
+slow, but the session is healthy and will reply when the function has ended. When a hold ends, the
+clock restarts.
 
-Why so many states. The agent's own filler must not pass for its reply, nor its question for a
+Why so many states. The agent's own filler must not count as its reply, nor its question as a
 conversation; hence FILLED and ASKED, which AUDIO does not leave. But the watch must not break a
-healthy call either. UserStartedSpeaking without any text is a stalled session, as reported, and
-just as well a cough. The filler tells them apart: a session that is stuck in the caller's turn
-refuses it, one that is well speaks it (DOUBTED), and only if then the caller is not heard a second
-time is the session replaced (AGAIN). A session whose reply is in sight, since its words came
-before the filler, need not say them again to be believed (TOLD).
+healthy call either. UserStartedSpeaking without any text can mean a stalled session, as reported,
+or a cough. The filler tells them apart: a session that is stuck in the caller's turn refuses it, a
+healthy one speaks it (DOUBTED), and the session is replaced only if the caller then speaks and is
+not heard a second time (AGAIN). A session that sent the text of its reply before the filler need
+not send it again to count as healthy (TOLD).
 
 Stall: https://github.com/orgs/deepgram/discussions/1624
 Refused injections: https://developers.deepgram.com/docs/voice-agent-inject-agent-message
@@ -72,7 +72,7 @@ from typing import Final, NamedTuple
 
 
 class Action(enum.Enum):
-    """What must be done about a silence."""
+    """An action that ends a silence."""
 
     ASK_STILL_THERE = enum.auto()  # the agent asks whether the caller is still there
     SAY_GOODBYE = enum.auto()  # the agent says goodbye, then hang up
@@ -81,7 +81,7 @@ class Action(enum.Enum):
 
 
 class State(enum.Enum):
-    """Whose word is awaited; the table above says it in full."""
+    """Which side is expected to speak; see the table above."""
 
     AWAY = enum.auto()
     QUIET = enum.auto()
@@ -97,7 +97,7 @@ class State(enum.Enum):
 
 
 class Event(enum.Enum):
-    """What happens in a call, as far as it matters here; the table above says it in full."""
+    """An event of the call that affects the clocks; see the table above."""
 
     OPENED = enum.auto()
     LOST = enum.auto()
@@ -141,7 +141,7 @@ def _clock_only(*states: State) -> dict[State, State]:
     return {state: state for state in states}
 
 
-# Event and state to the next state. What is not here changes nothing, the clock included.
+# Event and state to the next state. A pair that is missing changes nothing, not even the clock.
 _TABLE: Final[Mapping[Event, Mapping[State, State]]] = {
     Event.OPENED: _all_to(State.QUIET, *State),
     Event.LOST: _all_to(State.AWAY, *_LIVE),
@@ -169,11 +169,11 @@ _TABLE: Final[Mapping[Event, Mapping[State, State]]] = {
 
 
 class Silence:
-    """The watch over one call's conversation.
+    """Tracks silence in one call's conversation.
 
-    `idle_seconds` is how long nobody may say a word, `stall_seconds` how long the agent may owe
-    one. Times are seconds on a clock that does not go backwards. Nothing is due before the first
-    `session_opened`. Raises ValueError for seconds that are not above 0.
+    `idle_seconds` is how long both sides may be silent, `stall_seconds` how long the agent may take
+    to reply. Times are seconds on a monotonic clock. Nothing is due before the first
+    `session_opened`. Raises ValueError unless both are above 0.
     """
 
     def __init__(self, idle_seconds: float, stall_seconds: float) -> None:
@@ -188,14 +188,14 @@ class Silence:
 
     @property
     def state(self) -> State:
-        """Whose word is awaited: for the log and for the curious."""
+        """Which side is expected to speak: for the log and the live view."""
         return self._state
 
     # ---- what is due -----------------------------------------------------------------------
 
     @property
     def due_at(self) -> float:
-        """When something must be done if nothing happens until then; inf: never."""
+        """The time of the next action if no event comes before it; inf: none is due."""
         step = _STEPS.get(self._state)
         if step is None or self._playing:
             return math.inf
@@ -204,7 +204,7 @@ class Silence:
         return self._since + (self._stall_seconds if step.stalled else self._idle_seconds)
 
     def next(self, now: float) -> Action | None:
-        """Return what must be done now, once; None if nothing is due yet.
+        """Return the action that is due now, once; None if none is due yet.
 
         After RECONNECT nothing is due until `session_opened`.
         """
@@ -217,69 +217,70 @@ class Silence:
     # ---- what happens ----------------------------------------------------------------------
 
     def session_opened(self, now: float) -> None:
-        """The session is ready: the first, or a new one, which owes nothing and runs nothing.
+        """The session is ready: the first, or a new one, with no reply due and no function running.
 
-        If the caller's last words have no reply yet, they have to be injected: that is SAID.
+        If the caller's last words have no reply yet, inject them into the session and report SAID.
         """
         self._functions = 0
         self._on(Event.OPENED, now)
 
     def session_lost(self, now: float) -> None:
-        """The session has ended and another is being opened. What the phone plays, it plays on."""
+        """The session has ended and another is being opened. The phone continues to play."""
         self._on(Event.LOST, now)
 
     def caller_spoke(self, now: float) -> None:
-        """UserStartedSpeaking. What `clear` silences is told by `agent_done_playing`."""
+        """UserStartedSpeaking. `clear`, which silences the agent, is reported by
+        `agent_done_playing`."""
         self._on(Event.SPOKE, now)
 
     def caller_said(self, now: float) -> None:
         """The caller's turn is over: ConversationText of the user, or EndOfTurn."""
-        # While its reply can be heard, this is a second word about the turn it replies to. A new
-        # turn begins with SPOKE, and so not in QUIET; what is injected for a key pressed just now
-        # is missed, and then the idle clock will do.
+        # While the reply is playing, this is a second message about the turn that it answers. A new
+        # turn begins with SPOKE, so not in QUIET. The turn injected for a key pressed just now is
+        # missed here; the idle clock covers that case.
         if not (self._playing and self._state is State.QUIET):
             self._on(Event.SAID, now)
 
     def caller_pressed(self, now: float) -> None:
-        """The caller pressed a key of the phone: no word, but somebody is there."""
+        """The caller pressed a key of the phone: no speech, but the caller is there."""
         self._on(Event.PRESSED, now)
 
     def caller_voice(self, now: float) -> None:
-        """There is a voice in the caller's audio, just now. Optional: without it, who speaks for
-        longer than `stall_seconds` and is not interrupted is taken for a stall.
+        """The caller's audio contains a voice now. Optional: without this event, a caller who
+        speaks for longer than `stall_seconds` without interruption counts as a stall.
         """
         self._on(Event.VOICE, now)
 
     def agent_thinking(self, now: float) -> None:
-        """AgentThinking: a word will follow."""
+        """AgentThinking: a reply will follow."""
         if not self._playing:
             self._on(Event.THINKING, now)
 
     def agent_said(self, now: float) -> None:
-        """ConversationText of the assistant; not for words that it was given to say (filler,
-        question, goodbye), which come back the same way.
+        """ConversationText of the assistant. Do not report words that bridge injected (filler,
+        question, goodbye), which come back in the same message.
         """
         self._on(Event.WORDS, now)
 
     def agent_audio(self, now: float) -> None:
-        """Audio of the agent was sent to the phone (not: dropped as stale)."""
+        """Audio of the agent was sent to the phone; not reported for stale audio."""
         self._playing = True
         self._on(Event.AUDIO, now)
 
     def agent_done_playing(self, now: float) -> None:
-        """All audio sent to the phone was heard, as its marks tell, or thrown away by `clear`."""
+        """All audio sent to the phone was heard, as its marks show, or discarded by `clear`."""
         if self._playing:
             self._playing = False
             self._since = now
 
     def function_began(self, now: float) -> None:
-        """A function that the agent asked for runs here."""
+        """bridge has started a function for the agent."""
         self._functions += 1
         self.agent_thinking(now)
 
     def function_ended(self, now: float) -> None:
-        """One function is over: answered, failed or cancelled. One that is not known is ignored,
-        since a lost session forgets its own.
+        """One function is over: answered, failed or cancelled. Ignored if no function is known to
+        run, because a lost session forgets its functions.
         """
         if self._functions:
             self._functions -= 1
@@ -288,7 +289,7 @@ class Silence:
                 self._on(Event.RESULT, now)
 
     def injected(self, now: float) -> None:
-        """The agent was given words to say, which take it a moment."""
+        """The agent was given words to say, and needs a moment to begin them."""
         self._on(Event.INJECTED, now)
 
     # ---- the machine -----------------------------------------------------------------------
@@ -296,7 +297,7 @@ class Silence:
     def _on(self, event: Event, now: float) -> None:
         state = _TABLE[event].get(self._state)
         if state is State.TOLD:
-            # Words are not yet speech: the caller has been waiting since the turn's end.
+            # Text is not speech yet: the caller has been waiting since the end of the turn.
             self._state = state
         elif state is not None:
             self._go(state, now)

@@ -1,7 +1,7 @@
-"""What the caller types instead of saying it: keys of the phone, and words of the softphone.
+"""Typed input: keys of the phone's keypad, and text from the softphone.
 
-Both reach the agent as the caller's own words (InjectUserMessage). They wait here, in order and at
-most MAX_TYPED of them, until there is a session to take them.
+Both reach the agent as the caller's own words (InjectUserMessage). Until a session is open they
+wait here, in order, MAX_TYPED of them at most.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from bridge.call.conversation import Conversation
 from bridge.call.keypad import Keypad, keypad_words
 from bridge.deepgram.session import AgentClosed
 
-# Typed and not sent yet, because there is no session: enough for a menu, and bounded.
+# Input that waits for a session: enough for a menu, and bounded.
 MAX_TYPED: Final = 16
 
-# From a session that turns out to be closed to the next look for one. The agent reader, which
-# replaces it, needs a moment to notice.
+# Seconds from finding the session closed to the next try. The agent reader, which replaces the
+# session, needs a moment to notice.
 RETRY_SECONDS: Final = 0.25
 
 
 class NotTaken(Exception):
-    """What was typed is not going to be said. Says why, in one line."""
+    """Typed input was refused. The message says why, in one line."""
 
 
 class _Typed(NamedTuple):
-    words: str  # as the agent is told them
+    words: str  # as they are sent to the agent
     cut_in: bool
 
 
 class TypedInput:
-    """The typed input of one call. Never waits, but for `run`, which is a task of the call."""
+    """The typed input of one call. Only `run`, a task of the call, waits."""
 
     def __init__(self, conversation: Conversation) -> None:
         self._conversation = conversation
@@ -40,28 +40,28 @@ class TypedInput:
         self._typed_in, self._typed = trio.open_memory_channel[_Typed](MAX_TYPED)
         self._waiting = 0
         self.ends_turns = False
-        """Whether the agent can be told that the caller's turn is over: Flux can."""
+        """Whether the agent accepts ForceEndTurn; only Flux does."""
 
     def key_pressed(self, digit: str) -> None:
-        """The caller pressed a key: 0 to 9, *, # or A to D."""
+        """Add a pressed key: 0 to 9, *, # or A to D."""
         self._entered(self._keypad.press(digit, trio.current_time()))
 
     def pause(self, now: float) -> None:
-        """Time has passed, which may complete what was entered on the keypad."""
+        """Complete the keypad entry if its pause has passed at `now`."""
         self._entered(self._keypad.take(now))
 
     def say(self, words: str) -> None:
-        """The caller wrote this: the agent is told at once, or when there is one.
+        """Send the caller's text to the agent, at once or as soon as a session is open.
 
         Raises NotTaken, and does nothing, when MAX_TYPED messages are waiting already.
         """
         if self._waiting >= MAX_TYPED:
-            raise NotTaken("too much has been written that the agent has not been told yet")
+            raise NotTaken("too many messages are waiting for the agent")
         self._conversation.words_written(words)
         self._put(_Typed(words, cut_in=True))
 
     async def run(self) -> None:
-        """Send what is typed, for as long as the call lasts."""
+        """Send typed input to the agent until cancelled."""
         async for typed in self._typed:
             await self._send(typed)
             self._waiting -= 1
@@ -78,7 +78,7 @@ class TypedInput:
                 await trio.sleep(RETRY_SECONDS)
 
     def _entered(self, digits: str | None) -> None:
-        # What is entered beyond the bound is dropped: the caller hears that nothing happens.
+        # An entry beyond the bound is dropped: the caller notices that nothing happens.
         if digits and self._waiting < MAX_TYPED:
             self._conversation.keys_pressed(digits)
             self._put(_Typed(keypad_words(digits), cut_in=False))

@@ -1,15 +1,15 @@
-"""The caller's voice on its way from the receiver to the sender: a bounded memory channel.
+"""The caller's audio on its way from the receiver to the sender: a bounded memory channel.
 
-QUEUE_SECONDS of audio wait between the two tasks. When it is more, because the agent is slow or not
-connected yet, the oldest is dropped and counted: in a conversation late audio is worse than lost
-audio, and the receiver must go on hearing `stop`, keys and marks. So the receiver never waits; it
-takes the oldest out itself.
+At most QUEUE_SECONDS of audio wait between the two tasks. Beyond that, because the agent is slow or
+not connected yet, the oldest audio is dropped and counted: in a conversation late audio is worse
+than lost audio, and the receiver must keep reading `stop`, keys and marks. So the receiver never
+waits; it removes the oldest audio itself.
 
-What was put while the sender was busy is sent together, so a busy server batches by itself.
+Audio that arrives while the sender is busy is sent together, so a busy server batches by itself.
 
-Twilio sends nothing for some calls while the caller is silent. Then `fill_silence`, a task of the
-call, puts silence in its place: a deadline on each `take` instead would cost as much as the rest of
-the way through here.
+For some calls Twilio sends nothing while the caller is silent. Then `fill_silence`, a task of the
+call, inserts silence: a deadline on each `take` instead would cost as much as the rest of this
+path.
 """
 
 from __future__ import annotations
@@ -22,37 +22,38 @@ import trio
 from bridge.audio import BYTES_PER_MS, PHONE_FRAME_BYTES, SAMPLE_RATE, seconds, silence
 
 # Long enough for an agent to connect while the caller already says hello; short enough that the
-# agent, once there, does not answer the past.
+# agent, once connected, does not answer stale speech.
 QUEUE_SECONDS: Final = 2.0
 
-# Pieces that wait: QUEUE_SECONDS of Twilio's, of 20 ms each, and some.
+# Pieces that may wait: QUEUE_SECONDS of Twilio's 20 ms pieces, and some more.
 QUEUE_PIECES: Final = 128
 
-# Twilio sends every 20 ms, bunched by the network now and then; for some calls it sends nothing in
-# silence. A fifth of a second without audio is more than jitter, and little enough that the end of
-# a turn, which the agent hears as silence, is not noticeably late.
+# Twilio sends every 20 ms, and the network sometimes bunches the packets; for some calls Twilio
+# sends nothing in silence. A gap of 0.2 s is more than jitter, and short enough that the end of a
+# turn, which the agent hears as silence, is not noticeably late.
 SILENT_AFTER: Final = 0.2
 
-# What is sent to the agent in one message at most: the longest `call.frame_ms`, and a piece more.
+# The most that one message to the agent carries: the longest `call.frame_ms`, and one piece more.
 LONGEST_FRAME_BYTES: Final = 250 * BYTES_PER_MS + PHONE_FRAME_BYTES
 
-# One frame in so many has its delay measured: three a second.
+# The delay of one frame in this many is measured: three a second.
 DELAYS_SAMPLED: Final = 16
 
 _QUEUE_BYTES: Final = int(QUEUE_SECONDS * SAMPLE_RATE)
 
 
 class Uplink:
-    """The caller's µ-law audio, 8 kHz, between one task that puts and one that takes.
+    """The caller's audio, µ-law at 8 kHz, between one task that puts and one that takes.
 
-    `frame_ms` is how much is collected before it is taken: at 20, each of Twilio's pieces goes on
-    as it comes. `delay` is told now and then how many seconds audio was on its way.
+    `frame_ms` is how much is collected before `take` returns it: at 20, each of Twilio's pieces is
+    passed on as it comes. `delay` is called for a sample of the frames with the seconds that their
+    audio spent in bridge.
     """
 
     def __init__(self, frame_ms: int, delay: Callable[[float], object]) -> None:
         self._delay = delay
         wanted = frame_ms * BYTES_PER_MS
-        # What the phone sends in one piece is a frame already, however short.
+        # One piece from the phone is a frame by itself, even a short one.
         self._frame_bytes = wanted if wanted > PHONE_FRAME_BYTES else 1
         self._frame_seconds = frame_ms / 1000
         self._silence = silence(frame_ms)
@@ -60,7 +61,7 @@ class Uplink:
         self._queued = 0
         self._frame = b""
         self._last_put_at = trio.current_time()
-        # When a frame of silence is due, unless the phone sends something before.
+        # When a frame of silence is due, unless the phone sends audio before.
         self._silent_at = self._last_put_at + SILENT_AFTER
         self._oldest_at = 0.0
         self._frames_sent = 0
@@ -76,23 +77,23 @@ class Uplink:
             self._put(audio[start : start + PHONE_FRAME_BYTES])
 
     def end(self) -> None:
-        """There is no more: what is queued can still be taken, then the sender is told."""
+        """End the audio: `take` returns what is queued and then raises trio.EndOfChannel."""
         self._pieces_in.close()
 
     @property
     def queued_seconds(self) -> float:
-        """How much of the caller's audio waits to be taken."""
+        """Seconds of the caller's audio that wait to be taken."""
         return seconds(self._queued)
 
     async def take(self) -> bytes:
-        """Return what is to be sent to the agent next: all there is, 270 ms at most.
+        """Return the audio to send to the agent next: all that waits, 270 ms at most.
 
-        No checkpoint when something is there. Cancelled, it loses nothing. Raises trio.EndOfChannel
-        when everything was taken and the call's audio has ended.
+        Not a checkpoint if enough audio waits. Cancelling it loses nothing. Raises
+        trio.EndOfChannel when the call's audio has ended and all of it was taken.
         """
         try:
             while len(self._frame) < self._frame_bytes or self._more_waits():
-                # Without a turn of the scheduler when there is something.
+                # Without a turn of the scheduler when a piece waits.
                 receive_now = self._pieces.receive_nowait
                 piece = receive_now() if self._queued else await self._pieces.receive()
                 self._queued -= len(piece)
@@ -100,23 +101,23 @@ class Uplink:
         except trio.EndOfChannel:
             if not self._frame:
                 raise
-        # Everything is in the order in which it came, one second of it a second.
+        # Audio arrives in order and in real time, so its age follows from what is still queued.
         self._oldest_at = self._last_put_at - seconds(self._queued)
         frame, self._frame = self._frame, b""
         return frame
 
     async def fill_silence(self) -> None:
-        """Put a frame of silence once every frame's length while the phone sends nothing, from
-        SILENT_AFTER seconds on, so that the agent's sense of time, and its session, stay alive.
+        """Insert a frame of silence per frame length while the phone sends nothing, from
+        SILENT_AFTER seconds on, so that the agent detects the end of turns and keeps its session.
 
-        Only for a sender that waits: what was missed while it was busy, or had no session, stays
-        missed. Runs until it is cancelled.
+        Only while the sender waits: silence missed while it was busy, or had no session, is not
+        made up for. Runs until cancelled.
         """
         while True:
             await trio.sleep_until(self._silent_at)
             now = trio.current_time()
             if now < self._silent_at:
-                continue  # the phone has sent something meanwhile
+                continue  # the phone has sent audio meanwhile
             late = now - self._silent_at > self._frame_seconds
             self._silent_at = (now if late else self._silent_at) + self._frame_seconds
             if self._pieces.statistics().tasks_waiting_receive:
@@ -124,7 +125,7 @@ class Uplink:
                 self._put(self._silence[len(self._frame) :] or self._silence)
 
     def sent(self) -> None:
-        """What was taken last has been sent to the agent."""
+        """Record that the frame taken last was sent to the agent."""
         self._frames_sent += 1
         if self._frames_sent % DELAYS_SAMPLED == 1:
             self._delay(trio.current_time() - self._oldest_at)

@@ -1,1 +1,1 @@
-"""What the voice agent says and hears. Messages and settings are pure; the session does I/O."""
+"""The Deepgram Voice Agent: messages and settings (sans-I/O), and the session that carries them."""

@@ -1,12 +1,12 @@
-"""Who answers a call, and what the agent is told about it. Pure, but for one warning.
+"""Choose the agent that answers a call, and fill in its greeting and prompt. Sans-I/O.
 
 `[agents.NAME]` answers the numbers it lists and says how it differs from `[agent]`. The greeting
 and the prompt of either may name facts of the call: `{caller}`, `{called}`, the call's custom
-parameters, what the context hook said.
+parameters, and the variables that the context hook returned.
 
-The template is no language. `{name}` is replaced and nothing else is: no attributes, no indices,
-no format specs, since whoever dials chooses some of the values. For the same reason a value is
-never read as a template itself, and comes as one short line, without control characters.
+The template is not a language. Only `{name}` is replaced: attributes, indices and format specs are
+not interpreted, because the caller controls some of the values. For the same reason a value is
+never expanded as a template itself, and is cut to one short line without control characters.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ from bridge.log import get_logger
 
 log = get_logger(__name__)
 
-# Characters of one value. Room for a note about the caller; far from Deepgram's 25,000 for the
-# whole prompt, behind which the operator's own words would be cut off.
+# Characters of one value. Room for a note about the caller; far below Deepgram's limit of 25,000
+# for the whole prompt, beyond which the operator's own words would be cut off.
 VALUE_LIMIT: Final = 500
 
-# Doubled braces first, so that `{{name}}` is a name in braces and no value.
+# Doubled braces first, so that `{{name}}` becomes a name in braces and not a value.
 _TOKEN = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
-# A line break would let a value pose as a paragraph of the prompt; what cannot be seen (bidi
-# controls, tag characters) is read by a model all the same; and no message can carry half of a
-# surrogate pair.
+# A line break would let a value pose as a paragraph of the prompt; a model also reads invisible
+# characters (bidi controls, tag characters); and no message can carry half of a surrogate pair.
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]+"
 )
@@ -40,13 +39,13 @@ _UNPRINTABLE = re.compile(
 def choose_agent(
     settings: Settings, called: str, wanted: str | None = None
 ) -> tuple[str, dict[str, Any]]:
-    """Return the name and the table of the agent that answers the number `called` (E.164), or of
-    the one that is `wanted` by name: whoever is dialled does not choose who speaks.
+    """Return the name and the table of the agent that answers the number `called` (E.164).
 
-    The name is that of `[agents.NAME]`, or "" for `[agent]`, which is for every other case.
-    Tables are merged key by key; lists and single values are replaced, and so is a provider by one
-    of another `type`. `numbers` is ours and not in the result, which shares nothing with the
-    settings.
+    If `wanted` is given, it selects the agent by name instead: on an outbound call the dialled
+    number does not decide which agent speaks. The name is that of `[agents.NAME]`, or "" for
+    `[agent]`, the default. Tables are merged key by key; lists and single values are replaced, and
+    so is a provider by one of another `type`. `numbers` is bridge's own key and is left out. The
+    result is a copy: changing it does not change the settings.
     """
     for name, changes in settings.agents.items():
         if called in changes.get("numbers", ()) if wanted is None else name == wanted:
@@ -56,10 +55,10 @@ def choose_agent(
 
 
 def variables_of(info: CallInfo, context: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return what a template may name: the call's parameters, then what the context hook said of
-    it, then `caller` and `called`; of two with one name, the later counts.
+    """Return the variables a template may name: the call's parameters, then the context hook's
+    variables, then `caller` and `called`. Where a name occurs twice, the later value counts.
     """
-    # The facts last: neither a parameter nor a hook may pretend that somebody else is calling.
+    # The facts last: neither a parameter nor a hook may replace the caller's number.
     facts = {"caller": info.caller, "called": info.called}
     return {**info.parameters, **(context or {}), **facts}
 
@@ -67,8 +66,9 @@ def variables_of(info: CallInfo, context: Mapping[str, str] | None = None) -> di
 def fill_in(agent: Mapping[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:
     """Return a copy of the agent's table with `greeting` and every `think.prompt` filled in.
 
-    Names without a value stay as they are written and are logged, all in one line; values never
-    are. `{{` and `}}` stand for braces. What is no text is left as it is.
+    Names without a value stay as they are written and are logged, all in one line; values are
+    never logged. `{{` and `}}` stand for braces. A greeting or prompt that is not text is left as
+    it is.
     """
     filled = copy.deepcopy(dict(agent))
     think = filled.get("think")
@@ -78,7 +78,7 @@ def fill_in(agent: Mapping[str, Any], variables: Mapping[str, str]) -> dict[str,
             table[key], missing = fill(template, variables)
             unknown.update(dict.fromkeys(missing))
     if unknown:
-        log.warning("greeting or prompt names what this call does not have", names=list(unknown))
+        log.warning("greeting or prompt names unknown variables", names=list(unknown))
     return filled
 
 
@@ -99,12 +99,12 @@ def fill(template: str, variables: Mapping[str, str]) -> tuple[str, list[str]]:
 
 
 def _safe(value: str) -> str:
-    # A space, so that the words around a line break stay two.
+    # A space, so that the words around a line break stay separate.
     return _UNPRINTABLE.sub(" ", value).strip()[:VALUE_LIMIT].rstrip()
 
 
 def _tables(value: Any) -> Iterable[dict[str, Any]]:
-    """The think providers: one, or several to fall back on."""
+    """Return the think providers: one, or several to fall back on."""
     several = value if isinstance(value, list) else [value]
     return [one for one in several if isinstance(one, dict)]
 
@@ -121,6 +121,6 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def _another_kind(below: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:
-    """Whether the changes name a provider of another type, which has keys of its own: Deepgram
-    refuses a voice's model under a provider that does not know it."""
+    """Return whether the changes name a provider of another type. Its keys differ, and Deepgram
+    refuses, for example, a voice's model under a provider that does not know it."""
     return "type" in changes and changes["type"] != below.get("type")

@@ -1,15 +1,15 @@
-"""The context hook: a server of the operator's that knows more about a caller than the network.
+"""Ask the operator's context hook about a caller.
 
-Before the agent begins, `call.context_url` is asked, once, with the call's facts:
+Before the agent begins, bridge POSTs the call's facts to `call.context_url`, once:
 
     POST  {"call_sid": "CA…", "caller": "+1…", "called": "+1…", "parameters": {…}}
     200   {"first_name": "Ada", "open_orders": 2, "member": true}
 
-What it answers may be named in greeting and prompt (`bridge.deepgram.agents`). The caller is
-listening to silence meanwhile, so there is one try and one deadline, and no failure of the hook is
-a failure of the call: the agent begins without the variables, and the log says why.
+The greeting and the prompt may name the variables in the answer (`bridge.deepgram.agents`). The
+caller listens to silence meanwhile, so there is one try with one deadline, and a failure of the
+hook never fails the call: the agent begins without the variables, and the log says why.
 
-*Cancelling* it closes the connection; nothing is left behind.
+*Cancellation* closes the connection; nothing is left behind.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from bridge.log import get_logger
 
 log = get_logger(__name__)
 
-# Variables for one prompt fit many times over; whatever is larger is not an answer to us.
+# The variables of one prompt fit in this many times over; a larger body is not a hook's answer.
 MAX_ANSWER_BYTES: Final = 64 * 1024
 
 
 class _UnusableError(Exception):
-    """What is wrong with the hook's answer, in words for the log."""
+    """The hook's answer cannot be used. The message says why, in words for the log."""
 
 
 async def fetch_context(
@@ -45,26 +45,29 @@ async def fetch_context(
 ) -> dict[str, str]:
     """Ask the hook at `url` about one call and return the variables it answers with.
 
-    Texts come as they are, numbers as the hook wrote them, true and false by name. Members of any
-    other kind are ignored; the log names them. A hook that cannot be used for whatever reason, or
-    whose answer is not complete after `timeout` seconds, gives no variables and one warning. Never
-    raises an Exception. Redirects are not followed: they would take the call's facts elsewhere.
+    Strings are returned unchanged, numbers as the hook wrote them, booleans as "true" and "false".
+    Members of any other type are ignored; the log names them. If the hook fails, or its answer is
+    not complete after `timeout` seconds, the result is empty and one warning is logged. Never
+    raises an Exception. Redirects are not followed: they would send the call's facts elsewhere.
 
-    `client_transport` replaces the network, for tests.
+    `client_transport` replaces the network in tests.
     """
     try:
         with trio.fail_after(timeout):
             answer = await _ask(url, info, client_transport)
         context, ignored = _read(answer)
     except Exception as error:
-        # The words of an error may hold the address, and with it a password; its name does not.
+        # The message of an error may contain the URL, and with it a password; its type does not.
         log.warning(
-            "call.context_url: this call goes on without its variables",
+            "call.context_url: call continues without the hook's variables",
             reason=_reason(error, timeout),
         )
         return {}
     if ignored:
-        log.warning("call.context_url: no text, number or truth value, ignored", keys=ignored)
+        log.warning(
+            "call.context_url: ignored members that are not strings, numbers or booleans",
+            keys=ignored,
+        )
     return context
 
 
@@ -77,15 +80,17 @@ async def _ask(url: str, info: CallInfo, transport: httpx.AsyncBaseTransport | N
         "called": info.called,
         "parameters": dict(info.parameters),
     }
-    # Out of the address, since httpx logs the address of every request.
+    # Credentials are taken out of the URL, because httpx logs the URL of every request.
     auth = httpx.BasicAuth(address.username, address.password) if address.userinfo else None
     client = httpx.AsyncClient(
         transport=transport,
         verify=await _tls(needed=address.scheme == "https" and transport is None),
         auth=auth,
-        timeout=httpx.Timeout(None),  # ours covers it all; httpx's begins anew with every read
+        timeout=httpx.Timeout(
+            None
+        ),  # fail_after covers the exchange; httpx's restarts at each read
         follow_redirects=False,
-        trust_env=False,  # the agent's socket takes no proxy from the environment either
+        trust_env=False,  # like the agent's socket: no proxy from the environment
     )
     with _sockets_closed() as trace:
         async with (
@@ -94,7 +99,7 @@ async def _ask(url: str, info: CallInfo, transport: httpx.AsyncBaseTransport | N
                 "POST",
                 address.copy_with(userinfo=b""),
                 content=msgspec.json.encode(facts),
-                # A few compressed bytes can be gigabytes.
+                # A few compressed bytes can expand to gigabytes.
                 headers={"content-type": "application/json", "accept-encoding": "identity"},
                 extensions={"trace": trace},
             ) as response,
@@ -106,10 +111,10 @@ async def _body(response: httpx.Response) -> bytes:
     if not response.is_success:
         raise _UnusableError(f"answered with status {response.status_code}")
     if response.headers.get("content-encoding", "identity") != "identity":
-        raise _UnusableError("answered compressed, which was not asked for")
+        raise _UnusableError("answered with a compressed body, although only identity was accepted")
     body = bytearray()
-    # Leaving the loop would leave httpx's generators, one in the other, to the garbage collector,
-    # which Trio warns of; cancelling the next read ends them all.
+    # Breaking out of the loop would leave httpx's nested generators to the garbage collector, and
+    # Trio warns about that; cancelling the next read closes them all.
     with trio.CancelScope() as reading:
         async for piece in response.aiter_bytes():
             if len(body) + len(piece) > MAX_ANSWER_BYTES:
@@ -123,8 +128,8 @@ async def _body(response: httpx.Response) -> bytes:
 
 @contextmanager
 def _sockets_closed() -> Iterator[Callable[[str, dict[str, Any]], Awaitable[None]]]:
-    """Closes, at its end, what httpcore 1.0 forgets: the socket of a TLS handshake that was
-    cancelled. What is closed already stays closed.
+    """Close, on exit, the socket that httpcore 1.0 leaks when a TLS handshake is cancelled.
+    Sockets that are closed already stay closed.
 
     https://www.python-httpx.org/advanced/extensions/#trace
     """
@@ -142,11 +147,11 @@ def _sockets_closed() -> Iterator[Callable[[str, dict[str, Any]], Awaitable[None
 
 
 def _read(answer: bytes) -> tuple[dict[str, str], list[str]]:
-    """The variables in the hook's answer, and the keys of what cannot be one."""
+    """Return the variables in the hook's answer, and the keys whose values cannot be variables."""
     context: dict[str, str] = {}
     ignored: list[str] = []
     try:
-        # Raw, because a price of 12.50 shall not become 12.5 on its way.
+        # Raw, so that a price of 12.50 does not become 12.5.
         for key, raw in msgspec.json.decode(answer, type=dict[str, msgspec.Raw]).items():
             text = bytes(raw)
             if text.startswith(b'"'):
@@ -163,33 +168,33 @@ def _read(answer: bytes) -> tuple[dict[str, str], list[str]]:
 async def _tls(*, needed: bool) -> ssl.SSLContext:
     if needed:
         return await trio.to_thread.run_sync(_trusting_the_system, abandon_on_cancel=True)
-    # httpx reads the certificates for every client, 20 ms in which no call's audio moves, unless
-    # it is given a context. Without TLS any will do; this one trusts nobody.
+    # Unless it is given a context, httpx loads the certificates for every client, and blocks the
+    # event loop for 20 ms. Without TLS any context will do; this one trusts no certificate.
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 @functools.cache
 def _trusting_the_system() -> ssl.SSLContext:
-    """Once, and in a thread: reading the certificates takes as long as a frame of audio."""
+    """Load the system's certificates, once and in a thread: that takes the time of a frame."""
     return ssl.create_default_context()
 
 
 def _reason(error: BaseException, timeout: float) -> str:
     match error:
         case trio.TooSlowError():
-            return f"no whole answer within {timeout:g} seconds"
+            return f"no complete answer within {timeout:g} seconds"
         case _UnusableError():
             return str(error)
         case httpx.ConnectError():
             return f"cannot connect: {type(_root(error)).__name__}"
         case httpx.InvalidURL() | httpx.UnsupportedProtocol():
-            return "not an address that begins http:// or https://"
+            return "the URL does not begin with http:// or https://"
         case _:
             return type(error).__name__
 
 
 def _root(error: BaseException) -> BaseException:
-    """What the operating system, or TLS, said in the first place."""
+    """Return the original error, from the operating system or from TLS."""
     while True:
         if isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]

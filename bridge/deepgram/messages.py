@@ -1,8 +1,8 @@
-"""Deepgram Voice Agent messages, both ways. Pure: text in, typed structs out, and back.
+"""Deepgram Voice Agent messages, in both directions: text to typed structs and back. Sans-I/O.
 
 Shapes: https://developers.deepgram.com/docs/voice-agent-message-flow and the pages it links to.
-Audio is not here: it travels both ways as raw binary messages. Every field the agent might leave
-out has a default, and every type not listed becomes `Unknown`, because this protocol grows.
+Audio is not covered here: both sides send it as raw binary messages. Every field that the agent
+may leave out has a default, and every unlisted type becomes `Unknown`, because this protocol grows.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ class _FromAgent(msgspec.Struct, frozen=True, tag_field="type"):
 
 
 class Welcome(_FromAgent, frozen=True, tag="Welcome"):
-    """The session is open. `request_id` is what Deepgram's support asks for."""
+    """The session is open. Deepgram's support asks for the `request_id`."""
 
     request_id: str = ""
 
 
 class SettingsApplied(_FromAgent, frozen=True, tag="SettingsApplied"):
-    """From here on audio and injected messages are accepted."""
+    """The agent now accepts audio and injected messages."""
 
 
 class ConversationText(_FromAgent, frozen=True, tag="ConversationText"):
-    """What was said: `role` is "user" or "assistant"."""
+    """Words that one side said: `role` is "user" or "assistant"."""
 
     role: str = ""
     content: str = ""
@@ -56,7 +56,7 @@ class AgentStartedSpeaking(_FromAgent, frozen=True, tag="AgentStartedSpeaking"):
 
 
 class AgentAudioDone(_FromAgent, frozen=True, tag="AgentAudioDone"):
-    """The last audio of an utterance was sent. Not: heard."""
+    """The agent has sent the last audio of an utterance; the caller has not heard it yet."""
 
 
 class EndOfTurn(_FromAgent, frozen=True, tag="EndOfTurn"):
@@ -66,7 +66,7 @@ class EndOfTurn(_FromAgent, frozen=True, tag="EndOfTurn"):
 
 
 class FunctionCall(msgspec.Struct, frozen=True):
-    """One function the agent wants called. `arguments` is JSON in a string, possibly empty."""
+    """One function that the agent calls. `arguments` is JSON in a string, possibly empty."""
 
     id: str
     name: str
@@ -76,7 +76,7 @@ class FunctionCall(msgspec.Struct, frozen=True):
 
 
 class FunctionCallRequest(_FromAgent, frozen=True, tag="FunctionCallRequest"):
-    """The agent wants functions called; those with `client_side` by us."""
+    """The agent calls functions; bridge runs those with `client_side`."""
 
     functions: tuple[FunctionCall, ...] = ()
 
@@ -89,13 +89,13 @@ class CancelledFunction(msgspec.Struct, frozen=True):
 
 
 class FunctionCallCancelled(_FromAgent, frozen=True, tag="FunctionCallCancelled"):
-    """The caller went on speaking: the answers to these are not wanted any more."""
+    """The caller went on speaking: the agent no longer wants these answers."""
 
     functions: tuple[CancelledFunction, ...] = ()
 
 
 class FunctionCallResponse(_FromAgent, frozen=True, tag="FunctionCallResponse"):
-    """A function the server ran itself, or the echo of our own answer."""
+    """The answer of a function that Deepgram ran itself, or the echo of bridge's answer."""
 
     id: str = ""
     name: str = ""
@@ -103,7 +103,7 @@ class FunctionCallResponse(_FromAgent, frozen=True, tag="FunctionCallResponse"):
 
 
 class LatencyReport(_FromAgent, frozen=True, tag="LatencyReport"):
-    """Latencies in seconds; usually one of them a message, several messages a second."""
+    """Latencies in seconds; usually one per message, and several messages a second."""
 
     stt_latency: float | None = None
     ttt_token_latency: float | None = None
@@ -139,13 +139,14 @@ class ListenUpdated(_FromAgent, frozen=True, tag="ListenUpdated"):
 
 
 class InjectionRefused(_FromAgent, frozen=True, tag="InjectionRefused"):
-    """An injected message came at a moment when somebody was speaking."""
+    """The agent refused an injected message because one side was speaking."""
 
     message: str = ""
 
 
 class Error(_FromAgent, frozen=True, tag="Error"):
-    """Fatal; the agent usually closes the socket soon after. Older servers said `message`."""
+    """A fatal error; the agent usually closes the socket soon after. Older servers send `message`
+    instead of `description`."""
 
     code: str = ""
     description: str = ""
@@ -153,12 +154,12 @@ class Error(_FromAgent, frozen=True, tag="Error"):
 
     @property
     def reason(self) -> str:
-        """The agent's words, whichever field they came in."""
+        """The agent's description, from whichever field it used."""
         return self.description or self.message
 
 
 class Warning(_FromAgent, frozen=True, tag="Warning"):
-    """Something to log; the session goes on."""
+    """A warning to log; the session continues."""
 
     code: str = ""
     description: str = ""
@@ -210,14 +211,14 @@ class _ToAgent(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True
 
 
 class KeepAlive(_ToAgent, frozen=True, tag="KeepAlive"):
-    """Keeps a session open that is sent no audio; no answer.
+    """Keep a session open while no audio is sent; the agent does not answer.
 
     https://developers.deepgram.com/docs/agent-keep-alive
     """
 
 
 class InjectAgentMessage(_ToAgent, frozen=True, tag="InjectAgentMessage"):
-    """Words the agent shall speak. `behavior`: "default", "queue" or "interrupt".
+    """Words for the agent to speak. `behavior`: "default", "queue" or "interrupt".
 
     https://developers.deepgram.com/docs/voice-agent-inject-agent-message
     """
@@ -227,7 +228,7 @@ class InjectAgentMessage(_ToAgent, frozen=True, tag="InjectAgentMessage"):
 
 
 class InjectUserMessage(_ToAgent, frozen=True, tag="InjectUserMessage"):
-    """Words the agent shall take for the caller's.
+    """Words for the agent to treat as the caller's.
 
     https://developers.deepgram.com/docs/voice-agent-inject-user-message
     """
@@ -236,7 +237,7 @@ class InjectUserMessage(_ToAgent, frozen=True, tag="InjectUserMessage"):
 
 
 class ForceEndTurn(_ToAgent, frozen=True, tag="ForceEndTurn"):
-    """The caller's turn is over, whatever the agent hears; with Flux (listen v2) only."""
+    """End the caller's turn, regardless of what the agent hears; Flux (listen v2) only."""
 
 
 class FunctionResult(_ToAgent, frozen=True, tag="FunctionCallResponse"):

@@ -1,13 +1,14 @@
-"""Sessions with the agent that are opened at the webhook, before their call has a socket.
+"""Prewarming: open the agent's session at the webhook, before its call has a media socket.
 
-Twilio needs a moment from the webhook's answer to the socket's `start`, and the agent one from its
-handshake to its greeting. Side by side, the caller waits for the longer of the two, not for both.
+Twilio needs a moment from the webhook's answer to the socket's `start`, and the agent needs one
+from its handshake to its greeting. Run in parallel, the caller waits for the longer of the two, not
+for both.
 
-A warm session belongs to a task of its own in the server's nursery, from its first byte to its
-last: a call that claims it uses it and says when it is done, and the task closes it by the call's
-own deadline. One that nobody claims within `HOLD_SECONDS` is given back; one that cannot be opened,
-or breaks, is no loss, since the call then opens its own. There are never more of them than slots,
-because only a call that has one gets one.
+A task of its own in the server's nursery owns each prewarmed session from its first byte to its
+last: a call that claims the session uses it and signals when it is done, and the task closes the
+session by the call's deadline. A session that no call claims within `HOLD_SECONDS` is closed. If a
+session cannot be opened, or breaks, the call opens another. There are never more prewarmed sessions
+than slots, because only a call with a slot gets one.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from bridge.log import get_logger
 
 log = get_logger(__name__)
 
-# From an open session to its call. Twilio needs a second or two; an agent that gets no audio closes
-# the session after about ten.
+# From opening a session to its call's claim. Twilio needs a second or two; an agent that receives
+# no audio closes the session after about ten.
 HOLD_SECONDS: Final = 8.0
 
-# A goodbye that nobody waits for.
+# Time for the close handshake of an unclaimed session; no call waits for it.
 GIVE_BACK_SECONDS: Final = 1.0
 
 CloseBy = Callable[[], float]
 
 
 class Prepared(NamedTuple):
-    """What a session is opened with: the agent's name and table, and their Settings message."""
+    """The agent's name and table, and the Settings message that a session is opened with."""
 
     agent: str
     table: dict[str, Any]
@@ -47,7 +48,7 @@ Open = Callable[[str, CloseBy], AbstractAsyncContextManager[AgentSession]]
 
 
 class Warm:
-    """A session that is being opened, or open, for a call that is expected."""
+    """A session that is open, or being opened, for an expected call."""
 
     def __init__(self) -> None:
         self.prepared: Prepared | None = None
@@ -56,12 +57,12 @@ class Warm:
         self._done = trio.Event()
         self._closed = trio.Event()
         self._claimed_until: CloseBy | None = None
-        # Ends the waiting for a call, and an opening that nobody wants any more.
+        # Ends the wait for a call, and an opening that is no longer needed.
         self._patience = trio.CancelScope()
 
     async def aclose(self) -> None:
-        """Let go of it, and wait until it is closed, by the deadline of whoever claimed it.
-        Idempotent."""
+        """Release the session and wait until it is closed, by the claiming call's deadline.
+        Idempotent. Shielded from cancellation."""
         self._done.set()
         if self.session is None:
             self._patience.cancel(reason="the call is over")
@@ -69,9 +70,9 @@ class Warm:
             await self._closed.wait()
 
     async def _claim(self, close_by: CloseBy) -> bool:
-        """Make it a call's; whether it is of use, which may take as long as opening it."""
+        """Claim the session for a call, wait until it is open, and return whether it is usable."""
         if not self._patience.cancel_called:
-            # Else it is being given back, by a deadline of its own: the call is not ending.
+            # Otherwise it is being closed as unclaimed, with a deadline of its own.
             self._claimed_until = close_by
             self._patience.deadline = float("inf")
         try:
@@ -91,7 +92,8 @@ class Warm:
         return trio.current_time() + GIVE_BACK_SECONDS
 
     async def _live(self, prepare: Prepare, open_: Open) -> None:
-        """Open it, hold it until it is claimed and let go, or nobody comes, and close it."""
+        """Open the session, hold it until it is claimed and released or has expired, and close
+        it."""
         try:
             with self._patience:
                 self.prepared = await prepare()
@@ -102,10 +104,10 @@ class Warm:
                         self._patience.deadline = trio.current_time() + HOLD_SECONDS
                     await self._done.wait()
         except (AgentUnavailable, AgentFailed) as error:
-            log.info("no session ahead of the call", reason=str(error))
+            log.info("prewarming failed; the call will open its own session", reason=str(error))
         except Exception:
-            # This call opens its own, and the other calls are none of its business.
-            log.exception("prewarming failed")
+            # The call opens its own session, and other calls must not be affected.
+            log.exception("prewarming crashed")
         finally:
             self._ready.set()
             self._closed.set()
@@ -119,11 +121,12 @@ class Prewarming:
         self._expected: dict[str, Warm] = {}
 
     def __len__(self) -> int:
-        """How many sessions wait for their calls."""
+        """Return how many sessions wait for their calls."""
         return len(self._expected)
 
     def begin(self, call_sid: str, prepare: Prepare, open_: Open) -> None:
-        """Open a session for this call, unless there is one already. Does not wait or raise."""
+        """Start opening a session for this call, unless there is one already. Does not wait or
+        raise."""
         nursery = self.nursery
         if nursery is None or call_sid in self._expected:
             return
@@ -136,14 +139,15 @@ class Prewarming:
                 finally:
                     if self._expected.get(call_sid) is warm:
                         del self._expected[call_sid]
-                        log.debug("session given back, no call came for it")
+                        log.debug("prewarmed session closed: no call claimed it")
 
         nursery.start_soon(live, name="prewarming")
 
     async def claim(self, call_sid: str, close_by: CloseBy) -> Warm | None:
-        """Take the session that was opened for this call; None if there is none that is of use.
+        """Return the session that was opened for this call, or None if there is no usable one.
 
-        Whoever gets it must `aclose` it; that ends by `close_by()`, asked for when closing begins.
+        Waits while the session is being opened. The caller of this method must `aclose` the
+        session; closing ends by `close_by()`, which is evaluated when closing begins.
         """
         warm = self._expected.pop(call_sid, None)
         if warm is None:

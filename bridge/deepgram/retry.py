@@ -1,6 +1,7 @@
-"""Getting hold of the agent: which failures are worth another try, and how long to try.
+"""Connecting to the agent, with retries: which failures to retry, and for how long.
 
-A refused connection, 429 and 5xx pass; a wrong key, an empty account and refused Settings do not.
+A refused connection, 429 and 5xx are temporary; a wrong key, an empty account and refused Settings
+are not.
 https://developers.deepgram.com/docs/voice-agent-errors-warnings
 """
 
@@ -22,10 +23,10 @@ log = get_logger(__name__)
 FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 2.0
 
-# Trying again cannot mend these: the key, the account, the address.
+# Retrying cannot help: the key, the account or the address is wrong.
 _FINAL_STATUSES: Final = frozenset({400, 401, 402, 403, 404})
 
-# Nor these: the same Settings, audio or functions would fail in the same way.
+# Retrying cannot help either: the same Settings, audio or functions would fail in the same way.
 _RECURRING_ERRORS: Final = frozenset(
     {
         "UNPARSABLE_CLIENT_MESSAGE",
@@ -42,7 +43,8 @@ _RECURRING_ERRORS: Final = frozenset(
 
 
 def worth_another_try(error: Exception) -> bool:
-    """Whether a new session could do better after this AgentUnavailable, Failed or Closed."""
+    """Return whether a new session could succeed after this AgentUnavailable, AgentFailed or
+    AgentClosed."""
     match error:
         case AgentUnavailable(status=status):
             return status not in _FINAL_STATUSES
@@ -57,10 +59,10 @@ def worth_another_try(error: Exception) -> bool:
 async def open_within(
     budget: float, open_once: Callable[[], AbstractAsyncContextManager[AgentSession]]
 ) -> AsyncIterator[AgentSession]:
-    """Open a session, trying again after failures that may pass, within `budget` seconds.
+    """Open a session within `budget` seconds, retrying after temporary failures.
 
-    Each try has its own bound; the last one is cut off by the budget. Raises what the last try
-    raised: AgentUnavailable or AgentFailed.
+    Each attempt has its own timeout, and the budget cuts the last one off. Raises the exception of
+    the last attempt: AgentUnavailable or AgentFailed.
     """
     give_up_at = trio.current_time() + budget
     growing = pauses(FIRST_PAUSE, LONGEST_PAUSE)

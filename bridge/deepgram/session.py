@@ -20,7 +20,7 @@ import trio
 from bridge.deepgram import messages
 from bridge.log import SHORTEST_SECRET, get_logger
 from bridge.transport.byte_stream import close_at_once
-from bridge.transport.tcp_keepalive import notice_when_vanished
+from bridge.transport.tcp_keepalive import detect_dead_peer
 from bridge.transport.websocket import ABNORMAL_CLOSURE, WebSocket, WebSocketClosed
 from bridge.transport.websocket_client import (
     HandshakeFailed,
@@ -40,7 +40,7 @@ SEND_TIMEOUT: Final = 5.0
 
 # A bad message does not end a session. This many in a row, and the peer is not a Voice Agent;
 # another session may be.
-BAD_MESSAGES_ON_END: Final = 100
+MAX_CONSECUTIVE_BAD_MESSAGES: Final = 100
 
 
 class AgentUnavailable(Exception):
@@ -98,7 +98,7 @@ class AgentSession:
         self._early: list[messages.Message | bytes] = []
         self.warnings: list[messages.Warning] = []  # those that came before SettingsApplied
         self.bad_messages = 0
-        self._bad_on_end = 0
+        self._consecutive_bad = 0
         self.bytes_sent = 0
         self.frames_sent = 0
 
@@ -135,7 +135,7 @@ class AgentSession:
 
         Bytes are µ-law at 8 kHz of any length. Unknown messages and bad ones are left out, so the
         list may be empty. Raises AgentClosed when the session is over and everything was returned,
-        and after BAD_MESSAGES_ON_END bad messages in a row.
+        and after MAX_CONSECUTIVE_BAD_MESSAGES bad messages in a row.
         """
         if self._early:
             early, self._early = self._early, []
@@ -145,24 +145,25 @@ class AgentSession:
         except WebSocketClosed as closed:
             raise self._closed(closed) from closed
         read = [m for m in map(self._parse, raw) if m is not None]
-        if self._bad_on_end >= BAD_MESSAGES_ON_END and not read:
+        if self._consecutive_bad >= MAX_CONSECUTIVE_BAD_MESSAGES and not read:
             raise AgentClosed(
-                f"{self._bad_on_end} messages on end that are none of a Voice Agent's", clean=False
+                f"{self._consecutive_bad} consecutive messages that are not Voice Agent messages",
+                clean=False,
             )
         return read
 
     def _parse(self, raw: str | bytes) -> messages.Message | bytes | None:
         if not isinstance(raw, str):
-            self._bad_on_end = 0
+            self._consecutive_bad = 0
             return raw
         try:
             message = messages.parse(self._without_key(raw))
         except messages.BadMessage as error:
             self.bad_messages += 1
-            self._bad_on_end += 1
+            self._consecutive_bad += 1
             log.debug("agent message skipped", reason=str(error)[:200])
             return None
-        self._bad_on_end = 0
+        self._consecutive_bad = 0
         if isinstance(message, messages.Unknown):
             log.debug("agent message of an unknown type", type=message.type)
             return None
@@ -219,7 +220,7 @@ async def open_session(
         try:
             with trio.fail_after(timeout) as opening:
                 stream = await (open_stream or open_tcp_stream)(target)
-                notice_when_vanished(stream)
+                detect_dead_peer(stream)
                 websocket = await _handshake(stream, target, key)
                 session = AgentSession(websocket, key)
                 # A write of the Settings that has begun cannot be cancelled.

@@ -1,4 +1,4 @@
-"""The Settings message: the configured agent, with audio as the phone has it. Pure.
+"""The Settings message: the configured agent, with the phone's audio format. Sans-I/O.
 
 https://developers.deepgram.com/docs/configure-voice-agent
 """
@@ -12,8 +12,8 @@ import msgspec
 
 from bridge.audio import SAMPLE_RATE
 
-# Not left to the configuration: Twilio carries this and nothing else, and a container's header
-# would be played to the caller as noise.
+# Not configurable: Twilio carries only this format, and a container's header would be played to the
+# caller as noise.
 PHONE_AUDIO = {
     "input": {"encoding": "mulaw", "sample_rate": SAMPLE_RATE},
     "output": {"encoding": "mulaw", "sample_rate": SAMPLE_RATE, "container": "none"},
@@ -28,11 +28,12 @@ def settings_message(
     """Return the Settings message for an `[agent]` table, passed through key by key.
 
     Deepgram's schema is strict and grows faster than any list here, so nothing is renamed or
-    checked, and integers stay integers. Only `functions`, the schemas of those that run here, are
-    added behind the table's own, in every think provider if it lists several to fall back on.
+    checked, and integers stay integers. Only `functions`, the schemas of the functions that bridge
+    runs, are added after the table's own, in each think provider if the table lists several to fall
+    back on.
 
-    `history` resumes a conversation: the History messages of the sessions before, verbatim; None
-    begins one. The greeting, which the caller has heard, is then left out.
+    `history` resumes a conversation: the History messages of the earlier sessions, verbatim. The
+    greeting, which the caller has heard, is then left out. None begins a new conversation.
 
     https://developers.deepgram.com/docs/voice-agents-function-calling,
     https://developers.deepgram.com/docs/voice-agent-history
@@ -43,8 +44,8 @@ def settings_message(
         context = agent.get("context", {})
         messages = [*context.get("messages", ()), *history]
         agent = {**agent, "context": {**context, "messages": messages}}
-    # Without a think provider in the table there is nothing to add them to: a `think` of functions
-    # alone is refused.
+    # Without a think provider there is nothing to add functions to: Deepgram refuses a `think` that
+    # has only functions.
     if functions and (think := agent.get("think")):
         several = isinstance(think, list)
         added = [

@@ -1,1 +1,1 @@
-"""What is going on in calls right now, for those who watch."""
+"""The live view: the state of calls in progress, as events for viewers."""

@@ -1,4 +1,4 @@
-"""What was last shown of a call, and what has changed since. Pure."""
+"""The last shown state of a call, and the changes since. Sans-I/O."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from bridge.call.parts import CallParts
 from bridge.live import view
 
 # How many of a list's last items may still change: lines that are not heard yet, functions that
-# run. What changes further back is not noticed.
+# run. Changes further back are not detected.
 TAIL: Final = 16
 
 
 class Shown:
-    """What was last shown of a call: its facts, its audio, and the end of each of its lists."""
+    """The last shown state of a call: its facts, its audio, and the tail of each of its lists."""
 
     def __init__(self, call: CallParts, now: float) -> None:
         self.facts = view.facts(call, now)
@@ -29,16 +29,16 @@ class Shown:
         self._tails = view.lists(call, self._first, now)
 
     def new_facts(self, call: CallParts, now: float) -> dict[str, Any]:
-        """The facts that have changed."""
+        """Return the facts that have changed."""
         old, self.facts = self.facts, view.facts(call, now)
         return changed(old, self.facts)
 
     def new_items(self, call: CallParts, now: float) -> list[tuple[str, int, list[bytes]]]:
-        """The lists that have changed: name, from which item on, and what it is from there on."""
+        """Return the lists that have changed: name, first changed index, and the items from it."""
         first = {
             name: self._first[name] + max(0, len(tail) - TAIL) for name, tail in self._tails.items()
         }
-        # Behind the functions that are done come those that run, which are done in any order.
+        # After the completed functions come the running ones, which complete in any order.
         first["functions"] = min(first["functions"], len(call.story.functions))
         tails = view.lists(call, first, now)
         news = []
@@ -51,17 +51,17 @@ class Shown:
         return news
 
     def new_audio(self, call: CallParts, now: float) -> dict[str, int]:
-        """The audio on its way if that has changed, otherwise nothing."""
+        """Return the buffered audio if it has changed, otherwise an empty dict."""
         old, self.audio = self.audio, view.audio(call, now)
         return self.audio if self.audio != old else {}
 
 
 def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """What is in `new` and was not, or was different, in `old`."""
+    """Return the items of `new` that are missing, or different, in `old`."""
     return {name: value for name, value in new.items() if name not in old or old[name] != value}
 
 
 def _same(before: list[bytes], after: list[bytes]) -> int:
-    """How many items at the beginning are the same."""
+    """Return how many items at the beginning are the same."""
     pairs = enumerate(zip(before, after, strict=False))
     return next((i for i, (old, new) in pairs if old != new), min(len(before), len(after)))

@@ -1,33 +1,32 @@
-"""What is going on right now, for those who watch: the console, the softphone, a program.
+"""The hub of the live view: events of calls for the console, the softphone and API clients.
 
     calls ──changed──▶ hub ──events──▶ a bounded queue for each viewer ──▶ server-sent events
 
-Theory of operation. A call says no more than that it has changed, which costs it an entry in a set,
-and not even that when nobody watches. What has changed is found out by the viewers, in their own
-tasks and time: whichever comes first compares each such call with what was last shown of it, and
-puts the differences, as events, into the queues of all viewers whom they concern. There is no task
-that belongs to the hub, so nothing runs when nobody watches, and a fault in here ends a viewer's
-stream and no call.
+Theory of operation. A call only reports that it has changed, which costs an entry in a set, and not
+even that without viewers. The viewers compute the changes in their own tasks: the first one that
+runs compares each changed call with its last shown state, and puts the differences, as events, into
+the queues of all viewers concerned. The hub has no task of its own, so without viewers nothing
+runs, and an error in this module ends a viewer's stream, but never a call.
 
-Events are absolute, not relative ("the transcript is, from line 3 on, …"), so that one too many
-does no harm. Hence the remedy for a viewer that reads too slowly: when its queue (see `viewer`) is
-full, all of it is thrown away, and what the viewer gets next is a fresh `snapshot`, made when it
-asks for it. That is also how every stream begins. A viewer is never waited for.
+Events are absolute, not relative ("from line 3 on, the transcript is …"), so a repeated event does
+no harm. This is how a viewer that reads too slowly recovers: when its queue (see `viewer`) is full,
+the queue is discarded, and the viewer's next event is a new `snapshot`, made when the viewer asks
+for it. Every stream begins in the same way. The hub never waits for a viewer.
 
-The events are, each with JSON:
+The events, each with JSON:
 
-    snapshot    the server, and the SIDs of the live calls, each of which follows as `began`; takes
-                the place of everything before
-    began       a call, whole: it has been introduced, or the viewer has come later
+    snapshot    the server, and the SIDs of the live calls, each of which follows as `began`;
+                replaces all earlier events
+    began       a whole call: it has just begun, or the viewer connected later
     call        facts of a call that changed
     transcript, turns, functions
-                a list of a call: what it is from item `from` on
-    audio       how much audio is on its way, in the calls where that changed
+                a list of a call: its items from index `from` on
+    audio       how much audio is buffered, for the calls where that changed
     ended       how a call ended
     server      facts of the server that changed
 
-Who watches one call gets those of this call, beginning with a `snapshot` that has it whole, as soon
-as there is such a call; the stream ends with its `ended`.
+A viewer of one call gets the events of this call. They begin, as soon as the call exists, with a
+`snapshot` of the whole call, and end with its `ended`.
 """
 
 from __future__ import annotations
@@ -45,18 +44,19 @@ from bridge.live import view
 from bridge.live.diff import Shown, changed
 from bridge.live.viewer import Viewer, event
 
-# Each is a connection, a task and a queue. A few people with the console open, and every softphone
-# that is talking.
+# Each viewer is a connection, a task and a queue. Enough for a few people with the console open and
+# for every softphone in a call.
 MAX_VIEWERS: Final = 100
 
-# Changes are gathered for so long: no eye is quicker, and calls change in bursts.
+# Seconds for which changes are gathered: calls change in bursts, and a viewer sees no difference.
 GATHER_SECONDS: Final = 0.05
 
-# What nobody tells of is looked at so often: audio that plays, and states that time changes.
+# Seconds between polls of what changes without an event: playing audio, and states that time
+# changes.
 LOOK_SECONDS: Final = 0.25
 SERVER_LOOK_SECONDS: Final = 1.0
 
-# Calls that ended and that no viewer has taken notice of yet. Beyond, all get fresh snapshots.
+# Ended calls that no viewer has processed yet. Beyond this limit all viewers get new snapshots.
 MAX_OVER: Final = 256
 
 
@@ -65,14 +65,14 @@ class TooManyViewers(Exception):
 
 
 class Stopped(Exception):
-    """The server stops, so there will be nothing to see."""
+    """The server is stopping; there will be no more events."""
 
 
 class Live(Observer):
-    """The hub of one application, and a `Keeper` for what calls tell of themselves.
+    """The hub of one application, and an `Observer` of its calls.
 
-    `calls` are those that are being carried. `server` gives the facts of the server, JSON-able,
-    and is asked once a second while somebody watches everything.
+    `calls` are the calls in progress. `server` returns the facts of the server, JSON-able; it is
+    called once a second while a viewer watches everything.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Live(Observer):
         self._everything: set[Viewer] = set()
         self._of_call: dict[str, set[Viewer]] = {}
         self._viewers = 0
-        # Insertion-ordered, so that viewers see calls change in the order in which they did.
+        # Insertion-ordered, so that viewers see the changes of calls in their order.
         self._dirty: dict[CallParts, None] = {}
         self._over: list[CallParts] = []
         self._shown: dict[CallParts, Shown] = {}
@@ -94,14 +94,14 @@ class Live(Observer):
     # ---- watching -------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        """How many watch."""
+        """Return how many viewers there are."""
         return self._viewers
 
     @contextmanager
     def watching(self, call_sid: str = "") -> Iterator[Viewer]:
-        """Watch everything, or the call of that SID, which may not have begun yet.
+        """Watch everything, or the call with that SID, which may not have begun yet.
 
-        Raises TooManyViewers, and Stopped when the server stops.
+        Raises TooManyViewers, and Stopped when the server is stopping.
         """
         if self.closed:
             raise Stopped
@@ -122,19 +122,19 @@ class Live(Observer):
                 self._forget()
 
     def find(self, call_sid: str) -> CallParts | None:
-        """The live call of that SID that has been introduced."""
+        """Return the live call with that SID, or None."""
         return next((call for call in self._calls if _sid(call) == call_sid), None)
 
     def close(self) -> None:
-        """End all streams, and begin none: the server stops. Returns at once."""
+        """End all streams and refuse new ones: the server is stopping. Returns at once."""
         self.closed = True
         for viewer in self._all():
             viewer.wake()
 
-    # ---- told by calls: never waits, never raises -----------------------------------------------
+    # ---- called by calls: never waits, never raises ---------------------------------------------
 
     def changed(self, call: CallParts) -> None:
-        """There is something new to see of a call."""
+        """A call has changed visibly."""
         if self._viewers and call not in self._dirty:
             viewers = self._interested(_sid(call))
             if viewers:
@@ -143,7 +143,7 @@ class Live(Observer):
                     viewer.wake()
 
     def began(self, call: CallParts) -> None:
-        """The call has been introduced."""
+        """The call has begun."""
         for viewer in self._of_call.get(_sid(call), ()):
             viewer.begin_anew(call)
         self.changed(call)
@@ -153,7 +153,7 @@ class Live(Observer):
         self.changed(call)
 
     def ended(self, call: CallParts) -> None:
-        """The call is over, to the last byte."""
+        """The call is over, and its sockets are closed."""
         self.changed(call)
         for viewer in self._of_call.get(_sid(call), ()):
             viewer.call_over(call)
@@ -166,16 +166,16 @@ class Live(Observer):
             for viewer in self._all():
                 viewer.begin_anew()
 
-    # ---- finding out, in a viewer's task --------------------------------------------------------
+    # ---- computing changes, in a viewer's task --------------------------------------------------
 
     @property
     def due_at(self) -> float:
-        """When there is something to find out, if nobody tells of anything before."""
+        """When `refresh` has work to do, unless a change is reported before."""
         gathered = self._gathered_at + GATHER_SECONDS if self._dirty else float("inf")
         return min(gathered, self._looked_at + LOOK_SECONDS)
 
     def refresh(self) -> None:
-        """Find out what has changed, if it is time to, and tell all viewers."""
+        """Compute the changes, if they are due, and queue them for the viewers."""
         now = trio.current_time()
         if now >= self._looked_at + LOOK_SECONDS:
             self._look(now)
@@ -183,27 +183,27 @@ class Live(Observer):
             self._gather(now)
 
     def settle(self, call: CallParts) -> bool:
-        """Tell of what changed in a call, unless that is done. Returns whether it was not."""
+        """Queue a call's pending changes now. Returns whether there were any."""
         if call not in self._dirty:
             return False
         self._gather(trio.current_time())
         return True
 
     def snapshot(self) -> tuple[bytes, list[CallParts]]:
-        """How the server stands, as an event, and the calls that are live, the oldest first."""
+        """Return the server's state, as an event, and the live calls, the oldest first."""
         live = sorted(self._calls, key=lambda call: call.began_at)
         sids = [_sid(call) for call in live]
         return event("snapshot", server=dict(self.server()), call_sids=sids), live
 
     def whole(self, call: CallParts, name: str) -> bytes:
-        """All there is to know of a call now, as an event of that name."""
+        """Return the whole state of a call now, as an event with that name."""
         now = trio.current_time()
         if call not in self._shown and self.find(_sid(call)) is call:
-            self._compare(call, now)  # what changes from now on is told
+            self._compare(call, now)  # later changes become events
         return event(name, call=view.whole(call, now))
 
     def _look(self, now: float) -> None:
-        """Look at what no call tells of: states that time brings, audio, the server."""
+        """Poll what changes without an event: states that time changes, audio, the server."""
         self._looked_at = now
         self._gather(now)
         audio: dict[str, dict[str, int]] = {}
@@ -226,14 +226,14 @@ class Live(Observer):
                 self._tell(self._everything, event("server", **news))
 
     def _gather(self, now: float) -> None:
-        """Tell of what changed in the calls that said so."""
+        """Queue the changes of the calls that reported some."""
         self._gathered_at = now
         dirty, self._dirty = self._dirty, {}
         over, self._over = self._over, []
         for call in dirty:
             self._compare(call, now)
         if over:
-            self._server_looked_at = float("-inf")  # there is room again: that is news
+            self._server_looked_at = float("-inf")  # the number of free slots has changed
         for call in over:
             self._shown.pop(call, None)
             self._tell(self._everything, event("ended", **view.ending(call)))

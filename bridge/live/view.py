@@ -1,8 +1,7 @@
-"""A call as those see it who watch it: the console, the softphone. Pure: reads a `Call`, changes
-nothing, waits for nothing.
+"""The view of a call that the console and the softphone show. Sans-I/O: only reads the call.
 
-The names are those of the records (`bridge.records.record`), so that a page shows a call that is
-on and one that is over by the same code. Times are seconds from the call's beginning.
+The names are those of the records (`bridge.records.record`), so that a page shows live and ended
+calls with the same code. Times are seconds from the call's beginning.
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ _RECORDED: Final[Mapping[str, Any]] = {
 
 
 def doing(call: CallParts, now: float) -> Doing:
-    """What the agent does at `now`, on Trio's clock: what its caller would say it does.
+    """Return what the agent does at `now`, on Trio's clock, as the caller perceives it.
 
-    It speaks for as long as the phone plays, which is longer than it sends.
+    It is speaking for as long as the phone plays, which is longer than the agent sends.
     """
     report, awaited, running = call.report, call.silence.state, call.conversation.running
     if report.outcome is not None:
@@ -64,7 +63,7 @@ def doing(call: CallParts, now: float) -> Doing:
 
 
 def facts(call: CallParts, now: float) -> dict[str, Any]:
-    """What is one value and may change: everything but lists, times and audio."""
+    """Return the single values that may change: everything but lists, times and audio."""
     report = call.report
     return {
         "agent": report.agent,
@@ -80,8 +79,8 @@ def facts(call: CallParts, now: float) -> dict[str, Any]:
 
 
 def audio(call: CallParts, now: float) -> dict[str, int]:
-    """How much audio is on its way, in milliseconds: the caller's that waits for the agent, and
-    the agent's that the phone has still to play."""
+    """Return the buffered audio in milliseconds: the caller's that waits to be sent to the agent,
+    and the agent's that the phone still has to play."""
     return {
         "uplink_ms": round(1000 * call.uplink.queued_seconds),
         "playback_ms": round(1000 * call.downlink.playback.queued(now)),
@@ -89,7 +88,7 @@ def audio(call: CallParts, now: float) -> dict[str, int]:
 
 
 def lists(call: CallParts, first: Mapping[str, int], now: float) -> dict[str, list[bytes]]:
-    """The lists of a call, each from its item `first[name]` on, every item as JSON."""
+    """Return the lists of a call, each from item `first[name]` on, with every item as JSON."""
     story, running, encode = call.story, call.conversation.running, msgspec.json.encode
     functions = [_shown(one) for one in story.functions[first["functions"] :]]
     if running is not None:
@@ -108,7 +107,7 @@ def lists(call: CallParts, first: Mapping[str, int], now: float) -> dict[str, li
 
 
 def whole(call: CallParts, now: float) -> dict[str, Any]:
-    """All of a call that has been introduced, JSON-able."""
+    """Return the whole view of a call, JSON-able."""
     info = call.report.info
     seconds = call.seconds_so_far
     items = lists(call, dict.fromkeys(LISTS, 0), now)
@@ -126,7 +125,7 @@ def whole(call: CallParts, now: float) -> dict[str, Any]:
 
 
 def recorded(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A call that is over, from its record as the control API has it, in the shape of `whole`."""
+    """Return an ended call in the shape of `whole`, from its record in the control API."""
     return {
         **_RECORDED,
         **record,
@@ -138,7 +137,7 @@ def recorded(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ending(call: CallParts) -> dict[str, Any]:
-    """How a call ended; its sockets are closed."""
+    """Return how a call ended; its sockets are closed."""
     report, seconds = call.report, round(call.report.seconds, 3)
     return {
         "call_sid": report.info.call_sid,

@@ -1,4 +1,4 @@
-"""One who watches: a bounded queue of events, and a fresh beginning when it was too small."""
+"""One viewer: a bounded queue of events, replaced by a new snapshot when it overflows."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import trio
 from bridge.call.parts import CallParts
 from bridge.live import view
 
-# At the busiest, some seconds of one call. An event is shared by all queues that it is in, and what
-# a stream begins with is in none.
+# At the busiest, a few seconds of one call. All queues share the same event objects, and the events
+# that begin a stream are not queued.
 QUEUE_EVENTS: Final = 256
 
 
 class Hub(Protocol):
-    """Where events come from; see `bridge.live.hub.Live`."""
+    """The source of events; see `bridge.live.hub.Live`."""
 
     closed: bool
 
@@ -36,32 +36,32 @@ class Hub(Protocol):
 
 
 class Viewer:
-    """Somebody who watches everything, or one call. Made by `Live.watching`."""
+    """A viewer of everything, or of one call. Made by `Live.watching`."""
 
     def __init__(self, hub: Hub, call_sid: str) -> None:
         self.call_sid = call_sid
         self.resynchronised = 0
-        """How often this viewer was too slow."""
+        """How often this viewer was too slow and got a new snapshot."""
         self._hub = hub
         self._call = hub.find(call_sid) if call_sid else None
         self._over = False
         self._stale = True
-        # What a beginning is made of comes one by one, so that no single step takes long.
+        # The calls of a snapshot are sent one by one, so that no single step takes long.
         self._to_show: deque[CallParts] = deque()
         self._queue: deque[bytes] = deque()
         self._wake = trio.Event()
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is something to see: always, unless it is of a call yet to come."""
+        """Whether there is something to show; False only while the watched call has not begun."""
         return not self.call_sid or self._call is not None
 
     async def next(self, within: float) -> bytes | None:
         """Wait for the next event and return it as one server-sent event; None if there is none
-        `within` so many seconds.
+        `within` that many seconds.
 
-        Raises trio.EndOfChannel when there will be no more: the call is over and its `ended` was
-        returned, or the server stops. Cancelling it loses nothing.
+        Raises trio.EndOfChannel when there are no more: the call is over and its `ended` was
+        returned, or the server is stopping. Cancelling it loses no event.
         """
         await trio.lowlevel.checkpoint()
         deadline = trio.current_time() + within
@@ -99,12 +99,12 @@ class Viewer:
         call, self._call = self._call, None
         return event("ended", **view.ending(call))
 
-    # ---- by the hub -----------------------------------------------------------------------------
+    # ---- called by the hub ----------------------------------------------------------------------
 
     def put(self, event: bytes) -> None:
-        """Queue an event; with the queue full, a fresh beginning instead of all of it."""
+        """Queue an event; if the queue is full, discard it and begin again with a snapshot."""
         if self._stale:
-            return  # it gets all there is to know anyway
+            return  # the coming snapshot contains it
         if len(self._queue) < QUEUE_EVENTS:
             self._queue.append(event)
         else:
@@ -113,7 +113,7 @@ class Viewer:
         self._wake.set()
 
     def begin_anew(self, call: CallParts | None = None) -> None:
-        """Let the next event be a snapshot: of `call`, where one call is watched."""
+        """Make the next event a snapshot: of `call`, if this viewer watches one call."""
         self._queue.clear()
         self._to_show.clear()
         self._stale = True
@@ -121,13 +121,13 @@ class Viewer:
         self._wake.set()
 
     def call_over(self, call: CallParts) -> None:
-        """The call is over, and nothing about it will change any more."""
+        """The call is over and will not change any more."""
         if self._call is call:
             self._over = True
             self._wake.set()
 
     def wake(self) -> None:
-        """Something has changed that this viewer may want to find out about."""
+        """Wake this viewer's task: something has changed."""
         self._wake.set()
 
 

@@ -1,4 +1,4 @@
-"""What is measured of each call, when it begins and when it is over."""
+"""Metrics of each call, updated when it begins and when it is over."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from bridge.telemetry.metrics import Metrics
 
 
 class CallMetrics(Observer):
-    """Puts calls into the metrics."""
+    """Updates the metrics when calls begin and end."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
     def began(self, call: CallParts) -> None:
-        """One more call is active."""
+        """Count one more active call."""
         self._metrics.call_began()
 
     def ended(self, call: CallParts) -> None:
-        """It is over: its outcome, and how long everything took."""
+        """Count the call's outcome, and observe its durations and figures."""
         report, story, metrics = call.report, call.story, self._metrics
         assert report.outcome is not None
         metrics.call_ended(report.outcome, report.seconds, report.teardown_seconds)

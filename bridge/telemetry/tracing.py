@@ -1,21 +1,21 @@
-"""Traces of calls, by OpenTelemetry: a span for each call, and within it its parts.
+"""OpenTelemetry traces of calls: a span for each call, with spans for its parts.
 
     call
     ├─ setup ........ from Twilio's `start` to an agent that listens
-    ├─ turn ......... from the caller's last word to the moment the reply was heard, for each turn
-    ├─ function ..... each function the agent asked for
+    ├─ turn ......... each turn, from its confirmation by the agent until the reply was heard
+    ├─ function ..... each function that the agent called
     └─ teardown ..... from the first sign of the end to the last byte
 
-Nothing is traced during a call. When it has ended, its record is turned into spans with the times
-at which things happened; a thread hands them to the SDK, whose own thread exports them. So a call
-costs the event loop a list of a few tuples, and nothing where traces are off.
+Nothing is traced during a call. When a call has ended, its story is turned into spans with the
+recorded times; a thread passes them to the SDK, whose own thread exports them. So a call costs the
+event loop a list of a few tuples, and nothing if tracing is off.
 
-It is the extra `bridge[otel]`, switched on by OpenTelemetry's own environment variables:
+Tracing needs the extra `bridge[otel]`. OpenTelemetry's own environment variables switch it on:
 OTEL_EXPORTER_OTLP_ENDPOINT (or OTEL_TRACES_EXPORTER=otlp, or console), with OTEL_SERVICE_NAME,
-OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER and the rest of them as documented.
+OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER and the others as documented.
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
 
-No span holds spoken words, nor a phone number unmasked.
+No span contains spoken words or an unmasked phone number.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-# Calls that have ended and whose spans are not made yet. A span takes a fraction of a millisecond;
-# when this is full the machine is overloaded, and the spans of further calls are dropped.
+# Ended calls whose spans are not made yet. A span takes a fraction of a millisecond; a full
+# queue means that the machine is overloaded, and the spans of further calls are dropped.
 WAITING_CALLS: Final = 1000
 
-# For what the exporter has not sent when the server stops; also the most that one call's spans may
-# take, of which the SDK needs a few milliseconds.
+# The time for exporting the remaining spans when the server stops; also the limit for one call's
+# spans, for which the SDK needs a few milliseconds.
 CLOSE_SECONDS: Final = 2.0
 
 _FAILURES: Final = {
@@ -70,7 +70,7 @@ class Span(NamedTuple):
 
 
 def spans_of(call: CallParts) -> list[Span]:
-    """The spans of a call that has ended, its own first."""
+    """Return the spans of a call that has ended, the call's own span first."""
     report, story = call.report, call.story
     facts: dict[str, str | int | float | bool] = {
         "call.sid": report.info.call_sid,
@@ -100,7 +100,7 @@ def spans_of(call: CallParts) -> list[Span]:
         if not known:
             continue
         of_turn: dict[str, str | int | float | bool] = {"turn.number": number}
-        # As the agent reports them: its own names, numbers only.
+        # The agent's own names for its latencies; the values are numbers only.
         of_turn |= {f"turn.agent.{name}": value for name, value in turn.latencies.items()}
         if turn.latency is not None:
             of_turn["turn.latency_seconds"] = turn.latency
@@ -139,7 +139,8 @@ class Tracing(Observer):
             self.lost += 1
 
     async def run(self) -> None:
-        """Make spans until `aclose`. An error costs one call its spans, and is logged."""
+        """Make spans until `aclose`. If one call's spans fail, they are lost and the error is
+        logged."""
         await supervised("tracing", self._make_spans)
 
     async def _make_spans(self) -> None:
@@ -150,10 +151,11 @@ class Tracing(Observer):
                 await self._thread.run(partial(self._emit, began, spans))
 
     async def aclose(self) -> None:
-        """Take no more calls, and export the spans that there are, in CLOSE_SECONDS at most."""
+        """Accept no more calls, and export the remaining spans, within CLOSE_SECONDS. Shielded from
+        cancellation."""
         self._put.close()
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
-            # The calls that `run` has not reached.
+            # The calls that `run` has not taken.
             for began, spans in iter(self._next, None):
                 await self._thread.run(partial(self._emit, began, spans))
             await self._thread.run(self._provider.shutdown)
@@ -188,10 +190,9 @@ class Tracing(Observer):
 
 
 def tracing_for(environ: Mapping[str, str] = os.environ) -> Tracing | None:
-    """Make the Tracing that the OTEL_* variables ask for.
+    """Return the Tracing that the OTEL_* variables configure.
 
-    None for no traces, and also for a request that cannot be met, after a line in the log that
-    says why.
+    None if they configure none, and also if the configuration cannot be used; the log says why.
     """
     exporter = environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
     endpoint = any(
@@ -204,9 +205,9 @@ def tracing_for(environ: Mapping[str, str] = os.environ) -> Tracing | None:
     try:
         return Tracing(_provider(exporter or "otlp"))
     except ImportError:
-        log.warning("no traces: OTEL_* asks for them; pip install 'bridge[otel]'")
+        log.warning("tracing is off: OTEL_* is set, but the extra bridge[otel] is not installed")
     except ValueError as error:
-        log.warning("no traces", reason=str(error))
+        log.warning("tracing is off", reason=str(error))
     return None
 
 
@@ -223,17 +224,17 @@ def _provider(exporter: str) -> TracerProvider:
 
         made = OTLPSpanExporter()
     else:
-        raise ValueError("OTEL_TRACES_EXPORTER: otlp, console or none, each by itself")
-    # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, which `create` reads, have the last word.
+        raise ValueError("OTEL_TRACES_EXPORTER: expected exactly one of otlp, console and none")
+    # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, which `create` reads, take precedence.
     resource = Resource({SERVICE_NAME: "bridge"}).merge(_asked_for(Resource.create()))
-    # Shut down by `aclose`: at the interpreter's exit nothing would bound the wait.
+    # `aclose` shuts it down: a shutdown at the interpreter's exit would have no deadline.
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(made))
     return provider
 
 
 def _asked_for(resource: Any) -> Any:
-    """Drop the name that the SDK makes up for a service without one."""
+    """Drop the placeholder name that the SDK gives to an unnamed service."""
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 
     attributes = dict(resource.attributes)

@@ -1,4 +1,4 @@
-"""What files that people write have in common: tables whose keys are known, and near misses."""
+"""Tables of hand-written files: unknown keys are reported with the nearest known one."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from bridge.text import closest
 
 
 def tables(value: Any) -> list[dict[str, Any]]:
-    """The tables in a list; what is none is for the types to complain about."""
+    """Return the tables in a list. Other items are skipped: type checks report them."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def unknown_key(where: str, table: Any, kind: type[msgspec.Struct]) -> str:
-    """Return what to say about the first key of `table` that `kind` does not have, "" if there is
-    none. `where` is how the file calls the table."""
+    """Return the error for the first key of `table` that `kind` does not have, "" if there is none.
+    `where` is the table's name in the file."""
     known = [field.name for field in msgspec.structs.fields(kind)]
     for key in table if isinstance(table, dict) else ():
         if key not in known:
@@ -27,7 +27,7 @@ def unknown_key(where: str, table: Any, kind: type[msgspec.Struct]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return what was probably meant by `name`, or else what there is, in words."""
+    """Return a suggestion in words: the known name closest to `name`, or a list of known names."""
     known = list(known)
     if close := closest(name, known):
         return f"did you mean {close}?"

@@ -1,1 +1,1 @@
-"""How bytes are moved between sockets and tasks, at little cost."""
+"""Websockets and byte streams on Trio: the sockets of a call, at little cost."""

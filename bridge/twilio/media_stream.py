@@ -13,51 +13,50 @@ from bridge.twilio import messages
 
 log = get_logger(__name__)
 
-# A message that cannot be used does not end a call, however many there are among those that can.
-# This many with none between them, two seconds of a phone's messages, are not a phone.
-BAD_MESSAGES_ON_END: Final = 100
+# Single bad messages do not end a call, however many there are among good ones. This many in a row,
+# as many as a phone sends in two seconds, and the peer is not a phone.
+MAX_CONSECUTIVE_BAD_MESSAGES: Final = 100
 
-# What is said of a bad message, which quotes from it.
+# Characters logged about a bad message: its reason quotes from the message.
 REASON_SHOWN: Final = 200
 
 
 class NotAPhone(Exception):
-    """Nothing that comes can be used any more. Says what was wrong with the last of it."""
+    """The peer does not speak Media Streams. The message says what was wrong last."""
 
 
 class PhoneGone(Exception):
-    """The socket is closed or lost. After `stop` that is the normal end, before it is not."""
+    """The socket is closed or lost: the normal end after `stop`, a failure before it."""
 
 
 class MediaSocket(Protocol):
-    """What a call needs of the websocket Twilio opened: a `bridge.transport.websocket.WebSocket`,
-    or a test's."""
+    """The websocket that Twilio opened: a `bridge.transport.websocket.WebSocket`, or a test's."""
 
     async def receive(self) -> list[str | bytes]:
         """Return the messages that came together, at least one, in order. Raises WebSocketClosed
-        when there will be none."""
+        when there are no more."""
 
     async def send(self, message: str) -> None:
         """Send a text message, whole or not at all. Raises WebSocketClosed."""
 
     async def close(self, code: int, *, by: float) -> None:
         """Send a Close frame and wait for the phone's until `by`, a time of Trio's clock; then
-        drop the connection, and with it sends that are under way. Idempotent."""
+        drop the connection, together with any send in progress. Idempotent."""
 
 
 class MediaStream:
     """Typed messages from the phone, and audio, marks and clears to it.
 
-    Nothing can be said to the phone before its `start` message was received: it brings the stream
-    SID, without which Twilio understands nothing.
+    Nothing can be sent before the phone's `start` message was received: it brings the stream SID,
+    which every message to Twilio must carry.
     """
 
     def __init__(self, socket: MediaSocket) -> None:
         self._socket = socket
         self._outbound: messages.Outbound | None = None
         self._stream_sid = ""
-        self._bad_on_end = 0
-        # What came in one batch with `start`, and behind it.
+        self._consecutive_bad = 0
+        # Messages that came after `start`, in the same batch.
         self._early: list[str | bytes] = []
         self.bad_messages = 0
         self.bytes_received = 0
@@ -66,9 +65,9 @@ class MediaStream:
         self.frames_sent = 0
 
     async def start(self) -> messages.StartDetails:
-        """Wait for the `start` message and return what it says.
+        """Wait for the `start` message and return its details.
 
-        Raises PhoneGone when the socket closes first, NotAPhone when all that comes is nonsense.
+        Raises PhoneGone if the socket closes first, NotAPhone after too many bad messages.
         """
         while True:
             received = await self._receive()
@@ -88,7 +87,7 @@ class MediaStream:
         """Wait for the next messages of the stream and return all that came together, in order.
 
         Bad messages are counted and skipped, unknown ones skipped, so the list may be empty.
-        Raises PhoneGone at the end, and NotAPhone after BAD_MESSAGES_ON_END bad ones on end.
+        Raises PhoneGone at the end, and NotAPhone after MAX_CONSECUTIVE_BAD_MESSAGES bad ones.
         """
         received, self._early = self._early or await self._receive(), []
         stream: list[messages.Message] = []
@@ -101,7 +100,7 @@ class MediaStream:
             elif message.stream_sid not in (self._stream_sid, ""):
                 self._skip(f"{type(message).__name__} of another stream")
             else:
-                self._bad_on_end = 0
+                self._consecutive_bad = 0
                 if isinstance(message, messages.Media):
                     self.bytes_received += len(message.media.payload)
                     self.frames_received += 1
@@ -109,24 +108,24 @@ class MediaStream:
         return stream
 
     async def play(self, audio: bytes) -> None:
-        """Queue µ-law at 8 kHz, any length, behind what the phone still has to play."""
+        """Queue µ-law at 8 kHz, of any length, after the audio the phone still has to play."""
         await self._send(self._speak.media(audio))
         self.bytes_sent += len(audio)
         self.frames_sent += 1
 
     async def mark(self, name: str) -> None:
-        """Ask for `name` to be sent back when the phone has played everything queued so far."""
+        """Ask Twilio to send `name` back when the phone has played all audio queued so far."""
         await self._send(self._speak.mark(name))
 
     async def clear(self) -> None:
-        """Make the phone forget what it has not played yet."""
+        """Make the phone discard the audio it has not played yet."""
         await self._send(self._speak.clear())
 
     async def close(self, code: int, *, by: float) -> None:
-        """Close the socket: Twilio then asks what comes next for the call.
+        """Close the socket with this close code; Twilio then requests `/call-ended`.
 
-        Returns at that time of Trio's clock at the latest, the connection dropped if the phone
-        does not read.
+        Returns at the time `by` on Trio's clock at the latest; the connection is then dropped if
+        the phone does not read.
         """
         await self._socket.close(code, by=by)
 
@@ -140,8 +139,8 @@ class MediaStream:
         try:
             await self._socket.send(text)
         except WebSocketClosed:
-            # The task that receives reports the end of the call; a sender that failed for it, too,
-            # would hide which side ended.
+            # The receiver reports the end of the call; if the sender failed for the same reason, it
+            # would hide which side ended the call.
             return
 
     @property
@@ -163,10 +162,10 @@ class MediaStream:
 
     def _skip(self, reason: str) -> None:
         self.bad_messages += 1
-        self._bad_on_end += 1
+        self._consecutive_bad += 1
         log.debug("message skipped", reason=reason[:REASON_SHOWN])
-        if self._bad_on_end >= BAD_MESSAGES_ON_END:
+        if self._consecutive_bad >= MAX_CONSECUTIVE_BAD_MESSAGES:
             raise NotAPhone(
-                f"{self._bad_on_end} messages on end that are none of Media Streams', the last: "
-                f"{reason[:REASON_SHOWN]}"
+                f"{self._consecutive_bad} consecutive messages that are not Media Streams messages"
+                f", the last: {reason[:REASON_SHOWN]}"
             )

@@ -16,7 +16,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 from bridge.deepgram import session as agent_session
 from bridge.functions import Functions
 from bridge.testing.agent.server import AgentSession
-from bridge.twilio.media_stream import BAD_MESSAGES_ON_END
+from bridge.twilio.media_stream import MAX_CONSECUTIVE_BAD_MESSAGES
 from tests.endtoend.scene import until
 from tests.world import World, in_memory, open_media_socket, settings
 
@@ -183,7 +183,7 @@ async def test_nothing_but_nonsense_is_the_end(
         if begun:
             await socket.send_message(ticketed(world))
             await world.agent.wait_for_session()
-        for _ in range(BAD_MESSAGES_ON_END):
+        for _ in range(MAX_CONSECUTIVE_BAD_MESSAGES):
             await socket.send_message(BAD[case])
         assert await close_code(socket) == 1002
         # Its answer comes behind the rest of its flood, which is not waited for longer than this.
@@ -191,8 +191,8 @@ async def test_nothing_but_nonsense_is_the_end(
         await world.quiet()
         assert world.agent.active == 0
     assert world.ending["outcome"] == "protocol_error"
-    assert "100 messages on end that are none of Media Streams'" in world.ending["reason"]
-    assert world.ending["bad_messages"] == BAD_MESSAGES_ON_END
+    assert "100 consecutive messages that are not Media Streams messages" in world.ending["reason"]
+    assert world.ending["bad_messages"] == MAX_CONSECUTIVE_BAD_MESSAGES
     assert trio.current_time() < 10
 
 
@@ -301,7 +301,7 @@ async def test_an_agent_that_talks_nothing_but_nonsense_is_replaced(autojump_clo
 
     async def script(agent: AgentSession) -> None:
         if agent.number == 1:
-            for _ in range(agent_session.BAD_MESSAGES_ON_END):
+            for _ in range(agent_session.MAX_CONSECUTIVE_BAD_MESSAGES):
                 await agent._ws.send_message("nonsense")
         else:
             await agent.say("words", bytes(1600))
@@ -313,7 +313,7 @@ async def test_an_agent_that_talks_nothing_but_nonsense_is_replaced(autojump_clo
         await world.quiet()
     assert world.ending["outcome"] == "caller_hung_up"
     (line,) = [line for line in world.logs if line["event"] == "agent lost, reconnecting"]
-    assert line["reason"] == "100 messages on end that are none of a Voice Agent's"
+    assert line["reason"] == "100 consecutive messages that are not Voice Agent messages"
 
 
 ARGUMENTS = {

@@ -303,5 +303,5 @@ async def test_a_failure_nobody_foresaw_is_its_own(
 
         monkeypatch.setattr(bridge.setup, "choose_agent", choose_agent)
         assert await seconds_to_greeting(world) == pytest.approx(1.0, abs=0.1)
-        (line,) = [line for line in world.logs if line["event"] == "prewarming failed"]
+        (line,) = [line for line in world.logs if line["event"] == "prewarming crashed"]
         assert line["exc_info"]

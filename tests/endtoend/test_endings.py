@@ -75,7 +75,7 @@ async def ask_for_a_function(agent: AgentSession) -> None:
 def soon_noticed(monkeypatch: pytest.MonkeyPatch) -> float:
     """A peer that has vanished is noticed within the returned seconds, the kernel's rounding
     included."""
-    for name in ("IDLE_SECONDS", "ASK_SECONDS", "QUESTIONS", "UNHEARD_SECONDS"):
+    for name in ("IDLE_SECONDS", "PROBE_INTERVAL_SECONDS", "MAX_PROBES", "UNACKNOWLEDGED_SECONDS"):
         monkeypatch.setattr(vanished, name, 1)
     return 4.0
 

@@ -30,7 +30,7 @@ from hypercorn.typing import AppWrapper
 from bridge.log import get_logger
 from bridge.server.limits import ConnectionLimiter
 from bridge.transport.byte_stream import RECEIVE_BYTES, close_at_once
-from bridge.transport.tcp_keepalive import notice_when_vanished
+from bridge.transport.tcp_keepalive import detect_dead_peer
 
 log = get_logger(__name__)
 
@@ -82,7 +82,7 @@ class GuardedTCPServer(TCPServer):
         if not self.limiter.admit(self, self._make_room):
             log.warning("too many connections, one turned away", limit=self.limiter.limit)
             return await trio.aclose_forcefully(self.stream)
-        notice_when_vanished(self.stream)
+        detect_dead_peer(self.stream)
         try:
             with self._life:
                 await super().run()

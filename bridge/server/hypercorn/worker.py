@@ -1,30 +1,31 @@
-"""Makes hypercorn's own command line serve this application as `bridge serve` does.
+"""Make hypercorn's own command line serve this application as `bridge serve` does.
 
 `hypercorn --worker-class trio bridge.asgi:app` imports the application in its worker process before
-it looks up what to run there; `install`, called by that import, puts ours in its place: start-up
-check, the remedies of `connection`, `http1` and `websocket`, our settings where the operator left
-hypercorn's defaults, and the stop sequence of `stopping`. As every call is carried in one process,
-that is nearly everything. What hypercorn's parent process decides is beyond its reach, so that,
-with
+it looks up the function to run there. `install`, called by that import, replaces that function with
+`hypercorn_worker`, which adds the start-up check, the fixes of `connection`, `http1` and
+`websocket`, bridge's settings where the operator left hypercorn's defaults, and the stop sequence
+of `stopping`. As every call is carried by one process, this covers nearly everything. Hypercorn's
+parent process cannot be changed from here, hence these differences:
 
 `-w 0` (no parent): SIGTERM drains; a second SIGTERM, or SIGINT, ends the calls at once, cleanly.
-    All as under `bridge serve`, but that the exit status after SIGINT is 0.
+    Everything is as under `bridge serve`, except that the exit status after SIGINT is 0.
 
-`-w 1` (hypercorn's default) and more: SIGTERM to the parent drains, however often it comes, for
-    hypercorn's parent does not pass a second one on; so does SIGTERM to all processes, as systemd
-    sends it. Ctrl-C in a terminal, which reaches them all, ends the calls at once; SIGINT to the
-    parent alone drains. The exit status is 0. A worker that gets SIGTERM alone drains and ends, and
-    hypercorn starts another. When the parent is killed, its workers drain and end.
+`-w 1` (hypercorn's default) and more: SIGTERM to the parent drains, also when it is repeated,
+    because hypercorn's parent does not forward a second one; so does SIGTERM to all processes, as
+    systemd sends it. Ctrl-C in a terminal, which reaches all processes, ends the calls at once;
+    SIGINT to the parent alone drains. The exit status is 0. If only one worker gets SIGTERM, it
+    drains and ends, and hypercorn starts another. If the parent is killed, its workers drain and
+    end.
 
-`-w 2` and more: the first worker to end makes the parent send SIGTERM to the others, again and
-    once more when it ends itself; they go on draining, and the parent waits for them. A worker that
-    crashes is not replaced: hypercorn drains the others and ends, with status 0 even so.
+`-w 2` and more: when the first worker ends, the parent sends SIGTERM to the others, and again when
+    it ends itself; they continue to drain, and the parent waits for them. A worker that crashes is
+    not replaced: hypercorn drains the others and exits, with status 0 even then.
 
 SIGHUP to the parent drains all workers and starts new ones; callers hear "busy" in between.
-An unusable configuration is one line on standard error and, with `-w 0`, exit status 1; hypercorn's
-parent makes a 0 of it. `GET /metrics` adds the workers up where PROMETHEUS_MULTIPROC_DIR names an
-empty folder; see `metrics_folder`. `--max-requests` ends a worker by hypercorn's own way: calls are
-cut after `--graceful-timeout`.
+An unusable configuration is reported in one line on standard error, with exit status 1 under
+`-w 0`; hypercorn's parent turns the status into 0. `GET /metrics` adds up the workers if
+PROMETHEUS_MULTIPROC_DIR names an empty folder; see `metrics_folder`. `--max-requests` ends a worker
+in hypercorn's own way: calls are cut off after `--graceful-timeout`.
 """
 
 from __future__ import annotations
@@ -53,16 +54,16 @@ _worker_serve = hypercorn.trio.run.worker_serve
 
 
 def install() -> None:
-    """Put ours in place of what hypercorn's Trio worker runs. Idempotent."""
+    """Replace the function that hypercorn's Trio worker runs. Idempotent."""
     install_remedies()
     hypercorn.trio.run.worker_serve = hypercorn_worker
 
 
 async def hypercorn_worker(app: Any, config: Config, **options: Any) -> None:
-    """Serve as hypercorn's worker does, and stop as this module says.
+    """Serve as hypercorn's worker does, and stop as this module describes.
 
-    Raises SystemExit with the one line that says what to do if the configuration is unusable. From
-    the application's start-up function, hypercorn would make two tracebacks of it and go on.
+    Raises SystemExit with one line that says what to do if the configuration is unusable. Raised by
+    the application's start-up function instead, hypercorn would log two tracebacks and continue.
     """
     bridge = bridge_of(app)
     if bridge is None:
@@ -74,22 +75,24 @@ async def hypercorn_worker(app: Any, config: Config, **options: Any) -> None:
         raise SystemExit(f"bridge: {error}") from None
     if config.workers > 1 and not bridge.metrics.reads_files:
         log.warning(
-            "GET /metrics tells of the worker that happens to answer; set PROMETHEUS_MULTIPROC_DIR "
-            "to an empty folder to have the sum, or run bridge serve"
+            "GET /metrics reports only the worker that answers; set PROMETHEUS_MULTIPROC_DIR to an "
+            "empty folder to get the sum of all workers, or run bridge serve"
         )
     adopt(config, settings)
     bridge.entrance.alone = config.workers <= 1
     stop = Stop(bridge)
-    parents_wish = options.pop("shutdown_trigger", None)
-    # Signals reach the main thread only; elsewhere they are somebody else's.
+    parents_trigger = options.pop("shutdown_trigger", None)
+    # Python delivers signals to the main thread only; in another thread its owner handles them.
     in_main_thread = threading.current_thread() is threading.main_thread()
-    signals = StopSignals(second_sigterm_stops_now=parents_wish is None) if in_main_thread else None
+    signals = (
+        StopSignals(second_sigterm_stops_now=parents_trigger is None) if in_main_thread else None
+    )
 
     async def trigger() -> None:
         async with trio.open_nursery() as nursery:
-            if parents_wish is not None:
-                nursery.start_soon(_heed_parent, parents_wish, stop)
-                nursery.start_soon(_survive_parent, stop)
+            if parents_trigger is not None:
+                nursery.start_soon(_follow_parent, parents_trigger, stop)
+                nursery.start_soon(_drain_without_parent, stop)
             await stop.run()
             nursery.cancel_scope.cancel(reason="the calls are over")
 
@@ -102,10 +105,11 @@ async def hypercorn_worker(app: Any, config: Config, **options: Any) -> None:
 async def serve_until(
     trigger: Callable[[], Awaitable[None]], app: Any, config: Config, **options: Any
 ) -> None:
-    """Run hypercorn's own worker until `trigger` returns: listeners close, and
-    `config.graceful_timeout` later what is left is cancelled. `options` are hypercorn's.
+    """Run hypercorn's own worker until `trigger` returns: then the listeners close, and
+    `config.graceful_timeout` seconds later the remaining connections are cancelled. `options` are
+    hypercorn's.
 
-    The event loop is watched meanwhile: a stall is the one failure no nursery can see.
+    The watchdog runs meanwhile: a blocked event loop is the one failure no nursery can see.
     """
     bridge = bridge_of(app)
     if bridge is None:
@@ -114,7 +118,7 @@ async def serve_until(
 
     async def calls_are_over() -> None:
         await trigger()
-        # Whoever watches is not waited for.
+        # Streams of live events must not delay the stop.
         bridge.live.close()
 
     async with bridge.running():
@@ -123,36 +127,36 @@ async def serve_until(
 
 
 def bridge_of(app: Any) -> Any:
-    """The `Bridge` of an application, wrapped by hypercorn or not; None for any other's."""
+    """Return the `Bridge` of an application, wrapped by hypercorn or not; None for another app."""
     application = getattr(app, "app", app)
     return application.extensions.get("bridge") if isinstance(application, QuartTrio) else None
 
 
 def adopt(config: Config, settings: Settings) -> None:
-    """Give hypercorn our settings where the operator left its defaults."""
+    """Give hypercorn bridge's settings where the operator left its defaults."""
     ours = {
-        # Through our handlers, for escaping and redaction; hypercorn would install its own.
+        # Uses bridge's handlers, for escaping and redaction; hypercorn would install its own.
         "errorlog": logging.getLogger("hypercorn.error"),
         "graceful_timeout": graceful_timeout(settings),
         "alpn_protocols": ["http/1.1"],
-        # A minute, by default, for a peer that begins TLS and says no more.
+        # By default a peer that begins TLS and falls silent keeps its connection for a minute.
         "ssl_handshake_timeout": 10,
     }
     for name, value in ours.items():
-        # Hypercorn's defaults are attributes of the class; what was chosen is the instance's.
+        # Hypercorn's defaults are attributes of the class; chosen values are the instance's.
         if name not in vars(config):
             setattr(config, name, value)
 
 
-async def _heed_parent(parents_wish: Callable[[], Awaitable[None]], stop: Stop) -> None:
-    await parents_wish()
+async def _follow_parent(parents_trigger: Callable[[], Awaitable[None]], stop: Stop) -> None:
+    await parents_trigger()
     stop.drain("hypercorn stops")
 
 
-async def _survive_parent(stop: Stop) -> None:
-    """Drain when hypercorn's parent process is gone without a word, rather than serve for ever."""
+async def _drain_without_parent(stop: Stop) -> None:
+    """Drain when hypercorn's parent process has died without a signal to this worker."""
     parent = parent_process()
     if parent is not None:
-        # Readable when the other end of a pipe, the parent's, is closed.
+        # A pipe that becomes readable when the parent's end is closed.
         await trio.lowlevel.wait_readable(parent.sentinel)
         stop.drain("hypercorn's parent process is gone")

@@ -110,7 +110,7 @@ async def test_a_real_socket_that_never_answers_costs_the_deadline_and_no_more(
         with trio.fail_after(5):
             await hung_up.wait()
         nursery.cancel_scope.cancel()
-    assert only_reason(lines) == "no whole answer within 0.2 seconds"
+    assert only_reason(lines) == "no complete answer within 0.2 seconds"
 
 
 async def test_a_real_socket_that_refuses(lines: list[EventDict]) -> None:

@@ -79,7 +79,7 @@ def test_what_no_keypad_has_is_counted_and_changes_nothing(digit: str) -> None:
 
 @pytest.mark.parametrize("pause", [0.0, -1.0])
 def test_a_pause_takes_time(pause: float) -> None:
-    with pytest.raises(ValueError, match="longer than 0"):
+    with pytest.raises(ValueError, match="above 0"):
         Keypad(pause)
 
 

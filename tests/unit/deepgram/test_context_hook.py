@@ -167,7 +167,7 @@ async def test_no_body_is_too_strange(body: bytes) -> None:
 )
 async def test_an_address_of_no_use(url: str, lines: list[EventDict]) -> None:
     assert await fetch_context(url, INFO, 2.0) == {}
-    assert only_reason(lines) == "not an address that begins http:// or https://"
+    assert only_reason(lines) == "the URL does not begin with http:// or https://"
 
 
 async def test_a_bomb_is_not_unpacked(lines: list[EventDict]) -> None:
@@ -176,7 +176,9 @@ async def test_a_bomb_is_not_unpacked(lines: list[EventDict]) -> None:
         return httpx.Response(200, stream=packed, headers={"content-encoding": "gzip"})
 
     assert await fetch(handler) == {}
-    assert only_reason(lines) == "answered compressed, which was not asked for"
+    assert only_reason(lines) == (
+        "answered with a compressed body, although only identity was accepted"
+    )
 
 
 class Endless(httpx.AsyncByteStream):
@@ -213,7 +215,7 @@ async def test_a_body_that_drips_is_no_way_around_the_deadline(
     assert await fetch(httpx.Response(200, stream=body)) == {}
     assert trio.current_time() - began == pytest.approx(2.0)
     assert body.closed
-    assert only_reason(lines) == "no whole answer within 2 seconds"
+    assert only_reason(lines) == "no complete answer within 2 seconds"
 
 
 async def test_being_cancelled_is_no_failure_of_the_hook(
