@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.call.silence import Action, Silence, State
+from bridge.call import silence as module
+from bridge.call.silence import Action, Event, Silence, State
 
 IDLE, STALL = 30, 10
 ASK, GOODBYE = Action.ASK_STILL_THERE, Action.SAY_GOODBYE
@@ -45,7 +46,61 @@ def play(script: Iterable[Happening], until: float = 300.0) -> list[tuple[float,
 GREETED: list[Happening] = [(0, "session_opened"), (1, "agent_audio"), (5, "agent_done_playing")]
 
 
-# ---- nobody speaks --------------------------------------------------------------------------
+# ---- the documented tables ------------------------------------------------------------------
+
+
+def rows(header: str) -> list[str]:
+    """The lines of the table in the module's docstring that begins with this column."""
+    lines = (module.__doc__ or "").splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith(f"    {header} "))
+    return lines[first : lines.index("", first)]
+
+
+def test_the_table_of_states_in_the_docstring_is_the_one_in_the_code() -> None:
+    header, *states = rows("state")
+    column = header.index("clock and step")
+    documented = {line.split()[0]: line[column:].split() for line in states}
+    assert documented == {
+        state.name: [
+            "stall" if step.stalled else "idle",
+            step.action.name,
+            step.then.name,
+        ]
+        if (step := module._STEPS.get(state))
+        else ["none"]
+        for state in State
+    }
+
+
+def test_the_table_of_events_in_the_docstring_is_the_one_in_the_code() -> None:
+    header, *lines = rows("event")
+    column = header.index("changes")
+    documented: dict[str, str] = {}
+    for line in lines:
+        if line[4] != " ":
+            documented[event := line.split()[0]] = ""
+        documented[event] += " " + line[column:].strip()
+    assert {
+        Event[event]: changes_in(words, Event[event]) for event, words in documented.items()
+    } == module._TABLE
+
+
+def changes_in(words: str, event: Event) -> dict[State, State]:
+    """Read "A, B → C; D: the clock only"; of two changes of one state, the later counts."""
+    changes: dict[State, State] = {}
+    for change in words.split(";"):
+        names, arrow, then = change.partition("→")
+        if not arrow:
+            names, _, then = change.partition(":")
+            assert then.strip() in ("the clock only", "")
+        states = [State[name.strip()] for name in names.split(",") if name.strip() != "any"]
+        if names.strip() == "any":
+            states = [s for s in State if s is not State.AWAY or event is Event.OPENED]
+        changes |= {state: State[then.strip()] if arrow else state for state in states}
+    return changes
+
+
+# ---- neither side speaks --------------------------------------------------------------------
 
 
 def test_nothing_is_due_before_there_is_a_session() -> None:
@@ -53,7 +108,7 @@ def test_nothing_is_due_before_there_is_a_session() -> None:
     assert play([(0, "caller_spoke"), (1, "caller_said"), (2, "caller_pressed")]) == []
 
 
-def test_who_never_speaks_is_asked_and_then_let_go() -> None:
+def test_a_silent_caller_is_asked_and_then_told_goodbye() -> None:
     assert play([(0, "session_opened")]) == [(30, ASK), (60, GOODBYE)]
 
 
@@ -61,7 +116,7 @@ def test_the_clock_begins_when_the_greeting_was_heard() -> None:
     assert play(GREETED)[0] == (35, ASK)
 
 
-def test_the_question_itself_is_no_conversation() -> None:
+def test_the_question_itself_does_not_count_as_conversation() -> None:
     """The agent speaks because it was told to; the caller has still not said a word."""
     assert play(
         [
@@ -74,7 +129,7 @@ def test_the_question_itself_is_no_conversation() -> None:
     ) == [(35, ASK), (68, GOODBYE)]
 
 
-def test_who_answers_the_question_is_not_let_go() -> None:
+def test_a_caller_who_answers_the_question_stays_in_the_call() -> None:
     answered: list[Happening] = [(40, "caller_spoke"), (41, "caller_said"), (42, "agent_audio")]
     assert play([*GREETED, *answered, (45, "agent_done_playing")]) == [
         (35, ASK),
@@ -100,7 +155,7 @@ def test_goodbye_is_said_once() -> None:
     assert play([*GREETED, *after])[2:] == []
 
 
-def test_who_speaks_over_the_goodbye_is_in_the_conversation_again() -> None:
+def test_a_caller_who_speaks_over_the_goodbye_stays_in_the_call() -> None:
     assert play([*GREETED, (66, "caller_spoke"), (67, "caller_said")], until=80) == [
         (35, ASK),
         (65, GOODBYE),
@@ -108,11 +163,11 @@ def test_who_speaks_over_the_goodbye_is_in_the_conversation_again() -> None:
     ]
 
 
-def test_nobody_is_idle_while_a_long_answer_plays() -> None:
+def test_the_idle_clock_stops_while_a_long_answer_plays() -> None:
     assert play([(0, "session_opened"), (1, "agent_audio"), (200, "agent_done_playing")], 229) == []
 
 
-def test_nobody_is_idle_while_a_function_runs() -> None:
+def test_the_idle_clock_stops_while_a_function_runs() -> None:
     assert play([*GREETED, (6, "function_began"), (90, "function_ended")], until=99) == [
         (16, FILLER)
     ]
@@ -123,7 +178,7 @@ def test_nobody_is_idle_while_a_function_runs() -> None:
 ASKED_SOMETHING: list[Happening] = [*GREETED, (10, "caller_spoke"), (12, "caller_said")]
 
 
-def test_an_agent_that_answers_is_left_in_peace() -> None:
+def test_an_agent_that_answers_is_not_prodded() -> None:
     reply: list[Happening] = [(13, "agent_said"), (13, "agent_audio"), (20, "agent_done_playing")]
     assert play([*ASKED_SOMETHING, *reply], until=49) == []
 
@@ -156,7 +211,7 @@ def test_a_reply_behind_the_filler_settles_it() -> None:
     ]
 
 
-def test_words_without_audio_are_not_heard() -> None:
+def test_text_without_audio_is_not_a_reply() -> None:
     assert play([*ASKED_SOMETHING, (13, "agent_said")]) == [(22, FILLER), (32, RECONNECT)]
 
 
@@ -194,12 +249,12 @@ def test_a_new_session_is_given_the_last_words_again() -> None:
 # ---- functions ------------------------------------------------------------------------------
 
 
-def test_a_long_function_is_bridged_by_words_and_never_by_a_new_session() -> None:
+def test_a_long_function_gets_a_filler_and_never_a_new_session() -> None:
     function: list[Happening] = [(12.1, "function_began"), (80, "function_ended")]
     assert play([*ASKED_SOMETHING, *function]) == [(22, FILLER), (90, RECONNECT)]
 
 
-def test_the_result_of_a_function_is_owed_a_word() -> None:
+def test_the_result_of_a_function_must_be_followed_by_a_reply() -> None:
     function: list[Happening] = [
         (13, "agent_audio"),  # "One moment, please."
         (14, "function_began"),
@@ -252,7 +307,7 @@ def test_a_session_that_speaks_but_does_not_hear_is_replaced_at_the_second_try()
     assert play([*UNHEARD, *spoken, (25, "caller_spoke")]) == [(20, FILLER), (35, RECONNECT)]
 
 
-def test_a_session_that_hears_at_the_second_try_is_well() -> None:
+def test_a_session_that_hears_at_the_second_try_is_kept() -> None:
     again: list[Happening] = [
         (21, "agent_audio"),
         (22, "agent_done_playing"),
@@ -266,19 +321,19 @@ def test_a_session_that_hears_at_the_second_try_is_well() -> None:
     assert play([*UNHEARD, *again], until=50) == [(20, FILLER), (41, FILLER)]
 
 
-def test_who_tells_a_long_story_is_not_interrupted() -> None:
+def test_a_caller_who_speaks_for_long_is_not_interrupted() -> None:
     voice: list[Happening] = [(10 + n, "caller_voice") for n in range(60)]
     assert play([*UNHEARD, *voice, (71, "caller_said"), (72, "agent_audio")]) == []
 
 
-def test_who_speaks_on_over_a_refused_filler_keeps_the_session() -> None:
+def test_a_caller_who_speaks_over_a_refused_filler_keeps_the_session() -> None:
     voice: list[Happening] = [(21 + n, "caller_voice") for n in range(30)]
     assert play([*UNHEARD, (20, "injected"), *voice, (51, "caller_said")], until=60) == [
         (20, FILLER)
     ]
 
 
-def test_a_voice_alone_is_no_word() -> None:
+def test_a_voice_alone_does_not_end_the_silence() -> None:
     """A television keeps no call alive."""
     voice: list[Happening] = [(n, "caller_voice") for n in range(6, 60)]
     assert play([*GREETED, *voice], until=66) == [(35, ASK), (65, GOODBYE)]
@@ -307,7 +362,7 @@ def test_nothing_is_done_early_and_once_only() -> None:
     assert silence.state is State.ASKED
 
 
-def test_who_asks_late_gets_one_thing_at_a_time() -> None:
+def test_a_late_call_of_next_returns_one_action_at_a_time() -> None:
     silence = Silence(IDLE, STALL)
     silence.session_opened(0)
     assert silence.next(1000) is ASK
@@ -338,7 +393,7 @@ EVENTS = [
     "injected",
 ]
 
-# Whole seconds, so that sums are exact; now and then nobody asks for a while.
+# Whole seconds, so that sums are exact; now and then `next` is not called for a while.
 steps = st.lists(
     st.tuples(
         st.one_of(st.integers(0, 3), st.integers(0, 40)),
@@ -412,7 +467,7 @@ class Witness:
             case Action.FILLER:
                 assert self.since(now, "FILLER", "RECONNECT") >= STALL
                 assert spoke >= STALL
-                # Whoever spoke and was not heard is now thought to have coughed.
+                # Speech that was not heard now counts as a cough.
                 self.filled, self.speaking = True, False
             case Action.RECONNECT:
                 assert self.filled
