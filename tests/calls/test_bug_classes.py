@@ -47,7 +47,7 @@ from tests.world import (
 Clock = trio.testing.MockClock
 
 TEARDOWN = 2.0  # call.teardown_seconds
-INSTANT = 0.01  # of virtual time: as long as nobody waits for anybody
+INSTANT = 0.01  # of virtual time: as long as no task waits for another
 TICK = 0.06  # call.frame_ms: what the phone says is heard at a tick, that it is gone at the next
 LONG = 600.0  # seconds after which what has not happened never does
 
@@ -103,7 +103,7 @@ async def test_slot_held_after_stop(autojump_clock: Clock) -> None:
 
 
 async def test_reconnect_loop_outliving_the_call(autojump_clock: Clock) -> None:
-    """Whether the agent refuses, resets or fails: when the call has ended, nobody dials again."""
+    """Whether the agent refuses, resets or fails: no session is opened after the call has ended."""
 
     async def fail(agent: AgentSession) -> None:
         await (agent.reset() if agent.number == 1 else agent.error("INTERNAL_SERVER_ERROR"))
@@ -188,10 +188,10 @@ async def settle() -> None:
     await trio.testing.wait_all_tasks_blocked()
 
 
-# ---- whoever waits, and for what ----------------------------------------------------------------
+# ---- tasks that wait, and for what --------------------------------------------------------------
 
 
-async def test_sender_blocked_for_ever_on_a_queue(autojump_clock: Clock) -> None:
+async def test_sender_blocked_forever_on_a_queue(autojump_clock: Clock) -> None:
     """The agent reads nothing for a while and the caller goes on talking: the uplink drops its
     oldest, and neither the blocked sender nor a full queue keeps the call from ending."""
     async with in_memory() as world:
@@ -211,7 +211,7 @@ async def test_sender_blocked_for_ever_on_a_queue(autojump_clock: Clock) -> None
     assert world.ending["dropped_bytes"] == pytest.approx(8000 * (4 - 2), abs=8000 * 0.3)
 
 
-async def test_sender_blocked_for_ever_on_a_socket(autojump_clock: Clock) -> None:
+async def test_sender_blocked_forever_on_a_socket(autojump_clock: Clock) -> None:
     """An agent that never reads again is lost after SEND_TIMEOUT, although it still speaks."""
     async with in_memory(tell_a_story, quiet(speed=1.0)) as world:
         agent_wires = hold_agent_wires(world)
@@ -303,7 +303,7 @@ class Steps(trio.abc.Instrument):
 
 @pytest.mark.parametrize("speed", [0.0, 1.0, 20.0])
 async def test_hang_up_while_the_agent_speaks(autojump_clock: Clock, speed: float) -> None:
-    """The agent's voice, on its way or still to come, keeps nobody on the line."""
+    """Agent audio, buffered or still to come, does not delay the end of the call."""
     async with in_memory(tell_a_story, quiet(speed=speed)) as world, world.call() as phone:
         await phone.wait_heard(0.5)
         began = trio.current_time()
@@ -505,8 +505,8 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 async def test_tool_in_flight_at_hang_up(
     autojump_clock: Clock, tools: ModuleType, tool: str, leave: str
 ) -> None:
-    """The function ends with the call, or, in a thread, is left behind; either way its answer is
-    sent to nobody, and the call waits for it no longer than for anything else."""
+    """The function ends with the call, or, in a thread, is abandoned; either way its answer is not
+    sent, and the call does not wait for it longer than for its other tasks."""
 
     async def script(agent: AgentSession) -> None:
         await agent.call_functions([{"name": tool}])
@@ -582,7 +582,7 @@ async def test_traceback_on_normal_hang_up(
 
 async def test_traceback_when_the_agent_speaks_on_after_stop(autojump_clock: Clock) -> None:
     """The caller's last words take their time, since the agent reads slowly, while it goes on
-    speaking to a phone that was told goodbye and has not answered yet. That is nobody's fault: one
+    speaking to a phone that was sent Close and has not answered yet. Neither side is at fault: one
     line, at level info."""
     async with in_memory(tell_a_story, quiet(speed=1.0)) as world, raw_phone(world) as phone:
         agent_wires = hold_agent_wires(world)
@@ -700,8 +700,8 @@ def hold_agent_wires(world: World, *, connect: bool = True) -> list[Any]:
 
 
 def block_writes(stream: Any) -> None:
-    """From now on a write to this memory stream does not return, as when nobody reads and the
-    kernel's buffers are full."""
+    """From now on a write to this memory stream does not return, as when the peer does not read
+    and the kernel's buffers are full."""
     deliver = stream.send_stream.send_all_hook
 
     async def deliver_and_block() -> None:

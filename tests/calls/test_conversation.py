@@ -135,7 +135,7 @@ async def test_a_busy_agent_is_tried_again(autojump_clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 402, 403])
-async def test_what_cannot_be_mended_is_not_tried_again(autojump_clock: Clock, status: int) -> None:
+async def test_a_permanent_refusal_is_not_retried(autojump_clock: Clock, status: int) -> None:
     async with in_memory(behaviour=quiet(reject_status=status)) as world:
         async with world.call() as phone:
             await phone.wait_ended()
@@ -178,7 +178,7 @@ async def test_a_lost_session_goes_on_with_the_conversation_so_far(autojump_cloc
     assert second.faults == []
 
 
-async def test_what_the_caller_says_meanwhile_is_kept(autojump_clock: Clock) -> None:
+async def test_the_callers_speech_meanwhile_is_kept(autojump_clock: Clock) -> None:
     async def script(agent: AgentSession) -> None:
         if agent.number == 1:
             await agent.wait_until(lambda: agent.received_bytes > 8000)
@@ -334,7 +334,7 @@ async def test_functions_know_the_call(autojump_clock: Clock) -> None:
 # ---- silence, stalls, the longest call ----------------------------------------------------------
 
 
-async def test_nobody_says_a_word(autojump_clock: Clock) -> None:
+async def test_both_sides_are_silent(autojump_clock: Clock) -> None:
     async with in_memory(talk, quiet()) as world:
         async with world.call() as phone:
             session = await world.agent.wait_for_session()

@@ -154,7 +154,7 @@ async def test_an_unsigned_request_takes_no_slot_and_gets_no_answer(autojump_clo
         assert len(world.app.extensions["bridge"].entrance.slots) == 0
 
 
-async def test_what_was_checked_is_in_the_log_now_and_then(autojump_clock: Clock) -> None:
+async def test_refusals_are_logged_at_a_limited_rate(autojump_clock: Clock) -> None:
     """The address, so that a proxy's part in it can be seen; and how often it happened."""
     async with in_memory() as world:
         for _ in range(20):
@@ -223,7 +223,7 @@ async def test_the_check_of_upgrades_can_be_switched_off(autojump_clock: Clock) 
 async def test_a_page_of_another_site_is_refused(
     autojump_clock: Clock, origin: str, status: int
 ) -> None:
-    """Twilio sends no Origin; whoever does is a browser, whose page has to be ours."""
+    """Twilio sends no Origin; a client that does is a browser, whose page must be bridge's."""
     async with in_memory() as world:
         headers = [*signed(HOST), (b"Origin", origin.encode())]
         assert await status_of(world, headers) == status
@@ -311,7 +311,7 @@ async def test_without_the_rule_no_ticket_is_needed(autojump_clock: Clock) -> No
 
 
 async def test_a_server_that_is_full_lets_no_socket_past_it(autojump_clock: Clock) -> None:
-    """A ticket is worth its slot, which has expired meanwhile and is somebody else's."""
+    """A ticket is only valid with its slot, which has expired and now belongs to another call."""
     async with in_memory(using=settings(server={"max_calls": 1})) as world:
         late = start_message(world.app, SID)
         async with world.call() as phone:
@@ -478,7 +478,7 @@ async def test_a_call_that_another_process_let_in_is_carried(autojump_clock: Clo
         assert len(bridge.entrance.slots) == 0
 
 
-async def test_who_only_looks_whether_the_socket_opens_was_no_call(autojump_clock: Clock) -> None:
+async def test_a_socket_that_closes_without_a_message_was_no_call(autojump_clock: Clock) -> None:
     """`bridge check` does so, and monitors may, again and again."""
     async with in_memory() as world, trio.open_nursery() as nursery:
         stream = await world.phone_options["open_stream"]("127.0.0.1", 5000, False)

@@ -61,7 +61,7 @@ async def waiter(agent: AgentSession) -> None:
     await trio.sleep(5)
     await agent.user_said("Are you back?")
     await agent.say("Yes, I am.", SECOND)
-    # Nobody says a word for half a minute: bridge has the agent ask, and somebody is there.
+    # Both sides are silent for half a minute: bridge has the agent ask, and the caller is there.
     await agent.wait_for_message("InjectAgentMessage")
     await trio.sleep(4)
     await agent.user_said("Yes. A table for four, please.")

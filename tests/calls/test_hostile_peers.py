@@ -89,7 +89,7 @@ BAD: dict[str, str | bytes] = {
 HARMLESS: dict[str, str] = {
     "a new event": say("rejoice"),
     "an event with markup": say(NASTY),
-    "a mark nobody set": say("mark", mark={"name": NASTY}),
+    "a mark that was not sent": say("mark", mark={"name": NASTY}),
     "a mark with a long name": say("mark", mark={"name": "m" * 60_000}),
     "no key": say("dtmf", dtmf={"digit": ""}),
     "two keys": say("dtmf", dtmf={"digit": "12"}),
@@ -177,7 +177,7 @@ async def test_it_costs_no_agent_before_the_start(
 async def test_nothing_but_nonsense_is_the_end(
     autojump_clock: Clock, nursery: trio.Nursery, case: str, begun: bool
 ) -> None:
-    """A hundred on end: `protocol_error` with the reason, Close 1002, the agent's session over."""
+    """A hundred in a row: `protocol_error` with the reason, Close 1002, no agent session."""
     async with in_memory() as world:
         socket = await connect(world, nursery)
         if begun:
@@ -230,7 +230,7 @@ async def test_a_sid_that_is_none_begins_nothing(
     assert world.ending["outcome"] == "protocol_error"
 
 
-async def test_parameters_are_the_agents_to_read_and_nobody_elses_to_run(
+async def test_parameters_reach_the_agent_and_are_never_executed(
     autojump_clock: Clock, nursery: trio.Nursery
 ) -> None:
     """Markup and templates come through as text, filled in once; control characters, by which a
@@ -297,7 +297,7 @@ async def test_a_session_goes_on_after_it(autojump_clock: Clock, case: str) -> N
 
 
 async def test_an_agent_that_talks_nothing_but_nonsense_is_replaced(autojump_clock: Clock) -> None:
-    """After a hundred on end the session counts as broken: another one, and the call goes on."""
+    """After a hundred in a row the session counts as broken: another one, and the call goes on."""
 
     async def script(agent: AgentSession) -> None:
         if agent.number == 1:

@@ -120,7 +120,7 @@ async def test_a_conversation_in_a_warm_session(autojump_clock: Clock) -> None:
             assert [one["name"] for one in agent["think"]["functions"]] == ["end_call"]
             await phone.say(b"\x22" * 1600)
             await phone.wait_heard(len(GREETING) / 8000)
-            await trio.sleep(2 * HOLD_SECONDS)  # nobody waits for the call any more
+            await trio.sleep(2 * HOLD_SECONDS)  # the hold has expired
             await phone.hang_up()
         await world.quiet()
         assert world.ending["outcome"] == "caller_hung_up"
@@ -149,7 +149,7 @@ async def test_a_webhook_that_is_asked_twice_opens_one(autojump_clock: Clock) ->
         assert world.agent.connections == 1
 
 
-async def test_who_is_refused_gets_none(autojump_clock: Clock) -> None:
+async def test_a_refused_caller_gets_no_prewarmed_session(autojump_clock: Clock) -> None:
     using = replace(WARM, server=replace(WARM.server, max_calls=1))
     async with running(using=using) as world:
         await announce(world)
@@ -288,10 +288,10 @@ async def test_with_several_processes_it_is_off_and_says_so_once(
         assert len(told) == 1
 
 
-async def test_a_failure_nobody_foresaw_is_its_own(
+async def test_an_unexpected_failure_affects_no_call(
     autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It costs the call its head start, and the other calls nothing."""
+    """The call loses its prewarmed session; other calls are not affected."""
     async with running() as world:
         bridge = world.app.extensions["bridge"]
         choose, broken = bridge.setup.choose_agent, iter([True])

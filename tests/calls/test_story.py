@@ -301,7 +301,7 @@ async def fail(agent: AgentSession) -> None:
     await agent.error("INTERNAL_SERVER_ERROR", "out of order")
 
 
-async def vanish(agent: AgentSession) -> None:
+async def drop_connection(agent: AgentSession) -> None:
     await agent.reset()
 
 
@@ -313,7 +313,7 @@ async def vanish(agent: AgentSession) -> None:
         (fail, {}, "agent_failed", "INTERNAL_SERVER_ERROR: out of order"),
         (fail, {"closes_after_error": False}, "agent_failed", "INTERNAL_SERVER_ERROR"),
         (fail, {"legacy_errors": True}, "agent_failed", "INTERNAL_SERVER_ERROR: out of order"),
-        (vanish, {}, "agent_failed", "lost"),
+        (drop_connection, {}, "agent_failed", "lost"),
         (None, {"reject_status": 401}, "agent_unreachable", "DEEPGRAM_API_KEY"),
         (None, {"reject_status": 429}, "agent_unreachable", "as many sessions"),
         (None, {"answers_handshake": False}, "agent_unreachable", "within 5 s"),

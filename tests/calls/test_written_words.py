@@ -126,7 +126,7 @@ async def test_a_greeting_that_may_not_be_interrupted_is_not(autojump_clock: Clo
     assert barge_ins == []
 
 
-async def test_what_is_written_before_there_is_an_agent_waits_for_it(autojump_clock: Clock) -> None:
+async def test_words_written_before_there_is_an_agent_wait_for_it(autojump_clock: Clock) -> None:
     slow = msgspec.structs.replace(QUIET, welcome_delay=1.0)
     async with in_memory(talk, slow) as world:
         async with world.call() as phone:

@@ -1,4 +1,4 @@
-"""What several folders of tests/integration need, and what is costly to set up."""
+"""Fixtures that several folders of tests/integration share, and that are costly to set up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What importing the package costs: users' functions and speech workers load no server."""
+"""The cost of importing the package: users' functions and speech workers load no server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The agent's refusals, each with the remedy that mends it."""
+"""The agent's refusals, each with its remedy."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ async def test_a_key_that_is_missing_is_not_tried():
 
 async def test_a_closed_port():
     with trio.socket.socket() as taken:
-        await taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody else gets the port
+        await taken.bind(("127.0.0.1", 0))  # bound, not listening: reserves the port
         found = await only(f"ws://127.0.0.1:{taken.getsockname()[1]}/")
     assert found.what.startswith("nothing listens at 127.0.0.1:")
     assert "bridge agent" in found.remedy
@@ -219,6 +219,6 @@ async def test_a_module_of_functions_that_cannot_be_loaded(monkeypatch, tmp_path
     assert "line 1" in found[0].why
 
 
-def test_whose_clock_is_asked():
+def test_the_reference_clock():
     assert hosts(Settings()) == ["https://agent.deepgram.com/"]
     assert hosts(using("ws://127.0.0.1:9000/")) == []

@@ -124,13 +124,13 @@ async def test_a_real_server_that_lets_everybody_in():
     async with on_loopback(using=open_to_all) as world:
         found = by_check(await check_server(using(NOBODY, world.base_url), SECRETS))
         await world.quiet()
-    # On this machine it harms nobody; elsewhere it would be wrong.
+    # Harmless on this machine; elsewhere it would be wrong.
     assert "(and, on this machine, any)" in found["signature"].what
 
 
 async def test_no_server_runs():
     with trio.socket.socket() as taken:
-        await taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody else gets the port
+        await taken.bind(("127.0.0.1", 0))  # bound, not listening: reserves the port
         bind = f"127.0.0.1:{taken.getsockname()[1]}"
         [found] = await check_server(using(bind), Secrets())
     assert (found.check, found.status) == ("server", "skipped")
@@ -249,7 +249,7 @@ async def test_a_webhook_that_is_not_there():
     assert "answers 404" in found.what
 
 
-def test_what_was_written_as_an_address():
+def test_addresses_as_they_were_written():
     bare = ServerAddress("https://a.example", "https://a.example/incoming-call")
     assert ServerAddress.of("https://a.example") == ServerAddress.of("https://a.example/") == bare
     assert ServerAddress.of("https://a.example/incoming-call") == bare

@@ -41,7 +41,7 @@ def test_an_address_that_cannot_be_one(monkeypatch, capsys, url):
 
 def test_a_server_that_is_not_running(monkeypatch, capsys):
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody else gets the port
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: reserves the port
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         code, out, err = run(monkeypatch, capsys, TO, "--url", url)
     assert (code, out) == (1, "")

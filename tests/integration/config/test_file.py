@@ -104,7 +104,7 @@ class TestCurrent:
         assert (await file.current()).agent == {"greeting": "second"}
         assert [event["event"] for event in events] == ["configuration reloaded"]
 
-    async def test_what_waits_for_the_next_start_is_named(
+    async def test_settings_that_need_a_restart_are_named(
         self, path: Path, events: list[structlog.typing.EventDict]
     ) -> None:
         file = ConfigFile(path)
@@ -169,7 +169,7 @@ class TestCurrent:
         write(path, FIRST)
         assert await file.current() == first
 
-    async def test_what_could_not_be_read_is_tried_again(
+    async def test_a_file_that_could_not_be_read_is_tried_again(
         self, path: Path, events: list[structlog.typing.EventDict], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A good edit must not be passed over for want of a file descriptor at that moment."""

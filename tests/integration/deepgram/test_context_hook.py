@@ -115,7 +115,7 @@ async def test_a_real_socket_that_never_answers_costs_the_deadline_and_no_more(
 
 async def test_a_real_socket_that_refuses(lines: list[EventDict]) -> None:
     with trio.socket.socket() as placeholder:
-        # Bound, not listening: nobody else can answer here, and neither does this.
+        # Bound, not listening: no other process can use the port, and connections are refused.
         await placeholder.bind(("127.0.0.1", 0))
         port = placeholder.getsockname()[1]
         assert await fetch_context(f"http://127.0.0.1:{port}/", INFO, 30.0) == {}

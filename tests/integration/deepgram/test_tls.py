@@ -77,7 +77,7 @@ async def test_another_hosts_certificate_is_refused(authority: trustme.CA, host:
 
 
 async def test_a_certificate_of_an_unknown_authority_is_refused() -> None:
-    """One that an authority has signed which nobody trusts, its own for example."""
+    """One signed by an untrusted authority, for example self-signed."""
     with pytest.RaisesGroup(
         pytest.RaisesExc(OSError, match=r"TLS failed: .*(self.signed|unable to get local issuer)")
     ):

@@ -82,7 +82,7 @@ class Stuck:
 
 
 async def test_a_thread_that_ignores_cancellation_is_abandoned() -> None:
-    """Nobody waits for it: neither the deadline, nor the agent, nor the end of the call."""
+    """Nothing waits for it: neither the deadline, nor the agent, nor the end of the call."""
     with Stuck() as stuck, trio.fail_after(10):
 
         @function(deadline=0.5)

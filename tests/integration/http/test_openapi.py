@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
 from bridge.http.openapi import description
 from tests.world import on_loopback, settings
 
-# Errors of ours are answers, too; these two are of nobody's intention.
+# bridge's own errors are documented answers; these two are never intended.
 UNINTENDED = {500, 501}
 
 CHECKS: list[CheckFunction] = [
@@ -61,7 +61,7 @@ api = schemathesis.openapi.from_dict(description())
 @hypothesis.settings(max_examples=20, suppress_health_check=list(hypothesis.HealthCheck))
 def test_the_server_does_as_described(case: schemathesis.Case, server: str) -> None:
     """Whatever a client sends, allowed or not: a status, a type and a body from the description,
-    and never an error that nobody foresaw. The streams of events, which have no end, are left out.
+    and never an unexpected error. The streams of events, which have no end, are left out.
     """
     answer = case.call(base_url=server, timeout=20)
     assert answer.status_code not in UNINTENDED

@@ -115,7 +115,7 @@ async def test_a_turn_is_ended_by_force(speech: dict[str, bytes]) -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(worker.run, take)
-            await worker.end_turn()  # nobody speaks: nothing comes of it
+            await worker.end_turn()  # no speech: no reply
             await worker.hear(PAUSE + speech["when are you open"])  # and no pause after it
             await worker.end_turn()
             with trio.fail_after(PATIENCE):
@@ -216,7 +216,7 @@ async def test_a_client_without_functions_is_told_and_the_agent_hangs_up_by_itse
         assert server.sessions[0].closed.code == 1000
 
 
-async def test_what_the_client_injects_is_spoken_with_the_same_voice() -> None:
+async def test_injected_words_are_spoken_with_the_same_voice() -> None:
     async with agent() as (server, _), connected(server, opening()) as client:
         await client.send({"type": "InjectAgentMessage", "message": "Are you still there?"})
         await client.wait_for("AgentAudioDone")

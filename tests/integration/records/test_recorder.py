@@ -267,14 +267,14 @@ async def test_locked_by_another_connection(database, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pragma", "mended", "words"),
+    ("pragma", "repair", "words"),
     [
         ("PRAGMA query_only=ON", "PRAGMA query_only=OFF", "readonly"),
         ("PRAGMA max_page_count=1", "PRAGMA max_page_count=100000", "full"),
     ],
     ids=["read-only", "disk full"],
 )
-async def test_a_database_that_takes_nothing(database, folder, pragma, mended, words):
+async def test_a_database_that_takes_nothing(database, folder, pragma, repair, words):
     """SQLite's own refusals, as of a disk that is full or mounted read-only."""
     async with running(database, folder) as recorder:
         state = [pragma]
@@ -285,7 +285,7 @@ async def test_a_database_that_takes_nothing(database, folder, pragma, mended, w
                 recorder.finish(record(sid(number), outcome="idle", transcript=big))
         await until(lambda: words in recorder.statistics().trouble)
         await until(lambda: recorder.statistics().waiting == 0)
-        state[0] = mended
+        state[0] = repair
         await writer_of(recorder).settle()
     assert database.written == [sid(number) for number in range(10)]
 
@@ -425,7 +425,7 @@ async def test_a_line_that_cannot_be_read_does_not_stop_the_others(database, fol
 
 
 async def test_a_record_the_database_will_never_take_does_not_stop_the_others(database, folder):
-    """Such as one whose column somebody made too strict."""
+    """Such as one whose column has too strict a constraint."""
     database.prepare()
     with database._connect().begin() as connection:
         connection.exec_driver_sql(
@@ -585,14 +585,14 @@ async def test_cancelled_in_mid_write_it_waits_for_that_write(database, folder):
     assert recorder.statistics().trouble == ""
 
 
-async def test_what_comes_after_the_end_is_in_the_spool(database, folder):
+async def test_records_after_the_end_are_in_the_spool(database, folder):
     async with running(database, folder) as recorder:
         pass
     recorder.finish(record(outcome="idle"))
     assert spooled(folder) == [SID]
 
 
-async def test_what_came_before_the_start_is_written(database, folder):
+async def test_records_before_the_start_are_written(database, folder):
     recorder = recorder_of(database, folder)
     recorder.begin(record())
     async with trio.open_nursery() as nursery:
@@ -631,7 +631,7 @@ async def test_it_outlives_the_block_it_serves(tmp_path):
 
 
 async def test_it_starts_without_its_database(tmp_path):
-    """Nobody listens there. Calls come in all the same, and their records wait."""
+    """The database is down. Calls are still accepted, and their records wait."""
     settings = RecordSettings(url=f"postgresql://me@/calls?host={tmp_path}")
     recorder = recorder_for(settings, tmp_path / "spool")
     async with recorder.running():
@@ -733,7 +733,7 @@ async def test_without_a_database_an_ending_is_unknown_at_once(tmp_path, folder)
         await recorder.list_calls()
 
 
-async def test_what_waits_is_shown_with_what_is_stored(database, folder):
+async def test_waiting_records_are_shown_with_stored_ones(database, folder):
     async with running(database, folder) as recorder:
         recorder.begin(record())
         await writer_of(recorder).settle()

@@ -75,7 +75,7 @@ def test_sql_is_text_like_any_other(store, text):
     assert len(store.list_calls()) == 2
 
 
-def test_what_is_unknown_is_none(store):
+def test_an_unknown_call_is_none(store):
     assert store.get("CAnobody") is None
     assert store.ending_of("CAnobody") is None
     assert store.list_calls() == []
@@ -253,7 +253,7 @@ def test_a_locked_database_is_read_all_the_same_and_cannot_be_written(tmp_path, 
     write(store, record(revision=2))
 
 
-def test_what_is_deleted_is_gone_from_the_file(tmp_path):
+def test_deleted_records_are_gone_from_the_file(tmp_path):
     store = Store(f"sqlite:///{tmp_path}/calls.db")
     write(store, record(revision=1, transcript=[Line(words="unmistakable words")]))
     assert b"unmistakable" in (tmp_path / "calls.db").read_bytes()

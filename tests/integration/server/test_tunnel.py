@@ -250,7 +250,7 @@ async def test_one_that_ignores_the_signal_is_killed(
     assert programs.is_gone()
 
 
-async def test_what_it_says_later_does_not_stop_it(
+async def test_later_output_does_not_stop_it(
     programs: Programs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More than a pipe holds; it gets as far as saying so only if all of it is read."""

@@ -139,7 +139,7 @@ async def test_messages_of_any_length_go_both_ways(kind: str, role: ConnectionTy
 
 
 @on_every_stream
-async def test_what_came_together_is_received_together(kind: str) -> None:
+async def test_messages_that_came_together_are_received_together(kind: str) -> None:
     async with connected(kind) as (websocket, peer):
         await peer.send(*[TextMessage(data=str(number)) for number in range(10)])
         assert await websocket.receive() == [str(number) for number in range(10)]
@@ -388,7 +388,7 @@ async def test_a_peer_that_does_not_read_is_dropped_after_the_write_timeout(kind
 
             nursery.start_soon(receive)
             with pytest.raises(WebSocketClosed, match=r"not read for 0\.1 s"):
-                await _send_for_ever(websocket)
+                await _send_until_closed(websocket)
 
 
 @on_every_stream
@@ -472,7 +472,7 @@ async def test_drop_ends_the_pause_of_a_flood(autojump_clock: Clock) -> None:
         assert trio.current_time() == 0
 
 
-async def _send_for_ever(websocket: WebSocket) -> None:
+async def _send_until_closed(websocket: WebSocket) -> None:
     while True:
         await websocket.send(BIG)
 

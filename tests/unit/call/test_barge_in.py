@@ -35,7 +35,7 @@ def play(transcript: str) -> str:
 @pytest.mark.parametrize(
     "transcript",
     [
-        pytest.param("+ + done + done", id="nobody interrupts"),
+        pytest.param("+ + done + done", id="no interruption"),
         pytest.param("+ user-speaks - - new-turn + done", id="interrupted, then a new turn"),
         pytest.param("+ done user-speaks + done", id="all was sent, nothing can be stale"),
         pytest.param("+ user-speaks - done + +", id="the interrupted utterance says it is done"),

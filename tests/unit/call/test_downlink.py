@@ -57,7 +57,7 @@ async def downlink_to(phone: Phone) -> tuple[Downlink, Story]:
     return Downlink(stream, story, Silence(30, 10), None, lambda seconds: None), story
 
 
-async def test_what_came_together_is_one_message(autojump_clock: Clock) -> None:
+async def test_audio_that_came_together_is_one_message(autojump_clock: Clock) -> None:
     phone = Phone()
     downlink, story = await downlink_to(phone)
     for _ in range(3):

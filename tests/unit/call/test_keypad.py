@@ -42,7 +42,7 @@ def test_the_pound_key_alone_is_a_key() -> None:
     assert press_all(keypad, "1##") == [None, "1", "#"]
 
 
-def test_a_key_after_a_pause_that_nobody_saw_begins_anew() -> None:
+def test_a_key_after_an_unnoticed_pause_begins_a_new_entry() -> None:
     keypad = Keypad(pause=2.0)
     keypad.press("1", 0.0)
     assert keypad.press("2", 2.0) == "1"
@@ -67,7 +67,7 @@ def test_a_key_held_down_does_not_grow_without_end() -> None:
 
 
 @pytest.mark.parametrize("digit", ["", "12", "a", "E", "w", "\n", "٣", "²", "１", "##", " "])
-def test_what_no_keypad_has_is_counted_and_changes_nothing(digit: str) -> None:
+def test_a_digit_that_no_keypad_has_is_counted_and_changes_nothing(digit: str) -> None:
     keypad = Keypad(pause=2.0)
     keypad.press("1", 0.0)
     assert keypad.press(digit, 1.0) is None
@@ -94,7 +94,7 @@ def test_a_pause_takes_time(pause: float) -> None:
     )
 )
 def test_every_key_is_in_one_entry_and_in_order(keys: list[tuple[str, int, bool]]) -> None:
-    """Whether or not somebody is there to take when the pause has passed."""
+    """Whether or not `take` is called when the pause has passed."""
     keypad, now = Keypad(pause=2.0), 0
     entries: list[str | None] = []
     for digit, waited, taken in keys:

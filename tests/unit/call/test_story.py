@@ -1,4 +1,4 @@
-"""What was said, what of it was heard, and when things happened in each turn."""
+"""The story of a call: its lines, how much of each was heard, and the timings of each turn."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ async def test_everything_put_is_taken_in_order(pieces: list[bytes]) -> None:
     assert all(0 < len(frame) <= LONGEST_FRAME_BYTES for frame in taken)
 
 
-async def test_the_oldest_is_dropped_and_counted_when_nobody_takes() -> None:
+async def test_the_oldest_is_dropped_and_counted_when_the_sender_does_not_take() -> None:
     uplink = Uplink(20)
     for number in range(150):
         uplink.put(bytes([number]) * 160)
@@ -86,7 +86,7 @@ async def arrivals_of(uplink: uplinks.Uplink, *batches: int) -> list[tuple[float
     return arrivals
 
 
-async def test_what_comes_together_is_sent_together(
+async def test_audio_that_comes_together_is_sent_together(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     arrivals = await arrivals_of(Uplink(20), 3, 2, 4)
@@ -100,7 +100,7 @@ async def test_a_longer_frame_is_collected_and_the_rest_is_sent_at_the_end(
     assert arrivals == [(0.12, 800), (0.18, 640)]
 
 
-async def test_what_was_collected_is_sent_when_the_phone_falls_silent(
+async def test_collected_audio_is_sent_when_the_phone_falls_silent(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with silent_phone(Uplink(100)) as uplink:
@@ -110,7 +110,7 @@ async def test_what_was_collected_is_sent_when_the_phone_falls_silent(
         assert await uplink.take() == silence(100)
 
 
-async def test_what_waited_for_a_late_taker_is_taken_in_long_frames() -> None:
+async def test_audio_that_waited_for_a_late_sender_is_taken_in_long_frames() -> None:
     uplink = Uplink(20)
     for _ in range(20):
         uplink.put(TWENTY_MS)

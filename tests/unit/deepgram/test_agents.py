@@ -1,4 +1,4 @@
-"""Who answers, and how greeting and prompt are filled in."""
+"""The choice of the agent, and the filling in of its greeting and prompt."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_no_template_and_no_value_is_too_strange(template: str, variables: dict[
 
 @given(st.dictionaries(names, templates, min_size=1))
 def test_a_value_is_never_a_template(variables: dict[str, str]) -> None:
-    """Whoever chooses one value learns none of the others, whatever the order."""
+    """A chosen value cannot reveal another variable, in any order of replacement."""
     secret = {**variables, "secret": "S3CRET"}
     for name in variables.keys() - {"secret"}:
         filled, unknown = fill(f"{{{name}}}", {**secret, name: variables[name] + "{secret}"})
@@ -243,7 +243,7 @@ def test_every_think_provider_is_filled_in() -> None:
     "agent",
     [{}, {"greeting": 7, "think": "none"}, {"think": [1, {"prompt": None}]}, {"think": {}}],
 )
-def test_what_is_no_text_is_left_to_deepgram(agent: dict[str, Any]) -> None:
+def test_a_greeting_or_prompt_that_is_not_text_is_left_to_deepgram(agent: dict[str, Any]) -> None:
     assert fill_in(agent, VARIABLES) == agent
 
 

@@ -103,7 +103,7 @@ async def test_all_else_is_ignored_and_named(lines: list[EventDict]) -> None:
         st.text(st.characters(exclude_categories=("Cs",))) | st.integers() | st.booleans(),
     )
 )
-async def test_what_the_hook_says_arrives(said: dict[str, Any]) -> None:
+async def test_the_hooks_variables_arrive(said: dict[str, Any]) -> None:
     expected = {
         key: value if isinstance(value, str) else str(value).lower() for key, value in said.items()
     }

@@ -144,7 +144,7 @@ async def test_the_opening_is_in_the_documented_order(autojump_clock: Clock) -> 
     assert texts == ['{"type":"Settings"}']
 
 
-async def test_what_comes_right_behind_settings_applied_is_not_lost(autojump_clock: Clock) -> None:
+async def test_messages_right_after_settings_applied_are_not_lost(autojump_clock: Clock) -> None:
     async def behaviour(peer: Peer) -> None:
         greeting = WSConnection(ConnectionType.SERVER)
         greeting.receive_data(
@@ -167,7 +167,7 @@ async def test_what_comes_right_behind_settings_applied_is_not_lost(autojump_clo
     assert received == [b"hello", messages.AgentAudioDone()]
 
 
-async def test_what_waits_is_received_together(autojump_clock: Clock) -> None:
+async def test_waiting_messages_are_received_together(autojump_clock: Clock) -> None:
     """Twenty messages of a burst become one media message to the phone."""
 
     async def behaviour(peer: Peer) -> None:
@@ -211,7 +211,7 @@ async def test_bad_and_unknown_messages_are_skipped(autojump_clock: Clock) -> No
 async def test_a_key_is_taken_out_of_what_is_said_unless_it_is_part_of_words(
     autojump_clock: Clock, key: str, words: str
 ) -> None:
-    """Whoever has a local agent sets DEEPGRAM_API_KEY to anything."""
+    """With a local agent DEEPGRAM_API_KEY may be any text."""
 
     async def behaviour(peer: Peer) -> None:
         await peer.settle()
@@ -366,7 +366,7 @@ async def test_a_refused_connection_keeps_its_reason(
 # ---- ending -----------------------------------------------------------------------------------
 
 
-async def receive_for_ever(agent: AgentSession) -> None:
+async def receive_until_closed(agent: AgentSession) -> None:
     while True:
         await agent.receive()
 
@@ -388,7 +388,7 @@ async def test_the_agent_closes(autojump_clock: Clock, code: int, clean: bool, w
         await trio.sleep_forever()
 
     began = trio.current_time()
-    error = await failing(behaviour, receive_for_ever)
+    error = await failing(behaviour, receive_until_closed)
     assert isinstance(error, AgentClosed)
     assert (error.clean, str(error)) == (clean, words)
     assert trio.current_time() == began
@@ -419,18 +419,18 @@ async def test_the_connection_is_lost(autojump_clock: Clock) -> None:
         await peer.settle()
         await peer.stream.aclose()
 
-    error = await failing(behaviour, receive_for_ever)
+    error = await failing(behaviour, receive_until_closed)
     assert isinstance(error, AgentClosed)
     assert not error.clean
     assert "lost" in str(error)
 
 
-async def test_what_breaks_the_protocol_is_named(autojump_clock: Clock) -> None:
+async def test_a_protocol_error_is_named(autojump_clock: Clock) -> None:
     async def behaviour(peer: Peer) -> None:
         await peer.settle(then=b"\xff\xff\xff\xff")
         await peer.read_to_end()
 
-    error = await failing(behaviour, receive_for_ever)
+    error = await failing(behaviour, receive_until_closed)
     assert isinstance(error, AgentClosed)
     assert not error.clean
 
@@ -475,12 +475,12 @@ async def test_leaving_under_cancellation_still_says_goodbye(autojump_clock: Clo
                     return
 
     began = trio.current_time()
-    await converse(behaviour, receive_for_ever, cancel_after=0.5)
+    await converse(behaviour, receive_until_closed, cancel_after=0.5)
     assert answered is True
     assert trio.current_time() - began == pytest.approx(0.5)
 
 
-async def test_a_ping_in_the_middle_of_the_goodbye_cancels_nobody(autojump_clock: Clock) -> None:
+async def test_a_ping_during_the_close_handshake_cancels_no_task(autojump_clock: Clock) -> None:
     """trio-websocket's reader dies of it; with open_websocket the call would silently stop."""
 
     async def behaviour(peer: Peer) -> None:
@@ -534,7 +534,7 @@ async def test_an_agent_that_does_not_read_is_lost_in_time(autojump_clock: Clock
 
             async def receive() -> None:
                 try:
-                    await receive_for_ever(agent)
+                    await receive_until_closed(agent)
                 except AgentClosed as error:
                     heard.append(str(error))
 

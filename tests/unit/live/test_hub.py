@@ -1,4 +1,4 @@
-"""What viewers are told of calls, on the virtual clock and through the whole stack."""
+"""The events that viewers get, on the virtual clock and through the whole stack."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ async def test_a_call_from_its_beginning_to_its_end(autojump_clock: Clock) -> No
     assert set(view.recorded({})) <= set(call)
 
 
-async def test_who_watches_one_call_sees_it_alone_and_to_its_end(autojump_clock: Clock) -> None:
+async def test_a_viewer_of_one_call_sees_only_this_call_to_its_end(autojump_clock: Clock) -> None:
     watcher, sids = Watcher(), []
     async with in_memory(script, quiet(speed=2.0, stale_chunks=0)) as world:
         async with world.call(), world.call() as phone:
@@ -282,7 +282,7 @@ async def test_viewers_cost_a_call_nothing(autojump_clock: Clock) -> None:
     assert logs[0] == logs[1]
 
 
-async def test_nothing_is_looked_at_while_nobody_watches(
+async def test_nothing_is_computed_without_viewers(
     autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = []
@@ -291,7 +291,7 @@ async def test_nothing_is_looked_at_while_nobody_watches(
     async with in_memory(script, quiet(speed=2.0, stale_chunks=0)) as world:
         live = live_of(world)
         live.server = lambda: looked.append("server") or {}  # type: ignore[func-returns-value]
-        with live.watching("CA" + "0" * 32) as viewer:  # of another call: that is nobody
+        with live.watching("CA" + "0" * 32) as viewer:  # of another call: no viewer of this one
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(one_call, world)
                 assert await viewer.next(20) is None
@@ -324,7 +324,9 @@ async def test_calls_that_end_unseen_are_bounded(
     assert watcher.names[0] == "snapshot"
 
 
-async def test_who_reads_after_the_end_is_told_of_it(autojump_clock: Clock) -> None:
+async def test_a_viewer_that_reads_after_the_end_gets_ended(
+    autojump_clock: Clock,
+) -> None:
     """One call's viewer that was asleep while the call ended."""
     watcher = Watcher()
     async with in_memory(script, quiet(speed=2.0)) as world:
@@ -395,7 +397,7 @@ async def test_a_lost_agent_shows(autojump_clock: Clock) -> None:
     assert "reconnects" in {key for name, data in watcher.events if name == "call" for key in data}
 
 
-def test_what_changes_has_the_names_of_what_is_recorded() -> None:
+def test_facts_have_the_names_of_the_record_fields() -> None:
     """A page shows both by the same code."""
     from bridge.records.record import CallRecord
 

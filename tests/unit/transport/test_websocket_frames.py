@@ -1,4 +1,4 @@
-"""What is quick about frames changes nothing about them: both ends against wsproto's own."""
+"""The fast path for frames is equivalent to wsproto: both ends against wsproto's own."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_writes_what_wsproto_understands(side: ConnectionType, events: list[Even
 
 
 @given(sides, st.lists(messages, max_size=4), st.binary(max_size=40), cuts)
-def test_what_is_malformed_is_told_as_wsproto_tells_it(
+def test_malformed_frames_are_reported_as_wsproto_reports_them(
     side: ConnectionType, events: list[Event], noise: bytes, sizes: list[int]
 ) -> None:
     data = said(Connection(OTHER[side]), events) + noise
@@ -124,7 +124,7 @@ def test_a_short_message_in_pieces_is_one_event(side: ConnectionType) -> None:
 
 
 def test_a_long_message_is_not_collected_here() -> None:
-    """How much of one is too much is for whoever reads the events to say."""
+    """The reader of the events decides how long a message may be."""
     data = Connection(ConnectionType.CLIENT).send(BytesMessage(data=b"x" * (LONGEST + 1)))
     quick = QuickConnection(ConnectionType.SERVER)
     quick.receive_data(data[:1000])

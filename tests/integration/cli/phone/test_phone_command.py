@@ -20,7 +20,7 @@ def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
 
 def test_a_server_that_is_not_running(monkeypatch, capsys):
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody else gets the port
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: reserves the port
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         code, line = run(monkeypatch, capsys, "--url", url)
     assert code == 1

@@ -1,7 +1,7 @@
 """hypercorn's failures that would end calls, and that `bridge.server.hypercorn` prevents them.
 
 Tests named `the_trap_is_real` run hypercorn without the remedy: when one of them fails, a new
-release has mended it, and the remedy may go.
+release has fixed the bug, and the remedy can be removed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from tests.world import in_memory
 
 Clock = trio.testing.MockClock
 
-# Longer than any time-out of hypercorn's and ours: what is there after that is there for ever.
+# Longer than any timeout of hypercorn and bridge: what remains after it would never end.
 FOR_EVER = 1000.0
 
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
@@ -332,7 +332,7 @@ async def _told_of_a_broken_write() -> bool:
 
 
 def _connection() -> tuple[Peer, GuardedTCPServer]:
-    """A connection that nobody runs, to write to."""
+    """A connection without a running task, to write to."""
     ours, theirs = trio.testing.memory_stream_pair()
     app: Any = None
     connection = GuardedTCPServer(app, Config(), WorkerContext(None), ConnectionState({}), theirs)
@@ -441,11 +441,11 @@ async def test_the_trap_is_real_an_answered_connection_stays_open(
 
 
 async def test_frames_before_the_accept_are_a_disconnect(autojump_clock: Clock, logs: Any) -> None:
-    """A handler that has not accepted yet is told, and does not wait for ever."""
+    """A handler that has not accepted yet is told, and does not wait without end."""
     assert await _told_of_early_frames() is True
 
 
-async def test_the_trap_is_real_frames_before_the_accept_tell_nobody(
+async def test_the_trap_is_real_frames_before_the_accept_are_not_reported(
     autojump_clock: Clock, stock: None
 ) -> None:
     """Without the remedy the handler waits on a websocket that hypercorn has written off."""
@@ -716,7 +716,7 @@ async def _healthy_after_a_deadly_request(folder: Path, application: str) -> boo
             stdout=PIPE,
             stderr=PIPE,
         )
-        # Hypercorn's alone from here on: when it is gone, nobody answers.
+        # Served by hypercorn alone from here on: once it is gone, connections are refused.
         listener.close()
         async with trio.open_nursery() as nursery:
             output: list[bytes] = []
