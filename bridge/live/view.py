@@ -23,8 +23,8 @@ Doing = Literal["connecting", "listening", "thinking", "speaking", "reconnecting
 # The lists of a call, by name, in the order in which a page needs them.
 LISTS: Final = ("transcript", "turns", "functions")
 
-_OWES_A_WORD: Final = frozenset({State.OWING, State.TOLD, State.FILLED, State.PRODDED})
-_CALLER_SPEAKS: Final = frozenset({State.CALLER, State.AGAIN})
+_REPLY_DUE: Final = frozenset({State.OWING, State.TOLD, State.FILLED, State.PRODDED})
+_CALLER_SPEAKING: Final = frozenset({State.CALLER, State.AGAIN})
 
 _RECORDED: Final[Mapping[str, Any]] = {
     "caller": "",
@@ -55,7 +55,7 @@ def doing(call: CallParts, now: float) -> Doing:
         return "connecting" if report.setup_seconds is None else "reconnecting"
     if call.downlink.playback.queued(now) > 0:
         return "speaking"
-    if awaited in _OWES_A_WORD:
+    if awaited in _REPLY_DUE:
         return "thinking"
     if running is not None and running.running:
         return "thinking"
@@ -68,7 +68,7 @@ def facts(call: CallParts, now: float) -> dict[str, Any]:
     return {
         "agent": report.agent,
         "state": doing(call, now),
-        "caller_speaking": call.silence.state in _CALLER_SPEAKS,
+        "caller_speaking": call.silence.state in _CALLER_SPEAKING,
         "setup_seconds": report.setup_seconds,
         "barge_ins": call.story.barge_ins,
         "reconnects": report.reconnects,
