@@ -45,7 +45,7 @@ async def test_an_error_costs_one_call_its_spans_and_the_next_ones_are_made(trac
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tracing.run)
             for name in ("bad", "good"):
-                tracing.call_ended(a_call(name))
+                tracing.ended(a_call(name))
             while not made:  # noqa: ASYNC110
                 await trio.sleep(0.01)
             await tracing.aclose()
@@ -61,7 +61,7 @@ async def test_an_exporter_that_hangs_cannot_hold_up_the_end(tracing, monkeypatc
         with trio.fail_after(20):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(tracing.run)
-                tracing.call_ended(a_call("hangs"))
+                tracing.ended(a_call("hangs"))
                 await trio.testing.wait_all_tasks_blocked()
                 await tracing.aclose()
     finally:
@@ -71,6 +71,6 @@ async def test_an_exporter_that_hangs_cannot_hold_up_the_end(tracing, monkeypatc
 async def test_with_the_queue_full_spans_are_dropped_and_that_is_logged_once(tracing):
     with structlog.testing.capture_logs() as lines:
         for _ in range(module.WAITING_CALLS + 3):
-            tracing.call_ended(a_call("one"))
+            tracing.ended(a_call("one"))
     assert tracing.lost == 3
     assert [line["event"] for line in lines] == ["tracing queue full; spans dropped"]
