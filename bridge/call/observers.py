@@ -7,9 +7,12 @@ call from ending.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from bridge.call.parts import CallParts
 from bridge.log import get_logger
+
+if TYPE_CHECKING:
+    from bridge.call.parts import CallParts
 
 log = get_logger(__name__)
 

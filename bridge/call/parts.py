@@ -12,6 +12,7 @@ import trio
 from bridge.call.conversation import Conversation
 from bridge.call.downlink import Downlink, Recording
 from bridge.call.goodbye import PoliteEnd, Transfer
+from bridge.call.observers import Observer
 from bridge.call.report import CallReport
 from bridge.call.silence import Silence
 from bridge.call.story import Story
@@ -62,18 +63,6 @@ class OpenAgent(Protocol):
         schemas: Sequence[Mapping[str, Any]],
         history: Sequence[Mapping[str, Any]] | None,
     ) -> AbstractAsyncContextManager[OpenedAgent]: ...
-
-
-class Observer(Protocol):
-    """Receives the events of calls. Never waits, never raises."""
-
-    def began(self, call: CallParts) -> None: ...
-
-    def changed(self, call: CallParts) -> None: ...
-
-    def is_ending(self, call: CallParts) -> None: ...
-
-    def ended(self, call: CallParts) -> None: ...
 
 
 class Delays(Protocol):
