@@ -85,24 +85,21 @@ class Conversation:
             while True:
                 for message in await agent.receive():
                     if isinstance(message, bytes):
-                        self._downlink.put(message, agent.oldest_at)
+                        self._downlink.put(message, agent.received_at)
                     else:
                         await self._hear(message, functions, tasks)
                         self._changed()
-                await self._play()
+                if await self._downlink.play():
+                    self._changed()
         except (AgentFailed, AgentClosed):
             # What it said before is still worth hearing.
-            await self._play()
+            await self._downlink.play()
             raise
         finally:
             self.agent, self._session_opened = None, trio.Event()
             self._silence.session_lost(trio.current_time())
             # Their answers would be for a session that is over.
             functions.cancel_all()
-            self._changed()
-
-    async def _play(self) -> None:
-        if await self._downlink.play():
             self._changed()
 
     async def _hear(

@@ -33,6 +33,9 @@ class MediaSocket(Protocol):
     """What a call needs of the websocket Twilio opened: a `bridge.transport.websocket.WebSocket`,
     or a test's."""
 
+    received_at: float
+    """When what `receive` returned last was read, in seconds of Trio's clock."""
+
     async def receive(self) -> list[str | bytes]:
         """Return the messages that came together, at least one, in order. Raises WebSocketClosed
         when there will be none."""
@@ -54,11 +57,13 @@ class MediaStream:
 
     def __init__(self, socket: MediaSocket) -> None:
         self._socket = socket
-        self._outbound: messages.Outbound | None = None
         self._stream_sid = ""
+        self._outbound: messages.Outbound  # set by `start`
         self._bad_on_end = 0
         # What came in one batch with `start`, and behind it.
         self._early: list[str | bytes] = []
+        self.received_at = socket.received_at
+        """When what `receive` returned last was read, in seconds of Trio's clock."""
         self.bad_messages = 0
         self.bytes_received = 0
         self.frames_received = 0
@@ -71,7 +76,10 @@ class MediaStream:
         Raises PhoneGone when the socket closes first, NotAPhone when all that comes is nonsense.
         """
         while True:
-            received = await self._receive()
+            try:
+                received = await self._socket.receive()
+            except WebSocketClosed as closed:
+                raise PhoneGone from closed
             for position, text in enumerate(received, start=1):
                 match self._parse(text):
                     case messages.Start(start=details):
@@ -90,7 +98,13 @@ class MediaStream:
         Bad messages are counted and skipped, unknown ones skipped, so the list may be empty.
         Raises PhoneGone at the end, and NotAPhone after BAD_MESSAGES_ON_END bad ones on end.
         """
-        received, self._early = self._early or await self._receive(), []
+        received, self._early = self._early, []
+        if not received:
+            try:
+                received = await self._socket.receive()
+            except WebSocketClosed as closed:
+                raise PhoneGone from closed
+        self.received_at = self._socket.received_at
         stream: list[messages.Message] = []
         for text in received:
             message = self._parse(text)
@@ -110,17 +124,17 @@ class MediaStream:
 
     async def play(self, audio: bytes) -> None:
         """Queue µ-law at 8 kHz, any length, behind what the phone still has to play."""
-        await self._send(self._speak.media(audio))
+        await self._send(self._outbound.media(audio))
         self.bytes_sent += len(audio)
         self.frames_sent += 1
 
     async def mark(self, name: str) -> None:
         """Ask for `name` to be sent back when the phone has played everything queued so far."""
-        await self._send(self._speak.mark(name))
+        await self._send(self._outbound.mark(name))
 
     async def clear(self) -> None:
         """Make the phone forget what it has not played yet."""
-        await self._send(self._speak.clear())
+        await self._send(self._outbound.clear())
 
     async def close(self, code: int, *, by: float) -> None:
         """Close the socket: Twilio then asks what comes next for the call.
@@ -130,12 +144,6 @@ class MediaStream:
         """
         await self._socket.close(code, by=by)
 
-    async def _receive(self) -> list[str | bytes]:
-        try:
-            return await self._socket.receive()
-        except WebSocketClosed as closed:
-            raise PhoneGone from closed
-
     async def _send(self, text: str) -> None:
         try:
             await self._socket.send(text)
@@ -143,12 +151,6 @@ class MediaStream:
             # The task that receives reports the end of the call; a sender that failed for it, too,
             # would hide which side ended.
             return
-
-    @property
-    def _speak(self) -> messages.Outbound:
-        if self._outbound is None:
-            raise RuntimeError("the stream SID is not known yet")
-        return self._outbound
 
     def _parse(self, text: str | bytes) -> messages.Message | None:
         try:
