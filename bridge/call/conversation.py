@@ -87,7 +87,7 @@ class Conversation:
                     if isinstance(message, bytes):
                         self._downlink.put(message, agent.received_at)
                     else:
-                        await self._hear(message, functions, tasks)
+                        await self._hear(message, agent.received_at, functions, tasks)
                         self._changed()
                 if await self._downlink.play():
                     self._changed()
@@ -103,9 +103,8 @@ class Conversation:
             self._changed()
 
     async def _hear(
-        self, message: agent_says.Message, functions: FunctionCalls, tasks: Tasks
+        self, message: agent_says.Message, now: float, functions: FunctionCalls, tasks: Tasks
     ) -> None:
-        now = trio.current_time()
         gate = self._downlink.gate
         match message:
             case agent_says.UserStartedSpeaking():
