@@ -53,6 +53,9 @@ SENDS_BETWEEN_CHECKPOINTS: Final = 32
 # peer that breaks the protocol is owed no more.
 FAILURE_SECONDS: Final = 1.0
 
+# A union, `str | bytes`, would be built anew at each use.
+_SHORT_MESSAGE: Final = (str, bytes)
+
 
 class WebSocketClosed(Exception):
     """The websocket is closed or lost.
@@ -214,28 +217,21 @@ class WebSocket:
         await self._stream.close()
 
     def _parse(self, now: float) -> None:
-        """Parse the next piece of what was read, at this time of Trio's clock."""
+        """Take the next piece of what was read apart: messages, what is to be replied, the end.
+        `now` is a time of Trio's clock."""
         if self.closing is not None:
             return
         data, self._unparsed = self._unparsed, b""
         if not data:
             self._end(Closing(ABNORMAL_CLOSURE))
-        elif self._pace is None:
-            self._sort(data)
-        else:
-            if len(data) > PIECE_BYTES:
-                data, self._unparsed = data[:PIECE_BYTES], data[PIECE_BYTES:]
-            # A frame that comes byte by byte costs a read for each.
-            if wait := self._pace(self._sort(data) or 1, now):
-                self._pause_until = now + wait
-
-    def _sort(self, data: bytes) -> int:
-        """Take frames apart: messages, what is to be replied, and the end. Return how many."""
+            return
+        if self._pace is not None and len(data) > PIECE_BYTES:
+            data, self._unparsed = data[:PIECE_BYTES], data[PIECE_BYTES:]
         frames = 0
         self._frames.receive_data(data)
         for event in self._frames.events():
             frames += 1
-            if isinstance(event, str | bytes):
+            if isinstance(event, _SHORT_MESSAGE):
                 if len(event) > self._max_message:
                     self._too_big()
                 else:
@@ -255,7 +251,9 @@ class WebSocket:
                 self._end(Closing(int(event.code), event.reason or ""))
             if self.closing is not None:
                 break
-        return frames
+        # A frame that comes byte by byte costs a read for each.
+        if self._pace is not None and (wait := self._pace(frames or 1, now)):
+            self._pause_until = now + wait
 
     def _collect(self, event: Message[Any]) -> None:
         data = event.data if isinstance(event, TextMessage) else bytes(event.data)

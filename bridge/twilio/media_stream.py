@@ -20,6 +20,9 @@ BAD_MESSAGES_ON_END: Final = 100
 # What is said of a bad message, which quotes from it.
 REASON_SHOWN: Final = 200
 
+# What comes once, before the audio. A union would be built anew at each use.
+_OPENING: Final = (messages.Start, messages.Connected)
+
 
 class NotAPhone(Exception):
     """Nothing that comes can be used any more. Says what was wrong with the last of it."""
@@ -110,7 +113,7 @@ class MediaStream:
             message = self._parse(text)
             if message is None:
                 pass
-            elif isinstance(message, messages.Start | messages.Connected):
+            elif isinstance(message, _OPENING):
                 self._skip(f"a second {type(message).__name__}")
             elif message.stream_sid not in (self._stream_sid, ""):
                 self._skip(f"{type(message).__name__} of another stream")
