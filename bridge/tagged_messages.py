@@ -21,18 +21,20 @@ class BadMessage(ValueError):
 
 def message_reader(
     kinds: Any, field: str, unknown: Callable[[str], Any], *, strict: bool = True
-) -> Callable[[str], Any]:
+) -> Callable[[str | bytes], Any]:
     """Make a function that reads one message from its text.
 
     `kinds` is a union of structs tagged by `field`. The function returns one of them, or
     `unknown(type)` for a type that is not among them; `strict` is msgspec's. It raises BadMessage
-    for what is not JSON, has no type, or is a known type of the wrong shape.
+    for what is binary, is not JSON, has no type, or is a known type of the wrong shape.
     """
     decoder = msgspec.json.Decoder(kinds, strict=strict)
     envelope = msgspec.json.Decoder(msgspec.defstruct("Envelope", [(field, str)]))
     known = frozenset(kind.__struct_config__.tag for kind in get_args(kinds))
 
-    def read(text: str) -> Any:
+    def read(text: str | bytes) -> Any:
+        if not isinstance(text, str):
+            raise BadMessage("a binary frame; messages are text")
         try:
             return decoder.decode(text)
         except _MALFORMED as error:

@@ -84,14 +84,15 @@ class Conversation:
             while True:
                 for message in await agent.receive():
                     if isinstance(message, bytes):
-                        self._downlink.put(message, agent.oldest_at)
+                        self._downlink.put(message, agent.received_at)
                     else:
-                        await self._hear(message, functions, tasks)
+                        await self._hear(message, agent.received_at, functions, tasks)
                         self._changed()
-                await self._play()
+                if await self._downlink.play():
+                    self._changed()
         except (AgentFailed, AgentClosed):
             # The caller should still hear the audio that came before.
-            await self._play()
+            await self._downlink.play()
             raise
         finally:
             self.agent, self._session_opened = None, trio.Event()
@@ -100,14 +101,9 @@ class Conversation:
             functions.cancel_all()
             self._changed()
 
-    async def _play(self) -> None:
-        if await self._downlink.play():
-            self._changed()
-
     async def _hear(
-        self, message: agent_says.Message, functions: FunctionCalls, tasks: Tasks
+        self, message: agent_says.Message, now: float, functions: FunctionCalls, tasks: Tasks
     ) -> None:
-        now = trio.current_time()
         gate = self._downlink.gate
         match message:
             case agent_says.UserStartedSpeaking():

@@ -85,15 +85,14 @@ class Downlink:
         return len(self._audio)
 
     def put(self, audio: bytes, received_at: float) -> None:
-        """Take audio from the agent, µ-law at 8 kHz of any length, for `play`. Audio of a reply
-        that the caller has interrupted is dropped."""
-        now = trio.current_time()
-        if not self.gate.passes(now):
+        """Take audio that the agent sent, µ-law at 8 kHz of any length, for `play`. Audio of a
+        reply that the caller has interrupted is dropped."""
+        if not self.gate.passes(received_at):
             self.bytes_dropped += len(audio)
             return
         if not self._audio:
             self._oldest_at = received_at
-        self._story.audio_received(now)
+        self._story.audio_received(received_at)
         self._audio += self._frames.whole(audio)
 
     async def play(self) -> bool:
@@ -111,8 +110,7 @@ class Downlink:
             now = trio.current_time()
             if self._phone.frames_sent % DELAYS_SAMPLED == 1:
                 self._delay(now - self._oldest_at)
-            began |= not self.playback.queued(now)
-            self.playback.sent(len(piece), now)
+            began |= self.playback.sent(len(piece), now)
             began |= self._story.audio_sent(len(piece), now)
             self._silence.agent_audio(now)
             if self._recording is not None:

@@ -12,7 +12,7 @@ https://www.twilio.com/docs/voice/media-streams/websocket-messages#send-a-mark-m
 
 from __future__ import annotations
 
-from bridge.audio import seconds
+from bridge.audio import SAMPLE_RATE
 
 
 class Playback:
@@ -25,10 +25,13 @@ class Playback:
         self._unmarked = False
         self._ends_at = float("-inf")
 
-    def sent(self, audio_bytes: int, now: float) -> None:
-        """Record that `audio_bytes` of µ-law at 8 kHz were written to the phone."""
-        self._ends_at = max(self._ends_at, now) + seconds(audio_bytes)
+    def sent(self, audio_bytes: int, now: float) -> bool:
+        """Record that `audio_bytes` of µ-law at 8 kHz were written to the phone. Returns whether it
+        had nothing left to play."""
+        starts = self._ends_at <= now
+        self._ends_at = (now if starts else self._ends_at) + audio_bytes / SAMPLE_RATE
         self._unmarked = True
+        return starts
 
     def next_mark(self) -> str:
         """Return the name of the mark to send now, after all audio sent so far."""

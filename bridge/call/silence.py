@@ -265,7 +265,9 @@ class Silence:
     def agent_audio(self, now: float) -> None:
         """Audio of the agent was sent to the phone; not reported for stale audio."""
         self._playing = True
-        self._on(Event.AUDIO, now)
+        # Most audio follows audio, in QUIET: fifty times a second the table need not be asked.
+        if self._state is not State.QUIET:
+            self._on(Event.AUDIO, now)
 
     def agent_done_playing(self, now: float) -> None:
         """All audio sent to the phone was heard, as its marks show, or discarded by `clear`."""

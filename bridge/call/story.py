@@ -147,7 +147,7 @@ class Story:
 
     def audio_received(self, now: float) -> None:
         """Agent audio that will be played has arrived."""
-        turn = self._turn()
+        turn = self.turns[-1] if self.turns else self._new_turn()
         if turn.first_audio_received_at is None:
             turn.first_audio_received_at = self.seconds(now)
 
@@ -155,7 +155,7 @@ class Story:
         """`nbytes` of agent audio were written to the phone. Returns whether they were the turn's
         first."""
         self._sent += nbytes
-        turn = self._turn()
+        turn = self.turns[-1] if self.turns else self._new_turn()
         if turn.first_audio_sent_at is not None:
             return False
         turn.first_audio_sent_at = self.seconds(now)

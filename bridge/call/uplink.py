@@ -68,11 +68,11 @@ class Uplink:
         self.bytes_put = 0
         self.bytes_dropped = 0
 
-    def put(self, audio: bytes) -> None:
-        """Add audio from the phone, in pieces of any length. Never waits."""
+    def put(self, audio: bytes, received_at: float) -> None:
+        """Add audio that the phone sent, µ-law at 8 kHz of any length. Never waits."""
         self.bytes_put += len(audio)
-        self._last_put_at = trio.current_time()
-        self._silent_at = self._last_put_at + SILENT_AFTER
+        self._last_put_at = received_at
+        self._silent_at = received_at + SILENT_AFTER
         for start in range(0, len(audio), PHONE_FRAME_BYTES):
             self._put(audio[start : start + PHONE_FRAME_BYTES])
 
@@ -92,7 +92,9 @@ class Uplink:
         trio.EndOfChannel when the call's audio has ended and all of it was taken.
         """
         try:
-            while len(self._frame) < self._frame_bytes or self._more_waits():
+            while len(self._frame) < self._frame_bytes or (
+                self._queued and len(self._frame) <= LONGEST_FRAME_BYTES - PHONE_FRAME_BYTES
+            ):
                 # Without a turn of the scheduler when a piece waits.
                 receive_now = self._pieces.receive_nowait
                 piece = receive_now() if self._queued else await self._pieces.receive()
@@ -102,7 +104,7 @@ class Uplink:
             if not self._frame:
                 raise
         # Audio arrives in order and in real time, so its age follows from what is still queued.
-        self._oldest_at = self._last_put_at - seconds(self._queued)
+        self._oldest_at = self._last_put_at - self._queued / SAMPLE_RATE
         frame, self._frame = self._frame, b""
         return frame
 
@@ -144,6 +146,3 @@ class Uplink:
         piece = self._pieces.receive_nowait()
         self._queued -= len(piece)
         self.bytes_dropped += len(piece)
-
-    def _more_waits(self) -> bool:
-        return self._queued > 0 and len(self._frame) + PHONE_FRAME_BYTES <= LONGEST_FRAME_BYTES

@@ -195,15 +195,11 @@ Message = (
 )
 
 
-_read: Callable[[str], Message | Unknown] = message_reader(Message, "type", Unknown)
+parse: Callable[[str], Message | Unknown] = message_reader(Message, "type", Unknown)
+"""Read one text message from the agent.
 
-
-def parse(text: str) -> Message | Unknown:
-    """Read one text message from the agent.
-
-    Raises BadMessage when it is not JSON or a known type of the wrong shape.
-    """
-    return _read(text)
+Raises BadMessage when it is not JSON or a known type of the wrong shape.
+"""
 
 
 class _ToAgent(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):

@@ -97,6 +97,8 @@ class AgentSession:
         # What came in one read with SettingsApplied, and behind it: already the conversation.
         self._early: list[messages.Message | bytes] = []
         self.warnings: list[messages.Warning] = []  # those that came before SettingsApplied
+        self.received_at = websocket.received_at
+        """When what `receive` returned last was read, in seconds of Trio's clock."""
         self.bad_messages = 0
         self._consecutive_bad = 0
         self.bytes_sent = 0
@@ -107,7 +109,10 @@ class AgentSession:
 
         Raises AgentClosed when the session is over.
         """
-        await self._send(audio)
+        try:
+            await self._websocket.send(audio)
+        except WebSocketClosed as closed:
+            raise self._closed(closed) from closed
         self.bytes_sent += len(audio)
         self.frames_sent += 1
 
@@ -125,11 +130,6 @@ class AgentSession:
         self._given_up = why
         await self._websocket.drop()
 
-    @property
-    def oldest_at(self) -> float:
-        """When what `receive` returned last was read, in seconds of Trio's clock."""
-        return self._websocket.received_at
-
     async def receive(self) -> list[messages.Message | bytes]:
         """Wait for something from the agent and return all that came together, in order.
 
@@ -144,7 +144,14 @@ class AgentSession:
             raw = await self._websocket.receive()
         except WebSocketClosed as closed:
             raise self._closed(closed) from closed
-        read = [m for m in map(self._parse, raw) if m is not None]
+        self.received_at = self._websocket.received_at
+        read: list[messages.Message | bytes] = []
+        for data in raw:
+            if not isinstance(data, str):
+                self._consecutive_bad = 0
+                read.append(data)
+            elif (message := self._parse(data)) is not None:
+                read.append(message)
         if self._consecutive_bad >= MAX_CONSECUTIVE_BAD_MESSAGES and not read:
             raise AgentClosed(
                 f"{self._consecutive_bad} consecutive messages that are not Voice Agent messages",
@@ -152,12 +159,9 @@ class AgentSession:
             )
         return read
 
-    def _parse(self, raw: str | bytes) -> messages.Message | bytes | None:
-        if not isinstance(raw, str):
-            self._consecutive_bad = 0
-            return raw
+    def _parse(self, text: str) -> messages.Message | None:
         try:
-            message = messages.parse(self._without_key(raw))
+            message = messages.parse(self._without_key(text))
         except messages.BadMessage as error:
             self.bad_messages += 1
             self._consecutive_bad += 1

@@ -21,6 +21,9 @@ import trio
 # cost each call tens of kilobytes.
 RECEIVE_BYTES: Final = 16 * 1024
 
+# In place of a descriptor: no system call takes it for one.
+_CLOSED: Final = -1
+
 
 class ByteStream(Protocol):
     """What a websocket needs of its connection."""
@@ -50,31 +53,33 @@ class SocketBytes:
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
-        self._socket = stream.socket
+        # _CLOSED once `close` was called: the number may be another connection's then.
+        self._descriptor = stream.socket.fileno()
 
     async def receive(self) -> bytes:
         """As `ByteStream`."""
         while True:
-            if (descriptor := self._socket.fileno()) < 0:
+            if self._descriptor == _CLOSED:
                 await trio.lowlevel.checkpoint()
                 raise trio.ClosedResourceError("this connection was closed")
             # `trio.socket` calls notify_closing before it closes, which ends this wait.
-            await trio.lowlevel.wait_readable(descriptor)
+            await trio.lowlevel.wait_readable(self._descriptor)
             try:
-                return os.read(self._descriptor(), RECEIVE_BYTES)
+                # Closed since it became readable, this is EBADF.
+                return os.read(self._descriptor, RECEIVE_BYTES)
             except BlockingIOError:
                 continue
             except OSError as error:
-                raise trio.BrokenResourceError(str(error)) from error
+                raise self._failed(error) from error
 
     def send_now(self, data: bytes) -> int:
         """As `ByteStream`."""
         try:
-            return os.write(self._descriptor(), data)
+            return os.write(self._descriptor, data)
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise trio.BrokenResourceError(str(error)) from error
+            raise self._failed(error) from error
 
     async def send_all(self, data: bytes | memoryview) -> None:
         """As `ByteStream`."""
@@ -82,13 +87,13 @@ class SocketBytes:
 
     async def close(self) -> None:
         """As `ByteStream`."""
+        self._descriptor = _CLOSED
         await close_at_once(self._stream)
 
-    def _descriptor(self) -> int:
-        # Asked for at each use: the number of a closed descriptor may be another connection's.
-        if (descriptor := self._socket.fileno()) < 0:
-            raise trio.ClosedResourceError("this connection was closed")
-        return descriptor
+    def _failed(self, error: OSError) -> Exception:
+        if self._descriptor == _CLOSED:
+            return trio.ClosedResourceError("this connection was closed")
+        return trio.BrokenResourceError(str(error))
 
 
 class StreamBytes:
@@ -115,7 +120,11 @@ class StreamBytes:
 
 
 def byte_stream(stream: trio.abc.Stream) -> ByteStream:
-    """Return the quickest `ByteStream` on this stream. Nothing else may use the stream then."""
+    """Return the quickest `ByteStream` on this stream.
+
+    Nothing else may use the stream then, and it is closed by `ByteStream.close` before anything
+    else closes it.
+    """
     return SocketBytes(stream) if isinstance(stream, trio.SocketStream) else StreamBytes(stream)
 
 

@@ -53,6 +53,9 @@ SENDS_BETWEEN_CHECKPOINTS: Final = 32
 # peer that breaks the protocol is owed no more.
 FAILURE_SECONDS: Final = 1.0
 
+# A union, `str | bytes`, would be built anew at each use.
+_SHORT_MESSAGE: Final = (str, bytes)
+
 
 class WebSocketClosed(Exception):
     """The websocket is closed or lost.
@@ -124,16 +127,38 @@ class WebSocket:
         Raises WebSocketClosed at the end, after the last message and again at each further call.
         Cancelling it loses nothing.
         """
-        await self._reading.take()
+        if self._reading.taken:
+            await self._reading.wait()
+        self._reading.taken = True
         try:
             while not self._messages:
-                if self.closing is not None:
+                if self._replies:
+                    # Left by a task that was cancelled before it could write them.
                     await self._reply()
+                if self.closing is not None:
                     await self.drop()
                     # A loop that ignores the exception must not keep other tasks from running.
                     await trio.lowlevel.checkpoint()
                     raise self._closed()
-                await self._read()
+                if self._pause_until is not None:
+                    with trio.move_on_at(self._pause_until):
+                        await self._over.wait()
+                    self._pause_until = None
+                elif self._unparsed:
+                    # A piece was parsed without waiting, and the next comes without waiting, too.
+                    await trio.lowlevel.checkpoint()
+                    self._parse(trio.current_time())
+                else:
+                    try:
+                        self._unparsed = await self._stream.receive()
+                    except (trio.BrokenResourceError, trio.ClosedResourceError):
+                        self._unparsed = b""
+                    self.received_at = trio.current_time()
+                    self._parse(self.received_at)
+                if self._replies:
+                    await self._reply()
+                if self.closing is not None:
+                    await self.drop()
             messages, self._messages = self._messages, []
             return messages
         finally:
@@ -147,12 +172,18 @@ class WebSocket:
         first byte is written, and not any more after that.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        await self._sending.take()
+        if self._sending.taken:
+            await self._sending.wait()
+        self._sending.taken = True
         try:
-            if self.closing is not None or self._frames.state is not ConnectionState.OPEN:
+            if self.closing is not None:
                 await trio.lowlevel.checkpoint()
                 raise self._closed()
             await self._write(self._frames.send_message(message))
+        except LocalProtocolError:
+            # Behind our own Close, which may be on its way still.
+            await trio.lowlevel.checkpoint()
+            raise self._closed() from None
         finally:
             self._sending.give()
 
@@ -170,13 +201,8 @@ class WebSocket:
                 if self.closing is None:
                     self._replies.append(CloseConnection(code=code))
                 await self._reply()
-                await self._reading.take()
-                try:
-                    while self.closing is None:
-                        await self._read()
-                        self._messages.clear()
-                finally:
-                    self._reading.give()
+                while self.closing is None:
+                    await self.receive()
         except WebSocketClosed:
             pass
         finally:
@@ -190,49 +216,22 @@ class WebSocket:
         self._writing.cancel(reason="the websocket is closed")
         await self._stream.close()
 
-    async def _read(self) -> None:
-        """Parse the next piece of what the peer sent, waiting for it, and answer it."""
-        if self._replies:
-            # Left by a task that was cancelled before it could write them.
-            await self._reply()
-        if self._pause_until is not None:
-            with trio.move_on_at(self._pause_until):
-                await self._over.wait()
-            self._pause_until = None
-            return None
-        if self._unparsed:
-            # A piece was parsed without waiting, and the next comes without waiting, too.
-            await trio.lowlevel.checkpoint()
-        else:
-            try:
-                self._unparsed = await self._stream.receive()
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                self._unparsed = b""
-            self.received_at = trio.current_time()
-            if not self._unparsed:
-                return self._end(Closing(ABNORMAL_CLOSURE))
-        if self.closing is None:
-            piece = PIECE_BYTES if self._pace is not None else len(self._unparsed)
-            data, self._unparsed = self._unparsed[:piece], self._unparsed[piece:]
-            frames = self._parse(data)
-            if self._pace is not None:
-                # A frame that comes byte by byte costs a read for each.
-                now = trio.current_time()
-                if wait := self._pace(frames or 1, now):
-                    self._pause_until = now + wait
-        if self._replies:
-            await self._reply()
+    def _parse(self, now: float) -> None:
+        """Take the next piece of what was read apart: messages, what is to be replied, the end.
+        `now` is a time of Trio's clock."""
         if self.closing is not None:
-            await self.drop()
-        return None
-
-    def _parse(self, data: bytes) -> int:
-        """Take frames apart: messages, what is to be replied, and the end. Return how many."""
+            return
+        data, self._unparsed = self._unparsed, b""
+        if not data:
+            self._end(Closing(ABNORMAL_CLOSURE))
+            return
+        if self._pace is not None and len(data) > PIECE_BYTES:
+            data, self._unparsed = data[:PIECE_BYTES], data[PIECE_BYTES:]
         frames = 0
         self._frames.receive_data(data)
         for event in self._frames.events():
             frames += 1
-            if isinstance(event, str | bytes):
+            if isinstance(event, _SHORT_MESSAGE):
                 if len(event) > self._max_message:
                     self._too_big()
                 else:
@@ -252,7 +251,9 @@ class WebSocket:
                 self._end(Closing(int(event.code), event.reason or ""))
             if self.closing is not None:
                 break
-        return frames
+        # A frame that comes byte by byte costs a read for each.
+        if self._pace is not None and (wait := self._pace(frames or 1, now)):
+            self._pause_until = now + wait
 
     def _collect(self, event: Message[Any]) -> None:
         data = event.data if isinstance(event, TextMessage) else bytes(event.data)
@@ -283,7 +284,9 @@ class WebSocket:
         """Write pongs and Close frames. Cancelled before it begins, it leaves them for later."""
         if not self._replies:
             return
-        await self._sending.take()
+        if self._sending.taken:
+            await self._sending.wait()
+        self._sending.taken = True
         try:
             data = bytearray()
             for event in self._replies:
@@ -340,23 +343,30 @@ class WebSocket:
 class _Turn:
     """A fair lock that costs nothing while it is free, which it nearly always is.
 
+        if turn.taken:
+            await turn.wait()
+        turn.taken = True
+        try: ...
+        finally:
+            turn.give()
+
     `trio.Lock` records its owner at each acquisition, which costs as much as parsing a frame.
     """
 
     def __init__(self) -> None:
-        self._taken = False
+        self.taken = False
         self._waiting = ParkingLot()
+        self._wanted = 0
 
-    async def take(self) -> None:
-        """Wait for the turn; no checkpoint when it is free. Cancelled, it is not taken."""
-        if self._taken:
+    async def wait(self) -> None:
+        """Wait until the turn is passed on. Cancelled, it is not."""
+        self._wanted += 1
+        try:
             await self._waiting.park()
-        else:
-            self._taken = True
+        finally:
+            self._wanted -= 1
 
     def give(self) -> None:
         """Pass the turn to the task that has waited longest, if any."""
-        if self._waiting:
-            self._waiting.unpark()
-        else:
-            self._taken = False
+        # A task that was just cancelled is still counted, but parked no longer.
+        self.taken = bool(self._wanted and self._waiting.unpark())

@@ -98,7 +98,7 @@ class QuickConnection(Connection):
             head = bytes((first, mask_bit | 126)) + size.to_bytes(2, "big")
         if not mask_bit:
             return head + payload
-        key = _random_key()
+        key = _keys.pop() if _keys else _new_key()
         return head + key + _mask(payload, key)
 
     def _quick_message(self) -> tuple[str | bytes | None, int]:
@@ -171,10 +171,9 @@ _KEYS: Final = 1024
 _keys: list[bytes] = []
 
 
-def _random_key() -> bytes:
-    if not _keys:
-        pool = os.urandom(4 * _KEYS)
-        _keys.extend(pool[start : start + 4] for start in range(0, len(pool), 4))
+def _new_key() -> bytes:
+    pool = os.urandom(4 * _KEYS)
+    _keys.extend(pool[start : start + 4] for start in range(0, len(pool), 4))
     return _keys.pop()
 
 

@@ -20,6 +20,9 @@ MAX_CONSECUTIVE_BAD_MESSAGES: Final = 100
 # Characters logged about a bad message: its reason quotes from the message.
 REASON_SHOWN: Final = 200
 
+# What comes once, before the audio. A union would be built anew at each use.
+_OPENING: Final = (messages.Start, messages.Connected)
+
 
 class NotAPhone(Exception):
     """The peer does not speak Media Streams. The message says what was wrong last."""
@@ -31,6 +34,9 @@ class PhoneGone(Exception):
 
 class MediaSocket(Protocol):
     """The websocket that Twilio opened: a `bridge.transport.websocket.WebSocket`, or a test's."""
+
+    received_at: float
+    """When what `receive` returned last was read, in seconds of Trio's clock."""
 
     async def receive(self) -> list[str | bytes]:
         """Return the messages that came together, at least one, in order. Raises WebSocketClosed
@@ -53,11 +59,13 @@ class MediaStream:
 
     def __init__(self, socket: MediaSocket) -> None:
         self._socket = socket
-        self._outbound: messages.Outbound | None = None
         self._stream_sid = ""
+        self._outbound: messages.Outbound  # set by `start`
         self._consecutive_bad = 0
         # Messages that came after `start`, in the same batch.
         self._early: list[str | bytes] = []
+        self.received_at = socket.received_at
+        """When what `receive` returned last was read, in seconds of Trio's clock."""
         self.bad_messages = 0
         self.bytes_received = 0
         self.frames_received = 0
@@ -70,7 +78,10 @@ class MediaStream:
         Raises PhoneGone if the socket closes first, NotAPhone after too many bad messages.
         """
         while True:
-            received = await self._receive()
+            try:
+                received = await self._socket.receive()
+            except WebSocketClosed as closed:
+                raise PhoneGone from closed
             for position, text in enumerate(received, start=1):
                 match self._parse(text):
                     case messages.Start(start=details):
@@ -89,13 +100,19 @@ class MediaStream:
         Bad messages are counted and skipped, unknown ones skipped, so the list may be empty.
         Raises PhoneGone at the end, and NotAPhone after MAX_CONSECUTIVE_BAD_MESSAGES bad ones.
         """
-        received, self._early = self._early or await self._receive(), []
+        received, self._early = self._early, []
+        if not received:
+            try:
+                received = await self._socket.receive()
+            except WebSocketClosed as closed:
+                raise PhoneGone from closed
+        self.received_at = self._socket.received_at
         stream: list[messages.Message] = []
         for text in received:
             message = self._parse(text)
             if message is None:
                 pass
-            elif isinstance(message, messages.Start | messages.Connected):
+            elif isinstance(message, _OPENING):
                 self._skip(f"a second {type(message).__name__}")
             elif message.stream_sid not in (self._stream_sid, ""):
                 self._skip(f"{type(message).__name__} of another stream")
@@ -108,18 +125,18 @@ class MediaStream:
         return stream
 
     async def play(self, audio: bytes) -> None:
-        """Queue µ-law at 8 kHz, of any length, after the audio the phone still has to play."""
-        await self._send(self._speak.media(audio))
+        """Queue µ-law at 8 kHz, any length, behind what the phone still has to play."""
+        await self._send(self._outbound.media(audio))
         self.bytes_sent += len(audio)
         self.frames_sent += 1
 
     async def mark(self, name: str) -> None:
-        """Ask Twilio to send `name` back when the phone has played all audio queued so far."""
-        await self._send(self._speak.mark(name))
+        """Ask for `name` to be sent back when the phone has played everything queued so far."""
+        await self._send(self._outbound.mark(name))
 
     async def clear(self) -> None:
-        """Make the phone discard the audio it has not played yet."""
-        await self._send(self._speak.clear())
+        """Make the phone forget what it has not played yet."""
+        await self._send(self._outbound.clear())
 
     async def close(self, code: int, *, by: float) -> None:
         """Close the socket with this close code; Twilio then requests `/call-ended`.
@@ -129,12 +146,6 @@ class MediaStream:
         """
         await self._socket.close(code, by=by)
 
-    async def _receive(self) -> list[str | bytes]:
-        try:
-            return await self._socket.receive()
-        except WebSocketClosed as closed:
-            raise PhoneGone from closed
-
     async def _send(self, text: str) -> None:
         try:
             await self._socket.send(text)
@@ -142,12 +153,6 @@ class MediaStream:
             # The receiver reports the end of the call; if the sender failed for the same reason, it
             # would hide which side ended the call.
             return
-
-    @property
-    def _speak(self) -> messages.Outbound:
-        if self._outbound is None:
-            raise RuntimeError("the stream SID is not known yet")
-        return self._outbound
 
     def _parse(self, text: str | bytes) -> messages.Message | None:
         try:

@@ -105,17 +105,14 @@ class Unknown(msgspec.Struct, frozen=True):
 
 
 Message = Connected | Start | Media | Dtmf | Mark | Stop
-_read: Callable[[str], Message | Unknown] = message_reader(Message, "event", Unknown, strict=False)
 
+parse: Callable[[str | bytes], Message | Unknown] = message_reader(
+    Message, "event", Unknown, strict=False
+)
+"""Read one message from Twilio.
 
-def parse(text: str | bytes) -> Message | Unknown:
-    """Read one message from Twilio.
-
-    Raises BadMessage when it is binary, not JSON, or a known event of the wrong shape.
-    """
-    if not isinstance(text, str):
-        raise BadMessage("a binary frame; Media Streams messages are text")
-    return _read(text)
+Raises BadMessage when it is binary, not JSON, or a known event of the wrong shape.
+"""
 
 
 class _OutMark(msgspec.Struct):

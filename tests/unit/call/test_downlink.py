@@ -23,6 +23,8 @@ START = json.dumps({"event": "start", "start": {"streamSid": "MZ1", "callSid": "
 class Phone:
     """A media socket that notes what it is sent, and takes `seconds` for each message."""
 
+    received_at = 0.0
+
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
         self.sent: list[dict[str, Any]] = []
@@ -36,8 +38,6 @@ class Phone:
 
     async def close(self, code: int, *, by: float) -> None:
         raise NotImplementedError
-
-    def receive_every(self, seconds: float) -> None: ...
 
     @property
     def events(self) -> list[str]:

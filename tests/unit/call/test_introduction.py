@@ -19,6 +19,8 @@ Clock = trio.testing.MockClock
 class Phone:
     """A media socket that sends these texts, one after the other, and then nothing or its end."""
 
+    received_at = 0.0
+
     def __init__(self, *texts: str, goes: bool = False) -> None:
         self._texts = list(texts)
         self._goes = goes
@@ -37,8 +39,6 @@ class Phone:
 
     async def close(self, code: int, *, by: float) -> None:
         raise NotImplementedError
-
-    def receive_every(self, seconds: float) -> None: ...
 
 
 def start(**details: Any) -> str:

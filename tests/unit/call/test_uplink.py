@@ -33,7 +33,7 @@ async def take_all(uplink: uplinks.Uplink) -> list[bytes]:
 async def test_everything_put_is_taken_in_order(pieces: list[bytes]) -> None:
     uplink = Uplink(60)
     for piece in pieces:
-        uplink.put(piece)
+        uplink.put(piece, trio.current_time())
     uplink.end()
     taken = await take_all(uplink)
     everything = b"".join(pieces)
@@ -46,7 +46,7 @@ async def test_everything_put_is_taken_in_order(pieces: list[bytes]) -> None:
 async def test_the_oldest_is_dropped_and_counted_when_the_sender_does_not_take() -> None:
     uplink = Uplink(20)
     for number in range(150):
-        uplink.put(bytes([number]) * 160)
+        uplink.put(bytes([number]) * 160, trio.current_time())
     uplink.end()
     taken = b"".join(await take_all(uplink))
     kept = round(QUEUE_SECONDS / 0.02)
@@ -58,7 +58,7 @@ async def test_the_oldest_is_dropped_and_counted_when_the_sender_does_not_take()
 async def test_pieces_shorter_than_the_phones_are_bounded_by_their_number() -> None:
     uplink = Uplink(20)
     for number in range(QUEUE_PIECES + 100):
-        uplink.put(bytes([number % 256]))
+        uplink.put(bytes([number % 256]), trio.current_time())
     uplink.end()
     assert uplink.bytes_dropped == 100
     assert len(b"".join(await take_all(uplink))) == QUEUE_PIECES
@@ -81,7 +81,7 @@ async def arrivals_of(uplink: uplinks.Uplink, *batches: int) -> list[tuple[float
         for pieces in batches:
             await trio.sleep(0.06)
             for _ in range(pieces):
-                uplink.put(TWENTY_MS)
+                uplink.put(TWENTY_MS, trio.current_time())
         uplink.end()
     return arrivals
 
@@ -104,7 +104,7 @@ async def test_collected_audio_is_sent_when_the_phone_falls_silent(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with silent_phone(Uplink(100)) as uplink:
-        uplink.put(TWENTY_MS)
+        uplink.put(TWENTY_MS, trio.current_time())
         assert await uplink.take() == TWENTY_MS + silence(80)
         assert trio.current_time() == pytest.approx(SILENT_AFTER)
         assert await uplink.take() == silence(100)
@@ -113,7 +113,7 @@ async def test_collected_audio_is_sent_when_the_phone_falls_silent(
 async def test_audio_that_waited_for_a_late_sender_is_taken_in_long_frames() -> None:
     uplink = Uplink(20)
     for _ in range(20):
-        uplink.put(TWENTY_MS)
+        uplink.put(TWENTY_MS, trio.current_time())
     uplink.end()
     assert [len(frame) for frame in await take_all(uplink)] == [2080, 1120]
 
@@ -136,7 +136,7 @@ async def test_silence_in_real_time_while_the_phone_sends_nothing(
             assert await uplink.take() == silence(60)
             at.append(trio.current_time())
         assert at == pytest.approx([SILENT_AFTER + n * 0.06 for n in range(5)])
-        uplink.put(TWENTY_MS * 3)
+        uplink.put(TWENTY_MS * 3, trio.current_time())
         assert await uplink.take() == TWENTY_MS * 3
         before = trio.current_time()
         assert await uplink.take() == silence(60)
@@ -162,5 +162,5 @@ async def test_cancelling_take_loses_nothing(autojump_clock: trio.testing.MockCl
     with trio.move_on_after(0.1):
         await uplink.take()
         pytest.fail("there was nothing to take")
-    uplink.put(TWENTY_MS)
+    uplink.put(TWENTY_MS, trio.current_time())
     assert await uplink.take() == TWENTY_MS
