@@ -6,7 +6,6 @@ tests/endtoend/test_endings.py. Unless a test says otherwise, a call has two sec
 
 from __future__ import annotations
 
-import gc
 import itertools
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -34,6 +33,7 @@ from bridge.testing.phone.phone import CallEndedError, SimulatedPhone
 from bridge.testing.phone.twiml import ConnectStream, Hangup, Say
 from bridge.transport.websocket import WebSocket
 from bridge.twilio.media_stream import MediaStream
+from tests.alive import Alive
 from tests.world import (
     QUIET,
     World,
@@ -142,6 +142,7 @@ async def test_memory_growth_per_call(autojump_clock: Clock) -> None:
                     await phone.hang_up()
                 await phone.wait_ended()
 
+    alive = Alive(*OURS)
     async with in_memory(script) as world:
         await ring(0)
         await world.quiet()
@@ -153,7 +154,7 @@ async def test_memory_growth_per_call(autojump_clock: Clock) -> None:
         await settle()
         # A simulated agent's session is kept for the test to look at, and with it its task.
         world.agent.sessions.clear()
-        assert live(*OURS) == {}
+        assert alive.count() == {}
         assert live_tasks() <= tasks
 
 
@@ -166,16 +167,6 @@ OURS = (
     WebSocket,
     GuardedTCPServer,
 )
-
-
-def live(*classes: type) -> dict[str, int]:
-    """How many objects of these classes there are, if any."""
-    gc.collect()
-    found: dict[str, int] = {}
-    for thing in gc.get_objects():
-        if type(thing) in classes:
-            found[type(thing).__name__] = found.get(type(thing).__name__, 0) + 1
-    return found
 
 
 def live_tasks() -> int:

@@ -5,7 +5,6 @@ The short form, in one process, of `python -m tests.benchmarks.churn`.
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 
 import trio
@@ -18,6 +17,7 @@ from bridge.outcome import Outcome
 from bridge.server.hypercorn.connection import GuardedTCPServer
 from bridge.transport.websocket import WebSocket
 from bridge.twilio.media_stream import MediaStream
+from tests.alive import Alive
 from tests.benchmarks.churn import CONNECT_TIMEOUT, Churn, agents_behaviour, agents_script
 from tests.endtoend.scene import TEARDOWN, scene, until
 from tests.world import settings
@@ -37,6 +37,7 @@ USING = settings(
 async def test_calls_that_end_in_random_ways_leave_nothing() -> None:
     """After each of two rounds no object of a call is alive, and at the end no task, descriptor or
     session; each call that began has one line that says how it ended, and none a traceback."""
+    alive = Alive(*OURS)
     script, behaviour = agents_script(SEED), agents_behaviour(SEED)
     async with scene(script, behaviour, USING, calls=None) as stage:
         churn = Churn(stage.address, AT_ONCE, SEED)
@@ -44,7 +45,7 @@ async def test_calls_that_end_in_random_ways_leave_nothing() -> None:
             await churn.run(ROUND)
             with trio.fail_after(10):
                 await until(lambda: not len(stage.calls) and not stage.agent.active)
-                await until(lambda: not live())
+                await until(lambda: not alive.count())
         endings = stage.log.endings()
         started = [line for line in stage.log.lines if line["event"] == "call started"]
         sids = Counter(line["call_sid"] for line in endings if line["call_sid"])
@@ -54,9 +55,3 @@ async def test_calls_that_end_in_random_ways_leave_nothing() -> None:
         # So many ways were taken that this was worth doing.
         assert len(sids) > ROUND
         assert len({line["outcome"] for line in endings}) >= 4
-
-
-def live() -> Counter[str]:
-    """How many objects of calls there are."""
-    gc.collect()
-    return Counter(type(thing).__name__ for thing in gc.get_objects() if type(thing) in OURS)

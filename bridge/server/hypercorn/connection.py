@@ -31,6 +31,7 @@ from bridge.log import get_logger
 from bridge.server.limits import ConnectionLimiter
 from bridge.transport.byte_stream import RECEIVE_BYTES, close_at_once
 from bridge.transport.tcp_keepalive import detect_dead_peer
+from bridge.transport.websocket import ABNORMAL_CLOSURE, WebSocketClosed
 
 log = get_logger(__name__)
 
@@ -105,10 +106,11 @@ class GuardedTCPServer(TCPServer):
         """Return the stream, and what was read of it, once hypercorn has stopped reading it.
 
         For the application, after its websocket is accepted. hypercorn neither reads nor writes
-        then, and closes the stream when the application has returned.
+        then, and closes the stream when the application has returned. Raises WebSocketClosed when
+        the peer was gone before its websocket was accepted: hypercorn ignores an accept then.
         """
         if not self._handed_over:
-            raise RuntimeError("no websocket was accepted, or `install` was not called")
+            raise WebSocketClosed(ABNORMAL_CLOSURE, "lost before the websocket was accepted")
         # The reader is cancelled, so this takes a turn of the scheduler.
         await self._stopped_reading.wait()
         return self.stream, self.unread

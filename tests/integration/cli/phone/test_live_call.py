@@ -96,7 +96,7 @@ async def test_a_conversation_of_two_turns_on_the_real_server():
     async with on_loopback(converses, hearing) as world:
         view = CallView(Console(file=output, force_terminal=True, width=100))
         caller = world.phone(on_event=view.event)
-        plan = Plan(tone(0.4), then=(tone(0.4),), linger=2.5)
+        plan = Plan(tone(0.4), then=(tone(0.4),), linger=5)
         with trio.fail_after(60):
             await call(caller, world.base_url, plan, view)
         await world.quiet()
