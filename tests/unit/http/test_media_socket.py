@@ -21,7 +21,7 @@ from quart_trio.asgi import TrioASGIWebsocketConnection
 from structlog.testing import capture_logs
 from wsproto.events import TextMessage
 
-from bridge.http.media_socket import CLOSE_TIMEOUT, WRITE_TIMEOUT
+from bridge.http.media_socket import CLOSE_TIMEOUT, WRITE_TIMEOUT, accepted
 from bridge.transport.websocket import WebSocket, WebSocketClosed
 from bridge.twilio.media_stream import PhoneGone
 from tests.unit.server.echo import Handler, handled_by
@@ -509,3 +509,26 @@ async def test_no_route_is_404(autojump_clock: Clock, logs: Any) -> None:
         assert b" 404 " in await peer.upgrade(path=b"/elsewhere")
         await trio.testing.wait_all_tasks_blocked()
         assert server.connections == 0
+
+
+async def test_a_peer_that_leaves_before_the_accept_is_gone_and_no_error(
+    autojump_clock: Clock, logs: Any
+) -> None:
+    """A webhook's caller may hang up while the handshake is being checked."""
+    gone: list[bool] = []
+
+    async def handler(socket: Any) -> None:
+        await trio.sleep(1)
+        with pytest.raises(WebSocketClosed):
+            async with accepted(socket):
+                pytest.fail("there is nobody to accept")
+        gone.append(True)
+
+    async with serving(handled_by(handler, accept=False)) as server:
+        peer = server.connect()
+        await peer.write(UPGRADE + b"\r\n")
+        await peer.stream.aclose()
+        await trio.sleep(5)
+        assert server.connections == 0
+    assert gone == [True]
+    assert not [line for line in logs if line["log_level"] == "error"]
