@@ -205,7 +205,7 @@ def tracing_for(environ: Mapping[str, str] = os.environ) -> Tracing | None:
     try:
         return Tracing(_provider(exporter or "otlp"))
     except ImportError:
-        log.warning("tracing is off: OTEL_* is set, but the extra bridge[otel] is not installed")
+        log.warning("tracing is off: OTEL_* asks for it; pip install 'bridge[otel]'")
     except ValueError as error:
         log.warning("tracing is off", reason=str(error))
     return None

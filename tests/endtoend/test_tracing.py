@@ -229,11 +229,11 @@ def test_without_a_wish_there_are_none(environ: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("environ", "hidden", "says"),
     [
-        ({"OTEL_TRACES_EXPORTER": "zipkin"}, False, "otlp, console or none"),
+        ({"OTEL_TRACES_EXPORTER": "zipkin"}, False, "otlp, console and none"),
         ({"OTEL_TRACES_EXPORTER": "otlp"}, True, "pip install 'bridge[otel]'"),
     ],
 )
-def test_a_wish_that_cannot_be_fulfilled_costs_one_line(
+def test_tracing_that_cannot_be_set_up_costs_one_line(
     environ: dict[str, str], hidden: bool, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if hidden:
@@ -244,7 +244,7 @@ def test_a_wish_that_cannot_be_fulfilled_costs_one_line(
     assert says in str(line)
 
 
-def test_without_a_wish_nothing_is_imported() -> None:
+def test_without_otel_variables_nothing_is_imported() -> None:
     program = (
         "import sys; from bridge.telemetry.tracing import tracing_for; "
         "assert tracing_for({}) is None; "
