@@ -133,7 +133,7 @@ async def test_words_written_before_there_is_an_agent_wait_for_it(autojump_clock
             await trio.testing.wait_all_tasks_blocked()  # until the phone has said `start`
             for n in range(MAX_TYPED):
                 call_of(world).say(f"Word {n}.")
-            with pytest.raises(NotTaken, match="too much"):
+            with pytest.raises(NotTaken, match="too many"):
                 call_of(world).say("One more.")
             session = await world.agent.wait_for_session()
             await session.applied.wait()
