@@ -35,10 +35,10 @@ class ByteStream(Protocol):
         connection is lost and trio.ClosedResourceError when it was closed here.
         """
 
-    def send_now(self, data: bytes) -> int:
+    def send_now(self, data: bytes | bytearray) -> int:
         """Send what can be sent without waiting; return how many bytes that were.
 
-        No checkpoint. Raises as `receive`.
+        No checkpoint. Never raises: it is `send_all` that finds out what is wrong.
         """
 
     async def send_all(self, data: bytes | memoryview) -> None:
@@ -70,16 +70,15 @@ class SocketBytes:
             except BlockingIOError:
                 continue
             except OSError as error:
-                raise self._failed(error) from error
+                if self._descriptor != _CLOSED:
+                    raise trio.BrokenResourceError(str(error)) from error
 
-    def send_now(self, data: bytes) -> int:
+    def send_now(self, data: bytes | bytearray) -> int:
         """As `ByteStream`."""
         try:
             return os.write(self._descriptor, data)
-        except BlockingIOError:
+        except OSError:
             return 0
-        except OSError as error:
-            raise self._failed(error) from error
 
     async def send_all(self, data: bytes | memoryview) -> None:
         """As `ByteStream`."""
@@ -89,11 +88,6 @@ class SocketBytes:
         """As `ByteStream`."""
         self._descriptor = _CLOSED
         await close_at_once(self._stream)
-
-    def _failed(self, error: OSError) -> Exception:
-        if self._descriptor == _CLOSED:
-            return trio.ClosedResourceError("this connection was closed")
-        return trio.BrokenResourceError(str(error))
 
 
 class StreamBytes:
@@ -106,7 +100,7 @@ class StreamBytes:
         """As `ByteStream`."""
         return bytes(await self._stream.receive_some(RECEIVE_BYTES))
 
-    def send_now(self, data: bytes) -> int:
+    def send_now(self, data: bytes | bytearray) -> int:
         """As `ByteStream`: nothing, since such a stream can only be awaited."""
         return 0
 

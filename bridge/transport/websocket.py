@@ -162,7 +162,7 @@ class WebSocket:
             messages, self._messages = self._messages, []
             return messages
         finally:
-            self._reading.give()
+            self._reading.taken = self._reading.wanted > 0 and self._reading.passed_on()
 
     async def send(self, message: str | bytes) -> None:
         """Send a message, whole or not at all.
@@ -171,7 +171,11 @@ class WebSocket:
         within `write_timeout` seconds, which drops the connection. May be cancelled before the
         first byte is written, and not any more after that.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
+        self._sends += 1
+        if self._sends % SENDS_BETWEEN_CHECKPOINTS:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await trio.lowlevel.checkpoint()
         if self._sending.taken:
             await self._sending.wait()
         self._sending.taken = True
@@ -179,13 +183,15 @@ class WebSocket:
             if self.closing is not None:
                 await trio.lowlevel.checkpoint()
                 raise self._closed()
-            await self._write(self._frames.send_message(message))
+            data = self._frames.send_message(message)
+            if (sent := self._stream.send_now(data)) < len(data):
+                await self._write_rest(data, sent)
         except LocalProtocolError:
             # Behind our own Close, which may be on its way still.
             await trio.lowlevel.checkpoint()
             raise self._closed() from None
         finally:
-            self._sending.give()
+            self._sending.taken = self._sending.wanted > 0 and self._sending.passed_on()
 
     async def close(self, code: int = NORMAL_CLOSURE, *, by: float) -> None:
         """Say Close with this code, wait for the peer's, and close the connection.
@@ -227,10 +233,8 @@ class WebSocket:
             return
         if self._pace is not None and len(data) > PIECE_BYTES:
             data, self._unparsed = data[:PIECE_BYTES], data[PIECE_BYTES:]
-        frames = 0
-        self._frames.receive_data(data)
-        for event in self._frames.events():
-            frames += 1
+        events = self._frames.read(data)
+        for event in events:
             if isinstance(event, _SHORT_MESSAGE):
                 if len(event) > self._max_message:
                     self._too_big()
@@ -252,7 +256,7 @@ class WebSocket:
             if self.closing is not None:
                 break
         # A frame that comes byte by byte costs a read for each.
-        if self._pace is not None and (wait := self._pace(frames or 1, now)):
+        if self._pace is not None and (wait := self._pace(len(events) or 1, now)):
             self._pause_until = now + wait
 
     def _collect(self, event: Message[Any]) -> None:
@@ -294,30 +298,22 @@ class WebSocket:
                 with suppress(LocalProtocolError):
                     data += self._frames.send(event)
             self._replies.clear()
-            if data:
-                await self._write(bytes(data))
+            if (sent := self._stream.send_now(data)) < len(data):
+                await self._write_rest(data, sent)
         except WebSocketClosed:
             pass  # which the reading finds out, too
         finally:
-            self._sending.give()
+            self._sending.taken = self._sending.wanted > 0 and self._sending.passed_on()
 
-    async def _write(self, data: bytes) -> None:
-        """Write whole frames, or drop the connection; the caller holds the lock.
+    async def _write_rest(self, data: bytes | bytearray, sent: int) -> None:
+        """Write what is left of whole frames, or drop the connection; the caller holds the lock.
 
         The shield keeps frames whole; `write_timeout` and `write_by` end it.
         """
+        deadline = min(trio.current_time() + self._write_timeout, self.write_by)
         try:
-            sent = self._stream.send_now(data)
-            if sent == len(data):
-                self._sends += 1
-                if self._sends >= SENDS_BETWEEN_CHECKPOINTS:
-                    self._sends = 0
-                    await trio.lowlevel.cancel_shielded_checkpoint()
-                return
-            self._sends = 0
-            deadline = min(trio.current_time() + self._write_timeout, self.write_by)
             with trio.CancelScope(shield=True, deadline=deadline) as self._writing:
-                await self._stream.send_all(memoryview(data)[sent:] if sent else data)
+                await self._stream.send_all(memoryview(data)[sent:])
                 return
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._end(Closing(ABNORMAL_CLOSURE))
@@ -348,7 +344,7 @@ class _Turn:
         turn.taken = True
         try: ...
         finally:
-            turn.give()
+            turn.taken = turn.wanted > 0 and turn.passed_on()
 
     `trio.Lock` records its owner at each acquisition, which costs as much as parsing a frame.
     """
@@ -356,17 +352,17 @@ class _Turn:
     def __init__(self) -> None:
         self.taken = False
         self._waiting = ParkingLot()
-        self._wanted = 0
+        self.wanted = 0
 
     async def wait(self) -> None:
         """Wait until the turn is passed on. Cancelled, it is not."""
-        self._wanted += 1
+        self.wanted += 1
         try:
             await self._waiting.park()
         finally:
-            self._wanted -= 1
+            self.wanted -= 1
 
-    def give(self) -> None:
-        """Pass the turn to the task that has waited longest, if any."""
+    def passed_on(self) -> bool:
+        """Pass the turn to the task that has waited longest; return whether there is one."""
         # A task that was just cancelled is still counted, but parked no longer.
-        self.taken = bool(self._wanted and self._waiting.unpark())
+        return bool(self._waiting.unpark())

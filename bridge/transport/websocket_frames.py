@@ -12,12 +12,11 @@ https://www.rfc-editor.org/rfc/rfc6455#section-5.2
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from struct import Struct
 from typing import Final
 
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, TextMessage
-from wsproto.extensions import Extension
 
 # A longer frame is passed on as it comes: only what is short is worth waiting for its end.
 LONGEST: Final = 64 * 1024
@@ -28,61 +27,56 @@ _FINAL_BINARY: Final = 0x82
 _MASKED: Final = 0x80
 _CONTROL: Final = 0x08
 
+_SHORT: Final = Struct(">BB").pack
+_LONG: Final = Struct(">BBH").pack
+
 
 class QuickConnection(Connection):
     """wsproto's `Connection`, without extensions: the same bytes and messages, in less time.
 
-    A short message in one frame comes whole, as its text or bytes and not as an event, even if the
-    frame arrived in pieces. Whole messages are sent as text or bytes, too.
+    A short message in one frame is read as its text or bytes and not as an event, even if the frame
+    arrived in pieces. Whole messages are sent as text or bytes, too.
     """
 
-    def __init__(
-        self,
-        connection_type: ConnectionType,
-        extensions: list[Extension] | None = None,
-        trailing_data: bytes = b"",
-    ) -> None:
-        # Set before the base class's own __init__, which calls `receive_data`.
+    def __init__(self, connection_type: ConnectionType) -> None:
+        super().__init__(connection_type)
         self._unread = b""
         self._mask_bit = 0 if connection_type is ConnectionType.CLIENT else _MASKED
         # Of the frame that is being passed on, so many bytes are still to come.
         self._passing = 0
         # Some message has begun in a frame that was passed on, and goes on in others.
         self._in_fragments = False
-        # Whether wsproto has been given anything that it may have something to say about.
-        self._given = False
-        # Extensions may change anything: then all is wsproto's.
-        self._careful = any(extension.enabled() for extension in extensions or ())
-        super().__init__(connection_type, extensions, trailing_data)
+        # From here on all is wsproto's.
+        self._careful = False
 
-    def receive_data(self, data: bytes | None) -> None:
-        """As wsproto's."""
-        if data is None or self._careful or self._state is not ConnectionState.OPEN:
-            self._given = True
-            super().receive_data(data)
-        else:
-            self._unread = self._unread + data if self._unread else bytes(data)
-
-    def events(self) -> Generator[Event | str | bytes, None, None]:  # type: ignore[override]
-        """As wsproto's, but with the text or bytes of a short message for its event."""
-        if self._given:
-            yield from self._wsprotos()
-        while self._unread:
-            if self._careful or self._passing or self._state is not ConnectionState.OPEN:
-                yield from self._pass_on()
+    def read(self, data: bytes) -> list[Event | str | bytes]:
+        """Take apart what was received, and return what it completes, in order: wsproto's events,
+        and in place of the event of a short message its text or bytes. Behind the peer's Close
+        there is nothing."""
+        found: list[Event | str | bytes] = []
+        if self._unread:
+            data = self._unread + data
+        while data:
+            if self._passing or self._careful or self._state is not ConnectionState.OPEN:
+                data = self._pass_on(data, found)
                 continue
-            message, size = self._quick_message()
+            message, size = self._quick_message(data)
             if size == 0:
-                return  # the rest of a short frame is still to come
+                break  # the rest of a short frame is still to come
             if message is None:
                 self._passing = size
             else:
-                self._unread = self._unread[size:]
-                yield message
+                data = data[size:]
+                found.append(message)
+        self._unread = data
+        return found
 
     def send_message(self, message: str | bytes) -> bytes:
         """Return the bytes of a whole message. Raises LocalProtocolError behind our Close."""
-        payload = message.encode() if isinstance(message, str) else message
+        if isinstance(message, str):
+            first, payload = _FINAL_TEXT, message.encode()
+        else:
+            first, payload = _FINAL_BINARY, message
         size = len(payload)
         plain = size < 65536 and self._state is ConnectionState.OPEN and not self._careful
         if not plain or self._proto._outbound_opcode is not None:
@@ -90,21 +84,18 @@ class QuickConnection(Connection):
             if isinstance(message, str):
                 return super().send(TextMessage(data=message))
             return super().send(BytesMessage(data=message))
-        first = _FINAL_TEXT if isinstance(message, str) else _FINAL_BINARY
         mask_bit = _MASKED ^ self._mask_bit
-        if size < 126:
-            head = bytes((first, mask_bit | size))
-        else:
-            head = bytes((first, mask_bit | 126)) + size.to_bytes(2, "big")
+        short = size < 126
+        head = _SHORT(first, mask_bit | size) if short else _LONG(first, mask_bit | 126, size)
         if not mask_bit:
             return head + payload
         key = _keys.pop() if _keys else _new_key()
         return head + key + _mask(payload, key)
 
-    def _quick_message(self) -> tuple[str | bytes | None, int]:
-        """The message at the beginning of what is unread and the length of its frame; no message,
-        if the frame is to be passed on; and 0, if there is not enough of it to know."""
-        data, available = self._unread, len(self._unread)
+    def _quick_message(self, data: bytes) -> tuple[str | bytes | None, int]:
+        """Return the message at the beginning of `data` and the length of its frame; no message, if
+        the frame is to be passed on; and 0, if there is not enough of it to know."""
+        available = len(data)
         if available < 2:
             return None, 0
         first, second = data[0], data[1]
@@ -141,20 +132,18 @@ class QuickConnection(Connection):
         except UnicodeDecodeError:
             return None, end
 
-    def _pass_on(self) -> Generator[Event, None, None]:
-        count = len(self._unread) if self._careful else self._passing or len(self._unread)
-        part, self._unread = self._unread[:count], self._unread[count:]
+    def _pass_on(self, data: bytes, found: list[Event | str | bytes]) -> bytes:
+        """Give wsproto what is its affair, collect its events, and return the rest."""
+        count = len(data) if self._careful or not self._passing else self._passing
+        part, rest = data[:count], data[count:]
         self._passing -= min(self._passing, len(part))
-        self._given = True
-        super().receive_data(part)
-        yield from self._wsprotos()
-
-    def _wsprotos(self) -> Generator[Event, None, None]:
-        for event in super().events():
+        self.receive_data(part)
+        for event in self.events():
+            found.append(event)
             # Said by the peer, or because of what it said: nothing behind it is to be read.
             self._careful = self._careful or isinstance(event, CloseConnection)
-            yield event
-        self._given = False
+        is_open = self._state in (ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING)
+        return rest if is_open else b""
 
 
 def _sound(first: int, size: int) -> bool:
