@@ -125,6 +125,7 @@ class Call(CallParts):
                     match message:
                         case phone_says.Media(media=media):
                             self.uplink.put(media.payload, self.phone.received_at)
+                            self.voice.heard(media.payload, self.phone.received_at)
                             if self.recording is not None:
                                 self.recording.caller(media.payload, self.seconds_so_far)
                         case phone_says.Dtmf(dtmf=dtmf):

@@ -19,6 +19,7 @@ from bridge.call.story import Story
 from bridge.call.timekeeper import Timekeeper
 from bridge.call.typed import NotTaken, TypedInput
 from bridge.call.uplink import Uplink
+from bridge.call.voice import Voice
 from bridge.caller import CallInfo
 from bridge.config.settings import Settings
 from bridge.deepgram.session import AgentSession
@@ -109,6 +110,7 @@ class CallParts:
         self.recording = recording
         self.story = Story(self.began_at)
         self.silence = Silence(call.idle_seconds, call.stall_seconds)
+        self.voice = Voice()
         self.uplink = Uplink(call.frame_ms, delays.uplink_delay)
         self.downlink = Downlink(phone, self.story, self.silence, recording, delays.downlink_delay)
         self.conversation = Conversation(
