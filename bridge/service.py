@@ -263,7 +263,8 @@ class Bridge:
     def wind_down(self) -> None:
         """Let the agent of every live call say goodbye, then end it; each has its own deadline."""
         for call in self.calls:
-            call.polite_end.wind_down(Outcome.SERVER_SHUTDOWN, "the server is stopping")
+            words = call.words.stopping
+            call.polite_end.wind_down(Outcome.SERVER_SHUTDOWN, "the server is stopping", words)
 
     def end_calls(self) -> None:
         """End every live call now, cleanly, and give up the sockets that are not calls yet."""

@@ -27,9 +27,6 @@ GOODBYE_BEGINS_SECONDS: Final = 5.0
 GOODBYE_SECONDS: Final = 15.0
 FAREWELL_SECONDS: Final = 8.0
 
-# The agent is given these words when the server stops.
-FAREWELL: Final = "I'm sorry, this call has to end now, please call again, goodbye."
-
 # How long the caller waits in silence for Twilio's REST API before the transfer is left to
 # `/call-ended`.
 TRANSFER_SECONDS: Final = 3.0
@@ -97,8 +94,8 @@ class PoliteEnd:
         self.handed_over: tuple[Outcome, str] | None = None
         """The outcome to report if Twilio closes the stream, as it does for a transfer."""
 
-    def wind_down(self, outcome: Outcome, reason: str, words: str = FAREWELL) -> None:
-        """Have the agent say `words`, one sentence, and end the call when the caller has heard
+    def wind_down(self, outcome: Outcome, reason: str, words: str) -> None:
+        """Have the agent say `words` and end the call when the caller has heard
         them, at the latest after FAREWELL_SECONDS. Without an agent the call ends now. Returns at
         once; a second call changes nothing."""
         if self._conversation.agent is None:

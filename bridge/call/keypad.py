@@ -66,17 +66,3 @@ class Keypad:
     def _complete(self) -> str:
         digits, self._digits, self._due_at = self._digits, "", None
         return digits
-
-
-def keypad_words(digits: str) -> str:
-    """Return the sentence that tells the agent the entered digits, as an InjectUserMessage.
-
-    The conversation contains it as the caller's own words, so it is worded as a caller would say
-    it: a model may read a note in the third person or in brackets aloud, or ask who is meant. The
-    keypad is named because keys are not speech: the agent should neither doubt what it heard nor
-    ask the caller to speak up. The digits stand together, as functions expect them, and not before
-    a full stop, which a model could take for a part of them.
-
-    https://developers.deepgram.com/docs/voice-agent-inject-user-message
-    """
-    return f"I pressed {digits} on my phone's keypad."

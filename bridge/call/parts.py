@@ -96,6 +96,7 @@ class CallParts:
         call = settings.call
         self.began_at = trio.current_time()
         self.report = CallReport(info)
+        self.words = settings.words
         self.ending = Ending(
             GOODBYE_SHARE * call.teardown_seconds,
             crashed=Outcome.INTERNAL_ERROR,
@@ -124,13 +125,14 @@ class CallParts:
             self.conversation, self.downlink.wait_played, self.ending, self.report, transfer
         )
         self.functions = functions + built_in(self.polite_end, settings.functions)
-        self.typed = TypedInput(self.conversation)
+        self.typed = TypedInput(self.conversation, self.words)
         self.timekeeper = Timekeeper(
             self.conversation,
             self.silence,
             self.typed,
             self.polite_end,
             call,
+            self.words,
             began_at=self.began_at,
         )
 

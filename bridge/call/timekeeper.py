@@ -14,18 +14,14 @@ from bridge.call.goodbye import PoliteEnd
 from bridge.call.silence import Action, Silence
 from bridge.call.typed import TypedInput
 from bridge.config.settings import CallSettings
+from bridge.config.words import Words
 from bridge.deepgram.session import AgentClosed
 from bridge.log import get_logger
 from bridge.outcome import Outcome
 
 log = get_logger(__name__)
 
-# What the agent is asked to say, each in one sentence so that it is one utterance.
-STILL_THERE: Final = "Are you still there?"
-IDLE_FAREWELL: Final = "I can't hear you any more, so I will hang up now, goodbye."
-ONE_MOMENT: Final = "One moment, please."
-LAST_MINUTE: Final = "Just so you know, this call will end in one minute."
-TIME_IS_UP: Final = "We have come to the end of our time, thank you for calling, goodbye."
+# How long before the end of the longest call the agent announces it.
 WARNING_SECONDS: Final = 60.0
 
 # How exactly the clock is kept for things that take seconds.
@@ -42,6 +38,7 @@ class Timekeeper:
         typed: TypedInput,
         end: PoliteEnd,
         settings: CallSettings,
+        words: Words,
         *,
         began_at: float,
     ) -> None:
@@ -49,6 +46,7 @@ class Timekeeper:
         self._silence = silence
         self._typed = typed
         self._end = end
+        self._words = words
         self._stall_seconds = settings.stall_seconds
         self._ends_at = began_at + 60 * settings.max_minutes
         self._warn_at = self._ends_at - WARNING_SECONDS
@@ -67,23 +65,27 @@ class Timekeeper:
 
     async def _tick(self, now: float) -> None:
         if now >= self._ends_at:
-            self._end.wind_down(Outcome.MAX_DURATION, "call.max_minutes are over", TIME_IS_UP)
+            self._end.wind_down(
+                Outcome.MAX_DURATION, "call.max_minutes are over", self._words.time_is_up
+            )
         elif now >= self._warn_at:
             self._warn_at = float("inf")
-            await self._conversation.inject(LAST_MINUTE, "queue")
+            await self._conversation.inject(self._words.last_minute, "queue")
         else:
             await self._break_silence(now)
 
     async def _break_silence(self, now: float) -> None:
         match self._silence.next(now):
             case Action.ASK_STILL_THERE:
-                await self._conversation.inject(STILL_THERE, "queue")
+                await self._conversation.inject(self._words.still_there, "queue")
             case Action.SAY_GOODBYE:
-                self._end.wind_down(Outcome.IDLE, "no word from either side", IDLE_FAREWELL)
+                self._end.wind_down(
+                    Outcome.IDLE, "no word from either side", self._words.idle_goodbye
+                )
             case Action.FILLER:
                 log.warning("agent stalls", seconds=self._stall_seconds)
                 # Not "interrupt": that it is refused is what tells a stuck session from a cough.
-                await self._conversation.inject(ONE_MOMENT, "queue")
+                await self._conversation.inject(self._words.one_moment, "queue")
             case Action.RECONNECT:
                 if self._conversation.agent is not None:
                     await self._conversation.agent.abandon("it heard the caller and says nothing")

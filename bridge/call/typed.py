@@ -11,7 +11,8 @@ from typing import Final, NamedTuple
 import trio
 
 from bridge.call.conversation import Conversation
-from bridge.call.keypad import Keypad, keypad_words
+from bridge.call.keypad import Keypad
+from bridge.config.words import Words
 from bridge.deepgram.session import AgentClosed
 
 # Input that waits for a session: enough for a menu, and bounded.
@@ -34,8 +35,9 @@ class _Typed(NamedTuple):
 class TypedInput:
     """The typed input of one call. Only `run`, a task of the call, waits."""
 
-    def __init__(self, conversation: Conversation) -> None:
+    def __init__(self, conversation: Conversation, words: Words) -> None:
         self._conversation = conversation
+        self._words = words
         self._keypad = Keypad()
         self._typed_in, self._typed = trio.open_memory_channel[_Typed](MAX_TYPED)
         self._waiting = 0
@@ -81,7 +83,7 @@ class TypedInput:
         # An entry beyond the bound is dropped: the caller notices that nothing happens.
         if digits and self._waiting < MAX_TYPED:
             self._conversation.keys_pressed(digits)
-            self._put(_Typed(keypad_words(digits), cut_in=False))
+            self._put(_Typed(self._words.pressed(digits), cut_in=False))
 
     def _put(self, typed: _Typed) -> None:
         self._waiting += 1

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from bridge.addresses import is_loopback
+from bridge.config.words import Words
 from bridge.text import printable
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
@@ -76,7 +77,6 @@ class CallSettings(Struct, frozen=True, kw_only=True):
     start_timeout: Seconds = 5
     teardown_seconds: Seconds = 2
     interruptible_greeting: bool = True
-    apology: str = "I'm sorry, something went wrong. Please call again."
     fallback_number: str = ""
     context_url: str = ""
 
@@ -148,6 +148,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     twilio: TwilioSettings = TwilioSettings()
     deepgram: DeepgramSettings = DeepgramSettings()
     call: CallSettings = CallSettings()
+    words: Words = Words()
     limits: LimitSettings = LimitSettings()
     functions: FunctionSettings = FunctionSettings()
     records: RecordSettings = RecordSettings()

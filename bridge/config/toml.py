@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from bridge.addresses import is_loopback
 from bridge.config.settings import ConfigError, DeepgramSettings, Settings
+from bridge.config.words import DIGITS, MAY_BE_EMPTY, Words
 from bridge.text import closest
 from bridge.twilio.numbers import EXPECTED_NUMBER, HOW_TO_WRITE_NUMBERS, is_number
 
@@ -227,6 +228,30 @@ def _transfer_numbers(numbers: dict[str, str]) -> dict[str, str]:
     return numbers
 
 
+def _language(tag: str) -> str:
+    if tag and not re.fullmatch(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*", tag):
+        raise ValueError(f"expected a language of <Say>, got {_got(tag)}; write one such as en-US")
+    return tag
+
+
+def _voice(name: str) -> str:
+    if name and not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+        raise ValueError(f"expected a voice of <Say>, got {_got(name)}; write Polly.Lea-Neural")
+    return name
+
+
+def _words(words: str) -> str:
+    if not words.strip():
+        raise ValueError("expected words to say, got none; leave the key out for the default")
+    return words
+
+
+def _keypad(words: str) -> str:
+    if DIGITS not in words:
+        raise ValueError(f"expected {DIGITS} in it, where the pressed keys go; add it")
+    return words
+
+
 def checked_bind(bind: str) -> str:
     """Return `bind` itself, an address and a port. Raises ValueError, with the remedy."""
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", bind)
@@ -317,6 +342,14 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "call.fallback_number": _optional_e164,
     "call.context_url": _overflow_url,
     "functions.transfer_to": _transfer_numbers,
+    **{
+        f"words.{field.name}": _words
+        for field in msgspec.structs.fields(Words)
+        if field.name not in MAY_BE_EMPTY
+    },
+    "words.language": _language,
+    "words.voice": _voice,
+    "words.keypad": _keypad,
 }
 _FREE = ("agent", "agents")
 _STRUCTS = dict(_structs())

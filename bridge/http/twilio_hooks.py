@@ -30,8 +30,6 @@ log = get_logger(__name__)
 # The header of a proxy that tries another server when this one answers 503 (deploy/haproxy.cfg).
 ELSEWHERE: Final = "Bridge-Elsewhere"
 
-BUSY: Final = "All our lines are busy. Please call again in a few minutes."
-
 _APOLOGISE_AFTER: Final = {
     Outcome.AGENT_UNREACHABLE,
     Outcome.AGENT_FAILED,
@@ -70,7 +68,9 @@ async def incoming_call() -> Response | tuple[str, int]:
         if request.headers.get(ELSEWHERE):
             return f"{error}\n", 503
         overflow = settings.server.overflow_url
-        return _twiml(twiml.redirect(overflow) if overflow else twiml.hang_up(BUSY))
+        words = settings.words
+        busy = twiml.hang_up(words.busy, words.spoken)
+        return _twiml(twiml.redirect(overflow) if overflow else busy)
     address = public_address(settings.server.public_url, origin_of(request).host)
     parameters = {name: form.get(name, "") for name in ("From", "To", "CallSid")}
     if outbound:
@@ -106,8 +106,10 @@ async def call_ended() -> Response:
     if ended is not None and ended.outcome == Outcome.TRANSFERRED:
         return _twiml(twiml.dial(ended.transfer_to))
     if ended is not None and ended.outcome in _APOLOGISE_AFTER:
-        words, number = settings.call.apology, settings.call.fallback_number
-        return _twiml(twiml.dial(number, words=words) if number else twiml.hang_up(words))
+        apology, voice = settings.words.apology, settings.words.spoken
+        if number := settings.call.fallback_number:
+            return _twiml(twiml.dial(number, words=apology, voice=voice))
+        return _twiml(twiml.hang_up(apology, voice))
     return _twiml(twiml.hang_up())
 
 

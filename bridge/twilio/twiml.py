@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Final, NamedTuple
 from xml.etree import ElementTree
 
 CONTENT_TYPE = "text/xml; charset=utf-8"
@@ -18,6 +19,22 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 # https://www.twilio.com/docs/voice/twiml/stream#parameter: name and value together.
 MAX_PARAMETER = 499
+
+
+class Voice(NamedTuple):
+    """How `<Say>` speaks: a language such as "fr-FR", a voice such as "Polly.Lea-Neural".
+
+    Empty, each is Twilio's default: en-US, and the voice of the account. Twilio refuses a voice
+    that does not speak the language.
+
+    https://www.twilio.com/docs/voice/twiml/say/text-speech
+    """
+
+    language: str = ""
+    name: str = ""
+
+
+DEFAULT_VOICE: Final = Voice()
 
 
 def connect_stream(
@@ -52,11 +69,10 @@ def connect_stream(
     return _document(response)
 
 
-def hang_up(words: str = "") -> bytes:
+def hang_up(words: str = "", voice: Voice = DEFAULT_VOICE) -> bytes:
     """Write `<Hangup>`, after `<Say>` with `words` if there are any."""
     response = ElementTree.Element("Response")
-    if words:
-        ElementTree.SubElement(response, "Say").text = _text(words)
+    _say(response, words, voice)
     ElementTree.SubElement(response, "Hangup")
     return _document(response)
 
@@ -79,6 +95,7 @@ def dial(
     timeout: int = 20,
     action: str = "",
     after: str = "",
+    voice: Voice = DEFAULT_VOICE,
 ) -> bytes:
     """Write `<Dial>`: say `words`, connect the call to `number`, then hang up.
 
@@ -90,18 +107,26 @@ def dial(
     https://www.twilio.com/docs/voice/twiml/dial
     """
     response = ElementTree.Element("Response")
-    if words:
-        ElementTree.SubElement(response, "Say").text = _text(words)
+    _say(response, words, voice)
     verb = ElementTree.SubElement(response, "Dial", {"timeout": str(timeout)})
     if caller_id:
         verb.set("callerId", _text(caller_id))
     if action:
         verb.set("action", _text(action))
     ElementTree.SubElement(verb, "Number").text = _text(number)
-    if after:
-        ElementTree.SubElement(response, "Say").text = _text(after)
+    _say(response, after, voice)
     ElementTree.SubElement(response, "Hangup")
     return _document(response)
+
+
+def _say(response: ElementTree.Element, words: str, voice: Voice) -> None:
+    if words:
+        say = ElementTree.SubElement(response, "Say")
+        if voice.language:
+            say.set("language", _text(voice.language))
+        if voice.name:
+            say.set("voice", _text(voice.name))
+        say.text = _text(words)
 
 
 def _text(value: str) -> str:

@@ -92,7 +92,7 @@ ENDING: dict[str, tuple[Action, Outcome]] = {
         Outcome.SERVER_SHUTDOWN,
     ),
     "server winds down": (
-        lambda s: s.call.polite_end.wind_down(Outcome.SERVER_SHUTDOWN, "test"),
+        lambda s: s.call.polite_end.wind_down(Outcome.SERVER_SHUTDOWN, "test", "Goodbye."),
         Outcome.SERVER_SHUTDOWN,
     ),
 }

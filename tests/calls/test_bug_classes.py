@@ -668,7 +668,7 @@ async def test_the_apology_is_the_failed_calls_own(autojump_clock: Clock) -> Non
             together.set()
             await one.wait_ended()
             await other.wait_ended()
-    assert one.verbs[1:] == [Say(settings().call.apology), Hangup()]
+    assert one.verbs[1:] == [Say(settings().words.apology), Hangup()]
     assert other.verbs[1:] == [Hangup()]
 
 

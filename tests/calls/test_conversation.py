@@ -11,10 +11,9 @@ import pytest
 import trio
 import trio.testing
 
-from bridge.call.goodbye import FAREWELL
-from bridge.call.timekeeper import IDLE_FAREWELL, LAST_MINUTE, ONE_MOMENT, STILL_THERE, TIME_IS_UP
 from bridge.caller import CallInfo
 from bridge.config.settings import Settings
+from bridge.config.words import Words
 from bridge.functions import Functions
 from bridge.testing.agent.server import AgentSession, Behaviour, silent
 from tests.world import QUIET, World, settings
@@ -340,7 +339,7 @@ async def test_both_sides_are_silent(autojump_clock: Clock) -> None:
             session = await world.agent.wait_for_session()
             await phone.wait_ended(timeout=120)
     injected = [m["message"] for _, m in session.messages if m["type"] == "InjectAgentMessage"]
-    assert injected == [STILL_THERE, IDLE_FAREWELL]
+    assert injected == [Words().still_there, Words().idle_goodbye]
     assert world.ending["outcome"] == "idle"
     assert 60 <= world.ending["seconds"] < 75
 
@@ -357,7 +356,7 @@ async def test_an_agent_that_heard_and_says_nothing_is_replaced(autojump_clock: 
             first = world.agent.sessions[0]
             await phone.hang_up()
     injected = [m["message"] for _, m in first.messages if m["type"] == "InjectAgentMessage"]
-    assert injected == [ONE_MOMENT]
+    assert injected == [Words().one_moment]
     assert second.settings is not None
 
 
@@ -374,7 +373,7 @@ async def test_the_longest_call_ends_with_a_warning(autojump_clock: Clock) -> No
             session = await world.agent.wait_for_session()
             await phone.wait_ended(timeout=200)
     injected = [m["message"] for _, m in session.messages if m["type"] == "InjectAgentMessage"]
-    assert injected == [LAST_MINUTE, TIME_IS_UP]
+    assert injected == [Words().last_minute, Words().time_is_up]
     assert world.ending["outcome"] == "max_duration"
     assert 120 <= world.ending["seconds"] <= 131
 
@@ -387,7 +386,7 @@ async def test_the_server_stops_and_the_agent_says_goodbye(autojump_clock: Clock
             world.app.extensions["bridge"].wind_down()
             await phone.wait_ended()
     injected = [m["message"] for _, m in session.messages if m["type"] == "InjectAgentMessage"]
-    assert injected == [FAREWELL]
+    assert injected == [Words().stopping]
     assert phone.heard_seconds > 1
     assert world.ending["outcome"] == "server_shutdown"
 

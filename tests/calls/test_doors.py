@@ -20,8 +20,8 @@ from trio_websocket import ConnectionClosed, ConnectionRejected, wrap_client_str
 from bridge.admission.entrance import TICKET_SECONDS
 from bridge.admission.slots import LEAST_WAITING
 from bridge.config.settings import Secrets
+from bridge.config.words import Words
 from bridge.http.twilio_auth import SECONDS_BETWEEN_LINES
-from bridge.http.twilio_hooks import BUSY
 from bridge.local_agent import phrases
 from bridge.testing.phone.twiml import Hangup, Say
 from bridge.testing.phone.webhook import WebhookError, request, sign
@@ -450,7 +450,7 @@ async def test_a_page_shares_the_lines_with_everybody(autojump_clock: Clock) -> 
         assert (await ask_for_a_call(world))[0] == 200
         async with world.call() as phone:
             await phone.wait_ended()
-        assert phone.verbs == [Say(BUSY), Hangup()]
+        assert phone.verbs == [Say(Words().busy), Hangup()]
 
 
 # ---- several worker processes -------------------------------------------------------------------
@@ -471,7 +471,7 @@ async def test_a_call_that_another_process_let_in_is_carried(autojump_clock: Clo
                 # But it says busy to the next, and is not ready for more.
                 async with here.call() as one_more:
                     await one_more.wait_ended()
-                assert one_more.verbs == [Say(BUSY), Hangup()]
+                assert one_more.verbs == [Say(Words().busy), Hangup()]
                 assert bridge.entrance.is_full(bridge.settings_now())
             await phone.hang_up()
         await here.quiet()

@@ -10,8 +10,8 @@ import pytest
 import trio
 import trio.testing
 
-from bridge.call.timekeeper import STILL_THERE
 from bridge.caller import CallInfo
+from bridge.config.words import Words
 from bridge.functions import Functions
 from bridge.testing.agent.server import AgentSession
 from tests.world import QUIET, in_memory, settings
@@ -108,10 +108,10 @@ async def test_five_minutes_with_everything_in_them(autojump_clock: Clock) -> No
         ),
         ("caller", "Are you back?", "heard"),
         ("agent", "Yes, I am.", "heard"),
-        ("agent", STILL_THERE, "heard"),
+        ("agent", Words().still_there, "heard"),
         ("caller", "Yes. A table for four, please.", "heard"),
         ("agent", "I'm sorry, I cannot book right now.", "heard"),
-        ("agent", STILL_THERE, "heard"),
+        ("agent", Words().still_there, "heard"),
         ("caller", "Never mind, bye.", "heard"),
         ("agent", "Goodbye!", "heard"),
     ]

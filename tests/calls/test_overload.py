@@ -7,7 +7,7 @@ from typing import Any
 
 import trio
 
-from bridge.http.twilio_hooks import BUSY
+from bridge.config.words import Words
 from bridge.testing.agent.server import AgentSession
 from bridge.testing.phone.phone import SimulatedPhone
 from bridge.testing.phone.twiml import Hangup, Say
@@ -39,7 +39,7 @@ class Caller:
     async def call(self, hang_up: trio.Event) -> None:
         began = trio.current_time()
         async with self.phone.place_call(self._world.base_url) as phone:
-            if phone.ending is not None or phone.verbs[0] == Say(BUSY):
+            if phone.ending is not None or phone.verbs[0] == Say(Words().busy):
                 await phone.wait_ended()
                 self.taken = False
                 self.seconds = [trio.current_time() - began]
@@ -84,7 +84,7 @@ async def test_three_times_the_cap(autojump_clock: Clock) -> None:
             # Their delays are those of a call alone, to the millisecond.
             assert {tuple(caller.seconds) for caller in taken} == {tuple(alone.seconds)}
             for caller in busy:
-                assert caller.phone.verbs == [Say(BUSY), Hangup()]
+                assert caller.phone.verbs == [Say(Words().busy), Hangup()]
                 assert caller.seconds[0] < 1.0
             assert len(bridge.entrance.slots) == 0
         assert world.agent.connections == 1 + 2 * CAP

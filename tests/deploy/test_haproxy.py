@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from bridge.config.words import Words
 from bridge.http.app import create_app
-from bridge.http.twilio_hooks import BUSY, ELSEWHERE
+from bridge.http.twilio_hooks import ELSEWHERE
 
 FILE = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
 CONFIG = FILE.read_text()
@@ -54,4 +55,4 @@ def test_it_uses_bridges_own_header(name: str) -> None:
 
 
 def test_it_says_what_bridge_would_say() -> None:
-    assert f"<Say>{BUSY}</Say>" in CONFIG
+    assert f"<Say>{Words().busy}</Say>" in CONFIG

@@ -297,7 +297,7 @@ async def test_an_agent_that_says_fin_and_goes_on_listening() -> None:
             line.half_close()
             await phone.wait_ended()
             await stage.ended("agent_failed", since=began, reason="lost")
-        assert phone.verbs[1:] == [Say(USING.call.apology), Hangup()]
+        assert phone.verbs[1:] == [Say(USING.words.apology), Hangup()]
 
 
 async def test_a_phone_that_disappears_while_the_agent_speaks(hasty_writes: None) -> None:
@@ -540,7 +540,7 @@ async def test_the_agent_ends_the_call(script: Any, outcome: str, reason: str) -
             await phone.wait_ended()
             await stage.ended(outcome, since=began, reason=reason)
         failed = outcome == "agent_failed"
-        assert phone.verbs[1:] == [Say(USING.call.apology)] * failed + [Hangup()]
+        assert phone.verbs[1:] == [Say(USING.words.apology)] * failed + [Hangup()]
         if script is closes:
             assert phone.received_audio == WORD
 
@@ -573,7 +573,7 @@ async def test_the_agent_refuses_the_session(status: int) -> None:
         async with stage.call() as phone:
             await phone.wait_ended()
             await stage.ended("agent_unreachable", since=began, reason=f"answered {status}")
-        assert phone.verbs[1:] == [Say(USING.call.apology), Hangup()]
+        assert phone.verbs[1:] == [Say(USING.words.apology), Hangup()]
         assert set(stage.agent.rejected) == {status}
         assert len(stage.agent.rejected) == 1 or status in (429, 500)
 
@@ -597,7 +597,7 @@ async def test_the_agent_does_not_get_ready(knobs: dict[str, Any], reason: str) 
             await phone.wait_ended()
             within = HASTY.deepgram.connect_timeout + TEARDOWN
             await stage.ended("agent_unreachable", since=began, within=within, reason=reason)
-        assert phone.verbs[1:] == [Say(USING.call.apology), Hangup()]
+        assert phone.verbs[1:] == [Say(USING.words.apology), Hangup()]
         assert stage.agent.connections == 1
 
 
@@ -608,7 +608,7 @@ async def test_the_agent_refuses_the_settings() -> None:
         async with stage.call() as phone:
             await phone.wait_ended()
             await stage.ended("agent_failed", since=began, reason="INVALID_SETTINGS")
-        assert phone.verbs[1:] == [Say(USING.call.apology), Hangup()]
+        assert phone.verbs[1:] == [Say(USING.words.apology), Hangup()]
 
 
 async def test_the_agent_resets_during_the_handshake() -> None:

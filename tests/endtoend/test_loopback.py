@@ -253,8 +253,8 @@ async def vanish(agent: AgentSession) -> None:
     ("script", "expected", "after"),
     [
         (goodbye, "agent_ended", [Hangup()]),
-        (trouble, "agent_failed", [Say(SLOW.call.apology), Hangup()]),
-        (vanish, "agent_failed", [Say(SLOW.call.apology), Hangup()]),
+        (trouble, "agent_failed", [Say(SLOW.words.apology), Hangup()]),
+        (vanish, "agent_failed", [Say(SLOW.words.apology), Hangup()]),
     ],
 )
 async def test_the_agent_ends_the_call(script: Script, expected: str, after: list[Any]) -> None:
@@ -327,7 +327,7 @@ async def test_an_agent_that_does_not_take_the_call(behaviour: dict[str, Any]) -
     async with calls(behaviour=refusing, using=using) as world, world.call() as phone:
         await phone.wait_ended()
     assert await outcome(world.app, phone) == "agent_unreachable"
-    assert phone.verbs[1:] == [Say(using.call.apology), Hangup()]
+    assert phone.verbs[1:] == [Say(using.words.apology), Hangup()]
     assert phone.received_audio == b""
 
 
@@ -352,7 +352,7 @@ async def test_an_agent_that_is_not_there() -> None:
                 ) as phone:
                     await phone.wait_ended()
                 stop.set()
-    assert phone.verbs == [phone.verbs[0], Say(using.call.apology), Hangup()]
+    assert phone.verbs == [phone.verbs[0], Say(using.words.apology), Hangup()]
     assert isinstance(phone.verbs[0], ConnectStream)
     assert await outcome(app, phone) == "agent_unreachable"
     assert len(app.extensions["bridge"].calls) == 0

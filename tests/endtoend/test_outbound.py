@@ -25,8 +25,8 @@ import trio
 
 from bridge.config.file import FixedConfig
 from bridge.config.settings import Secrets, Settings
+from bridge.config.words import Words
 from bridge.http.app import create_app
-from bridge.http.twilio_hooks import BUSY
 from bridge.server.serve import hypercorn_config, serve
 from bridge.testing.agent.server import AgentSession, Script, SimulatedAgent, silent
 from bridge.testing.agent.voice import speech_for
@@ -325,7 +325,7 @@ async def test_a_call_that_is_dialled_has_a_line_from_the_first_ring_on() -> Non
         caller = SimulatedPhone(strict=True, auth_token=AUTH_TOKEN)
         async with caller.place_call(place.address) as phone:
             await phone.wait_ended()
-        assert phone.verbs == [Say(BUSY), Hangup()]
+        assert phone.verbs == [Say(Words().busy), Hangup()]
         async with place.picked_up(call) as phone:
             await place.agent.wait_for_session()
             assert len(place.bridge.entrance.slots) == 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from bridge.http.twilio_hooks import BUSY
+from bridge.config.words import Words
 from bridge.testing.agent.server import AgentSession
 from bridge.testing.phone.twiml import Hangup, Say
 from tests.world import AUTH_TOKEN, World, on_loopback, settings
@@ -50,10 +50,10 @@ class Offer:
         options: dict[str, Any] = {"auth_token": AUTH_TOKEN, "from_number": f"+1555010{number:04}"}
         began = trio.current_time()
         async with self._world.phone(**options).place_call(self._world.base_url) as phone:
-            if phone.ending is not None or phone.verbs[:1] == [Say(BUSY)]:
+            if phone.ending is not None or phone.verbs[:1] == [Say(Words().busy)]:
                 await phone.wait_ended()
                 self.refused.append(trio.current_time() - began)
-                assert phone.verbs == [Say(BUSY), Hangup()]
+                assert phone.verbs == [Say(Words().busy), Hangup()]
                 return
             await phone.wait_heard(0.02)
             self.greeted.append(trio.current_time() - began)

@@ -192,7 +192,7 @@ class Exchange:
 def describe(verb: twiml.Verb) -> str:
     """Describe what Twilio does for a verb."""
     match verb:
-        case twiml.Say(text):
+        case twiml.Say(text=text):
             return f"says “{text}”"
         case twiml.Pause(seconds):
             return f"waits {seconds:g} s"

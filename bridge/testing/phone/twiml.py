@@ -49,9 +49,11 @@ class TwimlError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """Speak `text` to the caller."""
+    """Speak `text` to the caller, in `language`, with `voice` ("": Twilio's default)."""
 
     text: str
+    language: str = "en-US"
+    voice: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,8 @@ def _verb(element: ElementTree.Element, url: str) -> Verb:
         case "Connect":
             return _connect(element, url)
         case "Say":
-            return Say(text)
+            _only(element, {"language", "voice", "loop"})
+            return Say(text, element.get("language", "en-US"), element.get("voice", ""))
         case "Pause":
             return Pause(_seconds(element.get("length", "1")))
         case "Hangup":

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.call.keypad import MAX_KEYS, Keypad, keypad_words
+from bridge.call.keypad import MAX_KEYS, Keypad
+from bridge.config.words import Words
 
 
 def press_all(keypad: Keypad, digits: str, now: float = 0.0) -> list[str | None]:
@@ -112,5 +113,5 @@ def test_every_key_is_in_one_entry_and_in_order(keys: list[tuple[str, int, bool]
 
 
 def test_the_agent_hears_of_it_in_the_callers_words() -> None:
-    assert keypad_words("1234") == "I pressed 1234 on my phone's keypad."
-    assert keypad_words("#") == "I pressed # on my phone's keypad."
+    assert Words().pressed("1234") == "I pressed 1234 on my phone's keypad."
+    assert Words().pressed("#") == "I pressed # on my phone's keypad."

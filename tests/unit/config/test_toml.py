@@ -88,6 +88,11 @@ class TestValues:
             "call.frame_ms = 250",
             'call.fallback_number = "+15551234567"',
             'functions.transfer_to = { reception = "+15551112222" }',
+            'words.language = "cmn-CN"',
+            'words.language = ""',
+            'words.voice = "Google.fr-FR-Chirp3-HD-Aoede"',
+            'words.apology = ""',
+            'words.keypad = "{digits}#"',
             'records.url = ""',
             'logging.format = "json"',
         ],
@@ -141,7 +146,11 @@ class TestValues:
             'call.fallback_number = "+1 555 123 4567"',
             'functions.transfer_to = { reception = "5551112222" }',
             "functions.transfer_to = { reception = 1 }",
-            "call.apology = 2026-01-01",
+            "words.apology = 2026-01-01",
+            'words.language = "French"',
+            'words.voice = "Polly Lea"',
+            'words.still_there = " "',
+            'words.keypad = "I pressed a key."',
             'logging.level = "loud"',
             'logging.format = "xml"',
             "agents.sales.greeting = 'no numbers'",
@@ -178,6 +187,9 @@ class TestMessages:
     def test_a_key_of_another_table(self) -> None:
         assert problem("[server]\nframe_ms = 60").endswith("did you mean call.frame_ms?")
         assert problem("[server]\nretention_day = 60").endswith("records.retention_days?")
+
+    def test_a_key_that_has_moved(self) -> None:
+        assert problem("[call]\napology = 'x'").endswith("did you mean words.apology?")
 
     def test_a_key_of_no_table(self) -> None:
         assert problem("[limits]\nzzz = 1").endswith("calls_per_minute, account_calls")

@@ -24,8 +24,9 @@ from quart_trio import QuartTrio
 from twilio.twiml.voice_response import Connect, VoiceResponse
 
 from bridge.config.file import FixedConfig
+from bridge.config.words import Words
 from bridge.http.app import create_app
-from bridge.http.twilio_hooks import BUSY, ELSEWHERE
+from bridge.http.twilio_hooks import ELSEWHERE
 from bridge.outcome import Outcome
 from bridge.records.record import CallRecord
 from bridge.testing.phone.twiml import ConnectStream, Dial, Hangup, Redirect, Say, Verb, read_twiml
@@ -338,7 +339,7 @@ async def test_a_parameter_is_cut_at_twilios_limit_and_not_before(
 async def test_a_call_too_many_hears_busy_and_never_silence(reason: str) -> None:
     tables = {"server": {"max_calls": 1}}
     for more, expected in (
-        ({}, [Say(BUSY), Hangup()]),
+        ({}, [Say(Words().busy), Hangup()]),
         (
             {"overflow_url": "https://example.com/busy.xml?a=1&b=2"},
             [Redirect("https://example.com/busy.xml?a=1&b=2", "POST")],
@@ -401,7 +402,7 @@ async def test_every_outcome_is_followed_by_something(
     outcome: Outcome,
 ) -> None:
     """An apology when it is our side's fault, and always an end: never an empty document."""
-    app = application(call={"apology": "Sorry."})
+    app = application(words={"apology": "Sorry."})
     remember(app, outcome, "+15551112222")
     before: list[Verb] = [Say("Sorry.")] if outcome in APOLOGISES else []
     if outcome is Outcome.TRANSFERRED:
@@ -424,7 +425,7 @@ async def test_after_an_unknown_call_comes_a_hang_up(form: dict[str, str] | None
     ],
 )
 async def test_the_apology_is_said_as_configured(apology: str, said: list[Verb]) -> None:
-    app = application(call={"apology": apology})
+    app = application(words={"apology": apology})
     remember(app, Outcome.AGENT_FAILED)
     assert await verbs("/call-ended", FORM, app=app) == [*said, Hangup()]
 

@@ -49,6 +49,20 @@ def test_hang_up_is_what_twilios_builder_writes() -> None:
     assert same_xml(twiml.hang_up(), str(response))
 
 
+def test_words_are_said_in_their_language_and_voice() -> None:
+    voice = twiml.Voice("fr-FR", "Polly.Lea-Neural")
+    response = VoiceResponse()
+    response.say("Désolé, <au revoir>.", language="fr-FR", voice="Polly.Lea-Neural")
+    response.hangup()
+    assert same_xml(twiml.hang_up("Désolé, <au revoir>.", voice), str(response))
+    for words, after in (("Un instant.", ""), ("", "Désolé.")):
+        document = ElementTree.fromstring(
+            twiml.dial("+15551112222", words=words, after=after, voice=voice)
+        )
+        (say,) = document.iter("Say")
+        assert say.attrib == {"language": "fr-FR", "voice": "Polly.Lea-Neural"}
+
+
 texts = st.text(st.characters(), max_size=60) | st.just(HOSTILE)
 
 
