@@ -30,7 +30,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 # Nothing on these pages takes longer, and what does is a test that hangs.
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 WIDE, NARROW = 1280, 390
 ARTEFACTS = "BRIDGE_TEST_ARTEFACTS"

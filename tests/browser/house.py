@@ -28,7 +28,7 @@ from tests.world import QUIET, SECRETS
 
 T = TypeVar("T")
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 # Runs the agent for as long as it is entered, and gives its address.
 Agent = Callable[[], AbstractAsyncContextManager[str]]

@@ -15,6 +15,9 @@ PROBE = Path(__file__).with_name("probe.js").read_text(encoding="utf-8")
 # Below this nothing is heard; speech's peaks are ten times that.
 SILENT = 0.01
 
+# For how many ms a reply may go on after `clear`, on the busiest machine: without it, for seconds.
+SOON = 1000
+
 
 class Softphone:
     """The page, opened in `browser`."""

@@ -19,6 +19,7 @@ from bridge.config.settings import Secrets
 from bridge.functions import Functions
 from bridge.records.record import CallRecord
 from bridge.testing.agent.server import AgentSession
+from bridge.testing.phone.phone import SimulatedPhone
 from bridge.twilio.rest import TwilioRest
 from tests.browser.driver import NARROW, WIDE, Browser, chromium
 from tests.twilio_standin import ACCOUNT_SID, AUTH_TOKEN, OWN_NUMBER, TwilioStandIn
@@ -60,7 +61,7 @@ class Stage:
 
     async def session(self, number: int = 0) -> AgentSession:
         """The agent's session of the call of that number."""
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while len(self.sessions) <= number:  # noqa: ASYNC110 - there is no event
                 await trio.sleep(0.01)
         return self.sessions[number]
@@ -105,7 +106,7 @@ def shows(browser: Browser, selector: str, words: str) -> None:
     )
 
 
-async def a_talk(agent: AgentSession) -> None:
+async def a_talk(agent: AgentSession, phone: SimulatedPhone) -> None:
     """Enough of a conversation for a picture: heard, cut off, keys, functions, replies that take
     their time."""
     await agent.say("Good evening, Trattoria da Enzo. How can I help you?", SECOND)
@@ -118,9 +119,11 @@ async def a_talk(agent: AgentSession) -> None:
         await trio.sleep(wait)
         await agent.say(answer, SECOND[:3200])
     await agent.call_functions([{"name": "book_table", "arguments": '{"people": 4}'}], timeout=5)
-    await agent.say("Your table is booked, and on our terrace you will find", SECOND * 3)
-    await trio.sleep(0.8)
-    await agent.user_started_speaking()
+    heard = phone.heard_seconds
+    async with trio.open_nursery() as talking:
+        talking.start_soon(agent.say, "Your table is booked, and here you will find", SECOND * 60)
+        await phone.wait_heard(heard + 1)
+        await agent.user_started_speaking()
     await agent.user_said("Wonderful, thank you. One more thing:")
     await agent.latency_report(total_latency=0.61, ttt_latency=0.32, tts_latency=0.21)
 
@@ -163,7 +166,7 @@ async def test_a_call_from_its_first_word_to_its_record(browser: Browser, tmp_pa
                         second.call_functions,
                         [{"name": "look_up", "arguments": '{"name": "Ada"}'}],
                     )
-                    await a_talk(agent)
+                    await a_talk(agent, phone)
                     await aside(talk_is_shown, browser)
                     await aside(browser.pictures, "console-live")
                     nursery.cancel_scope.cancel()
@@ -173,7 +176,7 @@ async def test_a_call_from_its_first_word_to_its_record(browser: Browser, tmp_pa
             await aside(shows, browser, f"[data-sid='{sid}'] .state", "Caller hung up")
             await aside(shows, browser, f".row[data-sid='{sid}']", "Caller hung up")
             await aside(hang_up_by_button, browser, phone.call_sid)
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 await on.world.quiet()
         await aside(shows, browser, f".row[data-sid='{phone.call_sid}']", "Operator hung up")
         await aside(record_is_shown, browser, phone.call_sid)

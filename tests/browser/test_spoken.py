@@ -1,17 +1,16 @@
 """A spoken conversation through the browser: a microphone, the real server, and ears that listen.
 
-The caller's voice is synthesised when the test runs, and heard by Chromium's fake microphone; the
-local agent recognises it, and answers by a synthesised voice of its own. Both speak at the pace of
-speaking, so that this test takes as long as the conversation does.
+The caller's voice is synthesised when the test runs, and comes from a microphone that says each
+sentence when it is told to; the local agent recognises it, and answers by a synthesised voice of
+its own. Both speak at the pace of speaking, so that this test takes as long as the conversation
+does.
 """
 
 from __future__ import annotations
 
 import audioop
-import wave
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 import trio
@@ -23,31 +22,41 @@ from bridge.local_agent.pool import Pool
 from bridge.local_agent.synthesis import synthesise_all
 from tests.browser.driver import Browser
 from tests.browser.house import House, house
-from tests.browser.softphone import SILENT, softphone
+from tests.browser.softphone import SILENT, SOON, softphone
 from tests.world import settings
 
 GREETING = "Good evening!"
 
-# What the caller says, and the seconds of silence before it: for the greeting; for the reply to
-# the first; and into the middle of the reply to the second, which takes ten.
+# What the caller says: after the greeting; after the reply to that; and into the middle of the
+# second reply, which takes ten seconds.
 SAID = [
-    (3.0, "i would like to book a table for four at seven"),
-    (7.5, "what can i say"),
-    (3.5, "when are you open"),
+    "i would like to book a table for four at seven",
+    "what can i say",
+    "when are you open",
 ]
+
+# Gives the page a microphone in which `say(samples)` is heard, 8000 a second, and else silence.
+MICROPHONE = """
+    navigator.mediaDevices.getUserMedia = async () => {
+      const context = new AudioContext(), microphone = context.createMediaStreamDestination();
+      window.say = (samples) => {
+        const buffer = context.createBuffer(1, samples.length, 8000);
+        buffer.copyToChannel(Float32Array.from(samples, (sample) => sample / 32768), 0);
+        const voice = context.createBufferSource();
+        voice.buffer = buffer;
+        voice.connect(microphone);
+        voice.start();
+      };
+      return microphone.stream;
+    };
+"""
 
 
 @pytest.fixture(scope="module")
-def spoken(microphone: Path) -> None:
-    """Fill the microphone with the caller's voice."""
-    voices = trio.run(synthesise_all, [words for _, words in SAID])
-    ulaw = b"".join(
-        b"\xff" * round(8000 * pause) + voice
-        for (pause, _), voice in zip(SAID, voices, strict=True)
-    )
-    with wave.open(str(microphone), "wb") as out:
-        out.setparams((1, 2, 8000, 0, "NONE", ""))
-        out.writeframes(audioop.ulaw2lin(ulaw + b"\xff" * 8000, 2))
+def voices() -> list[list[int]]:
+    """The caller's sentences, as samples."""
+    ulaw = trio.run(synthesise_all, SAID)
+    return [list(memoryview(audioop.ulaw2lin(voice, 2)).cast("h")) for voice in ulaw]
 
 
 @asynccontextmanager
@@ -75,17 +84,30 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         yield here
 
 
-def test_a_spoken_conversation(browser: Browser, here: House, spoken: None) -> None:
-    with softphone(browser, here) as phone:
+def test_a_spoken_conversation(browser: Browser, here: House, voices: list[list[int]]) -> None:
+    with browser.before_scripts(MICROPHONE), softphone(browser, here) as phone:
+
+        def heard(replies: int) -> bool:
+            """Whether so many were played to their end, and nothing is left to be played."""
+            return (
+                replies <= len(phone.messages("out", "mark")) == len(phone.messages("in", "mark"))
+            )
+
         phone.call()
         phone.said("Agent", GREETING)
+        browser.until(lambda: heard(1), why="the greeting is not heard")
         assert "a table for four at seven" in browser.texts(".chip")
         browser.click("#all-phrases")
         assert len(browser.all("#chips li:not([hidden])")) == len(phrases())
 
-        phone.said("Agent", "Table")  # the first reply, after a function of the server's
+        browser.run("say(arguments[0])", voices[0])
+        phone.said("Agent", "Table")  # after a function of the server's
+        browser.until(lambda: heard(2), why="the first reply is not heard")
+        browser.run("say(arguments[0])", voices[1])
         phone.said("Agent", "Say: a table for four")
-        phone.said("Agent", "open from five")  # the third, to what cut the second off
+        browser.until(lambda: phone.loudness()[-1][1] > SILENT, why="the second is not heard")
+        browser.run("say(arguments[0])", voices[2])
+        phone.said("Agent", "open from five")  # to what cut the second off
 
         browser.until(lambda: phone.loudness()[-1][1] > SILENT, why="the reply is not heard")
         browser.click('.key[data-digit="5"]')
@@ -98,7 +120,7 @@ def test_a_spoken_conversation(browser: Browser, here: House, spoken: None) -> N
         phone.hang_up()
 
     assert interruptions, "the caller spoke into a reply"
-    assert max(interruptions) < 200, "ms from `clear` to silence"
+    assert max(interruptions) < SOON, "ms from `clear` to silence"
 
     record = phone.record()
     assert record.outcome == "caller_hung_up"

