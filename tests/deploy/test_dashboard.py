@@ -123,7 +123,7 @@ class Asking:
 
 
 async def test_every_panel_has_data_after_a_few_calls(tmp_path: Path) -> None:
-    with trio.fail_after(60):
+    with trio.fail_after(90):
         async with on_loopback(conversation) as world:
             target = world.base_url.removeprefix("http://")
             async with prometheus(tmp_path, target) as address, httpx.AsyncClient() as client:
@@ -134,7 +134,7 @@ async def test_every_panel_has_data_after_a_few_calls(tmp_path: Path) -> None:
                     await a_call(world)
                 await ask.until("sum(bridge_calls_total)", 2)
                 # A scrape that has them, and one before.
-                with trio.move_on_after(10):
+                with trio.move_on_after(40):
                     while await without_data(ask):  # noqa: ASYNC110
                         await trio.sleep(0.2)
                 assert await without_data(ask) == []
@@ -143,7 +143,7 @@ async def test_every_panel_has_data_after_a_few_calls(tmp_path: Path) -> None:
                 (failed,) = await ask.values(of("Failed calls"))
                 assert failed == 0
                 (reply,) = await ask.values(of("Reply, median"))
-                assert 0 < reply < 5
+                assert 0 < reply < 30
 
 
 async def without_data(ask: Asking) -> list[str]:

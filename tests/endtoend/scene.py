@@ -44,10 +44,10 @@ TEARDOWN = 1.0  # what the stage's calls have as call.teardown_seconds
 
 # What a busy machine may add to any time here. The exact bounds are proven on the virtual clock;
 # what has no bound at all, these tests find just as well.
-SLACK = 3.0
+SLACK = 15.0
 
 # Nothing on a stage takes longer, and what does is a test that hangs.
-PATIENCE = 30.0
+PATIENCE = 90.0
 
 # The smallest buffers the kernel gives: a peer that does not read is felt within a second of audio.
 SMALL = 2048
@@ -335,7 +335,7 @@ class Stage:
                 + [f"{self.agent.active} sessions"] * (self.agent.active > 0)
             )
 
-        with trio.move_on_after(10):
+        with trio.move_on_after(SLACK):
             await until(lambda: not left())
         assert not left(), f"left behind: {left()}"
         assert self.agent.failures == []

@@ -43,7 +43,7 @@ async def test_calls_that_end_in_random_ways_leave_nothing() -> None:
         churn = Churn(stage.address, AT_ONCE, SEED)
         for _ in range(2):
             await churn.run(ROUND)
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 await until(lambda: not len(stage.calls) and not stage.agent.active)
                 await until(lambda: not alive.count())
         endings = stage.log.endings()

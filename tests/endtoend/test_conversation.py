@@ -40,7 +40,7 @@ async def test_the_record_and_the_recording_of_a_call(tmp_path: Path) -> None:
             await phone.wait_event("mark_echoed")
             await phone.hang_up()
         await world.quiet()
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await bridge_of(world).recorder.writer.settle()
         record = await bridge_of(world).recorder.get(phone.call_sid)
     assert record.outcome == "caller_hung_up"

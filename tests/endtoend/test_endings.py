@@ -554,14 +554,14 @@ async def test_an_agent_that_fails_and_says_no_goodbye_does_not_keep_the_phone_w
         await agent.error("INTERNAL_SERVER_ERROR", close=False)
 
     began: list[float] = []
-    using = settings(call={"teardown_seconds": 2 * SLACK})
+    using = settings(call={"teardown_seconds": 4 * TEARDOWN})
     async with scene(fail, quiet(answers_close=False), using) as stage:
         async with stage.call() as phone:
             closed = await phone.wait_event("closed")
             assert closed.text == "1000"
-            assert trio.current_time() - began[0] <= SLACK
+            assert stage.log.endings() == []
             await phone.wait_ended()
-        await stage.ended("agent_failed", since=began[0], within=2 * SLACK)
+        await stage.ended("agent_failed", since=began[0], within=4 * TEARDOWN)
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 429, 500])
@@ -774,7 +774,7 @@ async def test_a_refused_websocket_is_closed() -> None:
 
 async def stage_is_bare(stage: Stage) -> None:
     """Wait until the server has no connection any more, while the client still has its ends."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         await until(lambda: not connections())
 
 

@@ -29,7 +29,7 @@ from bridge.testing.speech import SILENCE, load_clip
 from tests.world import AUTH_TOKEN, QUIET, SECRETS, World, on_loopback, open_media_socket, settings
 
 # A machine that does something else for a while must not fail a test.
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 # What the agent is owed at the end, and what a slow machine needs for it, is not the point here.
 SLOW = settings(call={"teardown_seconds": 10})

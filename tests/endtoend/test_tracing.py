@@ -94,7 +94,7 @@ def at(span: ReadableSpan) -> tuple[int, int]:
 
 async def test_a_call_becomes_a_span_with_its_parts(exporter: InMemorySpanExporter) -> None:
     before = time.time_ns()
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with on_loopback(conversation) as world:
             sid = await a_call(world)
     after = time.time_ns()
@@ -134,7 +134,7 @@ async def test_a_call_becomes_a_span_with_its_parts(exporter: InMemorySpanExport
 
 
 async def test_no_span_tells_what_was_said_or_who_called(exporter: InMemorySpanExporter) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with on_loopback(conversation) as world:
             await a_call(world)
     told = " ".join(span.to_json() for span in exporter.get_finished_spans())
@@ -147,7 +147,7 @@ async def test_a_failed_call_is_a_failed_span(exporter: InMemorySpanExporter) ->
     async def fails(agent: AgentSession) -> None:
         await agent.error("FAILED_TO_THINK", "the model is gone")
 
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with on_loopback(fails) as world, world.call() as phone:
             await phone.wait_ended()
     (call,) = called(exporter.get_finished_spans(), "call")
@@ -190,7 +190,7 @@ async def test_the_environment_switches_it_on(monkeypatch: pytest.MonkeyPatch) -
     with Collector() as backend:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", backend.address)
         monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test")
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             async with on_loopback(conversation) as world:
                 await a_call(world)
     resources = [
@@ -209,7 +209,7 @@ async def test_the_environment_switches_it_on(monkeypatch: pytest.MonkeyPatch) -
 async def test_a_backend_that_is_away_delays_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "CLOSE_SECONDS", 0.3)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with on_loopback(conversation) as world:
             await a_call(world)
 
@@ -258,7 +258,7 @@ async def test_every_line_about_a_call_has_its_sid(monkeypatch: pytest.MonkeyPat
     stream = io.StringIO()
     monkeypatch.setattr(logs, "configure", lambda *_, **__: None)
     before = structlog.get_config()
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with on_loopback(conversation, using=settings()) as world:
             monkeypatch.undo()
             logs.configure(format="json", level="debug", stream=stream)

@@ -91,12 +91,12 @@ async def test_a_conversation_of_two_turns_on_the_real_server():
 
     # Longer than a busy machine holds a frame back, so that one utterance stays one; all at once,
     # so that a reply does.
-    hearing = msgspec.structs.replace(QUIET, hears=True, speech_end=0.9, speed=0)
+    hearing = msgspec.structs.replace(QUIET, hears=True, speech_end=1.5, speed=0)
     output = io.StringIO()
     async with on_loopback(converses, hearing) as world:
         view = CallView(Console(file=output, force_terminal=True, width=100))
         caller = world.phone(on_event=view.event)
-        plan = Plan(tone(0.4), then=(tone(0.4),), linger=5)
+        plan = Plan(tone(0.4), then=(tone(0.4),), linger=6)
         with trio.fail_after(60):
             await call(caller, world.base_url, plan, view)
         await world.quiet()
