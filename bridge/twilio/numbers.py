@@ -1,4 +1,4 @@
-"""Phone numbers in E.164 and the SIDs of calls, as Twilio writes them."""
+"""Phone numbers, other addresses of a call's two ends, and SIDs, as Twilio writes them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,22 @@ from bridge.text import printable
 
 # https://www.twilio.com/docs/glossary/what-e164
 _E164: Final = re.compile(r"\+[1-9][0-9]{6,14}")
+
+# The other forms of From and To: https://www.twilio.com/docs/voice/twiml#twilios-request-to-your-application
+_SIP: Final = re.compile(
+    r"(?i:sips?):([^@\s<>;?]+)@([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?([;?][^\s<>]*)?"
+)
+_CLIENT: Final = re.compile(r"client:[^\s<>]+")
+_WHATSAPP: Final = re.compile(r"whatsapp:" + _E164.pattern)
+
+# What carriers send in place of a withheld number. Twilio passes the word on, or a "number" of the
+# digits that spell it on a keypad, such as +266696687.
+# https://help.twilio.com/articles/223179988
+_WITHHELD: Final = ("anonymous", "blocked", "private", "restricted", "unavailable", "unknown")
+_KEYS: Final = str.maketrans("abcdefghijklmnopqrstuvwxyz", "22233344455566677778889999")
+WITHHELD: Final = frozenset(
+    ("", *_WITHHELD, *(f"+{word.translate(_KEYS)}" for word in _WITHHELD), "+8566696", "+464")
+)
 
 # https://www.twilio.com/docs/glossary/what-is-a-sid
 CALL_SID_PATTERN: Final = "^CA[0-9a-fA-F]{32}$"
@@ -30,6 +46,36 @@ def check_number(number: str) -> str:
             f'{EXPECTED_NUMBER}, got "{printable(number[:40])}"; {HOW_TO_WRITE_NUMBERS}'
         )
     return number
+
+
+def line_of(address: str) -> str:
+    """Return one form of an address of a call: a number, `sip:user@host` without its port and
+    parameters and with its host in lower case, or another address as it is."""
+    match = _SIP.fullmatch(address)
+    return f"sip:{match[1]}@{match[2].lower()}" if match else address
+
+
+def check_line(address: str) -> str:
+    """Return the `line_of` an address that can be called. Raises ValueError, with the remedy."""
+    if not any(form.fullmatch(address) for form in (_E164, _SIP, _CLIENT, _WHATSAPP)):
+        raise ValueError(
+            f'{EXPECTED_NUMBER}, got "{printable(address[:40])}"; {HOW_TO_WRITE_NUMBERS}, or '
+            "sip:name@host, client:name, whatsapp:+15551234567"
+        )
+    return line_of(address)
+
+
+def known_caller(address: str) -> str:
+    """Return the `line_of` a caller, or "" if the number was withheld."""
+    line = line_of(address)
+    name = line.removeprefix("sip:").partition("@")[0] if line.startswith("sip:") else line
+    return "" if name.strip().lower() in WITHHELD else line
+
+
+def counted_as(caller: str) -> str:
+    """Return what a caller is counted as: all who withhold their number count as one caller, or
+    else withholding it would evade a limit."""
+    return known_caller(caller) or "withheld"
 
 
 def is_call_sid(call_sid: str) -> bool:
