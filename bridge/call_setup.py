@@ -15,18 +15,18 @@ import trio
 from structlog.contextvars import bound_contextvars
 
 from bridge.call.call import Call
-from bridge.call.introduction import TICKET, NotIntroduced, introduction
+from bridge.call.introduction import NotIntroduced, info_of, introduction
 from bridge.call.live_calls import LiveCalls
 from bridge.call.observers import Observer
 from bridge.call.parts import GOODBYE_SHARE, OpenedAgent
 from bridge.caller import OUTBOUND, CallInfo
 from bridge.config.settings import Settings
-from bridge.deepgram.agents import choose_agent, fill_in, variables_of
 from bridge.deepgram.context_hook import fetch_context
 from bridge.deepgram.prewarm import Prepared, Prewarming
 from bridge.deepgram.retry import open_within
 from bridge.deepgram.session import AgentSession, open_session
 from bridge.deepgram.settings import settings_message
+from bridge.deepgram.template import fill_in, variables_of
 from bridge.ending import Ending
 from bridge.functions import Functions
 from bridge.functions.builtin import described
@@ -99,12 +99,14 @@ class CallSetup:
             return
         with bound_contextvars(call_sid=info.call_sid):
             log.info("call started", caller=info.caller, called=info.called)
+            agent = agent_of(settings, info)
+            settings = settings.for_agent(agent)
             folder = settings.records.recordings
             call = Call(
                 phone,
                 info,
                 settings,
-                _AgentOfCall(self, settings, info).open,
+                _AgentOfCall(self, settings, info, agent).open,
                 functions,
                 observer,
                 self._metrics,
@@ -123,19 +125,15 @@ class CallSetup:
     ) -> None:
         """Start opening the agent's session for a call that has just got its slot. `parameters` are
         those of its stream. Does not wait."""
-        known = {name: value for name, value in parameters.items() if value and name != TICKET}
-        info = CallInfo(
-            call_sid=call_sid,
-            stream_sid="",
-            caller=known.get("From", ""),
-            called=known.get("To", ""),
-            parameters=known,
-        )
+        info = info_of(call_sid, parameters)
+        agent = agent_of(settings, info)
+        settings = settings.for_agent(agent)
         schemas = (functions + described(settings.functions)).schemas()
+        beside = settings.deepgram.settings
 
         async def prepare() -> Prepared:
-            name, table = await self.choose_agent(settings, info)
-            return Prepared(name, table, settings_message(table, schemas))
+            table = await self.filled_in(settings, info)
+            return Prepared(agent, table, settings_message(table, schemas, beside=beside))
 
         self._prewarming.begin(call_sid, prepare, partial(self.open_session, settings))
 
@@ -155,15 +153,13 @@ class CallSetup:
             open_stream=self.open_stream,
         )
 
-    async def choose_agent(self, settings: Settings, info: CallInfo) -> tuple[str, dict[str, Any]]:
-        """Return the agent's name and table for this call, greeting and prompt filled in."""
+    async def filled_in(self, settings: Settings, info: CallInfo) -> dict[str, Any]:
+        """Return the agent's table for this call, greeting and prompt filled in."""
         context: dict[str, str] = {}
         if settings.call.context_url:
             context = await fetch_context(settings.call.context_url, info, CONTEXT_SECONDS)
-        chosen_by_name = info.parameters.get("direction") in (OUTBOUND, "softphone")
-        wanted = info.parameters.get("agent", "") if chosen_by_name else None
-        name, table = choose_agent(settings, info.called, wanted)
-        return name, fill_in(table, variables_of(info, context))
+        variables = variables_of(info, context, settings.words.withheld)
+        return fill_in(settings.agent, variables)
 
     async def claim(self, call_sid: str, close_by: Callable[[], float]) -> Any:
         """Return the prewarmed session of this call, or None if there is no usable one."""
@@ -196,13 +192,14 @@ class CallSetup:
 
 
 class _AgentOfCall:
-    """Opens the sessions of one call. The first session determines the agent of all of them."""
+    """Opens the sessions of one call, all with the same agent: `name`, as `settings` has it."""
 
-    def __init__(self, setup: CallSetup, settings: Settings, info: CallInfo) -> None:
+    def __init__(self, setup: CallSetup, settings: Settings, info: CallInfo, name: str) -> None:
         self._setup = setup
         self._settings = settings
         self._info = info
-        self._chosen: tuple[str, dict[str, Any]] | None = None
+        self._name = name
+        self._table: dict[str, Any] | None = None
 
     @asynccontextmanager
     async def open(
@@ -215,18 +212,19 @@ class _AgentOfCall:
         deepgram, setup = self._settings.deepgram, self._setup
         began = trio.current_time()
         async with AsyncExitStack() as stack:
-            if self._chosen is None and (warm := await setup.claim(self._info.call_sid, ending.by)):
+            if self._table is None and (warm := await setup.claim(self._info.call_sid, ending.by)):
                 stack.push_async_callback(warm.aclose)
                 prepared = warm.prepared
                 # Not usable if the configuration was edited in between.
-                if prepared.message == settings_message(prepared.table, schemas):
-                    self._chosen = prepared.agent, prepared.table
+                message = self._message(prepared.table, schemas)
+                if (prepared.agent, prepared.message) == (self._name, message):
+                    self._table = prepared.table
                     yield self._opened(warm.session)
                     return
                 await warm.aclose()
-            if self._chosen is None:
-                self._chosen = await setup.choose_agent(self._settings, self._info)
-            message = settings_message(self._chosen[1], schemas, history)
+            if self._table is None:
+                self._table = await setup.filled_in(self._settings, self._info)
+            message = self._message(self._table, schemas, history)
             # The time spent on the prewarmed session counts, but one attempt always remains.
             budget, spent = deepgram.connect_budget, trio.current_time() - began
             session = await stack.enter_async_context(
@@ -238,9 +236,23 @@ class _AgentOfCall:
             yield self._opened(session)
 
     def _opened(self, session: AgentSession) -> OpenedAgent:
-        assert self._chosen is not None
-        name, table = self._chosen
-        return OpenedAgent(session, name, _is_flux(table))
+        assert self._table is not None
+        return OpenedAgent(session, self._name, _is_flux(self._table))
+
+    def _message(
+        self,
+        table: Mapping[str, Any],
+        schemas: Sequence[Mapping[str, Any]],
+        history: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        return settings_message(table, schemas, history, self._settings.deepgram.settings)
+
+
+def agent_of(settings: Settings, info: CallInfo) -> str:
+    """Return the name of the agent that answers a call, "" for the default one."""
+    chosen_by_name = info.parameters.get("direction") in (OUTBOUND, "softphone")
+    wanted = info.parameters.get("agent", "") if chosen_by_name else None
+    return settings.agent_for(info.called, wanted)
 
 
 def _is_flux(agent: Mapping[str, Any]) -> bool:

@@ -15,8 +15,9 @@ class CallInfo(msgspec.Struct, frozen=True):
     """Facts of the phone call in which a function runs.
 
     A function gets them in every parameter annotated `CallInfo`, whatever its name; the agent
-    neither sees nor fills it. `caller` and `called` are E.164 numbers, or "" when Twilio did not
-    say; `parameters` are the stream's custom parameters. All of it was sent by the network.
+    neither sees nor fills it. `caller` and `called` are E.164 numbers, or addresses such as
+    `sip:ann@example.com`; `caller` is "" when the number was withheld, either is "" when Twilio did
+    not say. `parameters` are the stream's custom parameters. All of it was sent by the network.
     """
 
     call_sid: str = ""

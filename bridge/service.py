@@ -38,6 +38,7 @@ from bridge.transport.websocket_client import OpenStream
 from bridge.twilio.call_status import Progress, StatusUpdate
 from bridge.twilio.media_stream import MediaStream
 from bridge.twilio.messages import StartDetails
+from bridge.twilio.numbers import counted_as
 from bridge.twilio.rest import TwilioRest
 
 log = logs.get_logger(__name__)
@@ -286,9 +287,16 @@ class Bridge:
 
         def admit(start: StartDetails) -> None:
             parameters = start.custom_parameters
-            facts = {"caller": parameters.get("From", ""), "ticket": parameters.get(TICKET, "")}
+            caller, ticket = parameters.get("From", ""), parameters.get(TICKET, "")
             try:
-                self.entrance.admit(settings, entry, purpose, call_sid=start.call_sid, **facts)
+                self.entrance.admit(
+                    settings,
+                    entry,
+                    purpose,
+                    call_sid=start.call_sid,
+                    caller=counted_as(caller),
+                    ticket=ticket,
+                )
             except NotAdmitted as error:
                 raise NotIntroduced(Outcome.PROTOCOL_ERROR, str(error)) from None
 

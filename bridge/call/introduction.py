@@ -5,7 +5,7 @@ A call begins with `start`. Until then there is only a socket; if it ends, one l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import trio
@@ -14,6 +14,7 @@ from bridge.caller import CallInfo
 from bridge.outcome import Outcome
 from bridge.twilio.media_stream import MediaStream, NotAPhone, PhoneGone
 from bridge.twilio.messages import MediaFormat, StartDetails
+from bridge.twilio.numbers import known_caller
 
 # The stream parameter that proves that a webhook announced the call: `bridge.admission.ticket`.
 TICKET: Final = "ticket"
@@ -51,17 +52,17 @@ async def introduction(
         other = f"not µ-law at 8 kHz: {start.media_format}"
         raise NotIntroduced(Outcome.PROTOCOL_ERROR, other)
     admit(start)
-    return info_of(start)
+    return info_of(start.call_sid, start.custom_parameters, start.stream_sid)
 
 
-def info_of(start: StartDetails) -> CallInfo:
-    """Return the facts of a call, without its ticket: the ticket has been used, and must not reach
-    prompts, functions or hooks."""
-    parameters = {name: value for name, value in start.custom_parameters.items() if name != TICKET}
+def info_of(call_sid: str, parameters: Mapping[str, str], stream_sid: str = "") -> CallInfo:
+    """Return the facts of a call from its stream's parameters, without its ticket: the ticket has
+    been used, and must not reach prompts, functions or hooks."""
+    known = {name: value for name, value in parameters.items() if value and name != TICKET}
     return CallInfo(
-        call_sid=start.call_sid,
-        stream_sid=start.stream_sid,
-        caller=parameters.get("From", ""),
-        called=parameters.get("To", ""),
-        parameters=parameters,
+        call_sid=call_sid,
+        stream_sid=stream_sid,
+        caller=known_caller(known.get("From", "")),
+        called=known.get("To", ""),
+        parameters=known,
     )

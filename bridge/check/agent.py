@@ -15,9 +15,9 @@ import trio
 
 from bridge.check.connect_error import connect_error
 from bridge.check.finding import Finding, ok, warning, wrong
+from bridge.config.agent import ID
 from bridge.config.settings import ConfigError, Secrets, Settings, check_startup
 from bridge.deepgram import messages
-from bridge.deepgram.agents import choose_agent, fill, fill_in
 from bridge.deepgram.session import (
     AgentClosed,
     AgentFailed,
@@ -26,6 +26,7 @@ from bridge.deepgram.session import (
     open_session,
 )
 from bridge.deepgram.settings import settings_message
+from bridge.deepgram.template import fill, fill_in
 from bridge.functions import FunctionError, Functions
 from bridge.functions.builtin import described
 from bridge.transport.websocket_client import OpenStream
@@ -61,12 +62,13 @@ def check_functions(settings: Settings) -> tuple[Functions, list[Finding]]:
     # Only their descriptions are wanted: no call of theirs will ever be made.
     own = described(settings.functions)
     if not module:
-        return own, []
+        return Functions(()), []
     try:
-        functions = Functions.from_module(module) + own
+        functions = Functions.from_module(module)
     except FunctionError as error:
-        return own, [wrong("functions", "the agent's functions cannot be loaded", str(error))]
-    return functions, [ok("functions", f"{len(functions)} for the agent to call")]
+        reason = str(error)
+        return Functions(()), [wrong("functions", "the agent's functions cannot be loaded", reason)]
+    return functions, [ok("functions", f"{len(functions + own)} for the agent to call")]
 
 
 async def check_agents(
@@ -94,9 +96,10 @@ async def check_agents(
 
 def check_names(name: str, settings: Settings) -> list[Finding]:
     """Find variables in an agent's greeting and prompts that an inbound call does not have."""
+    settings = settings.for_agent(name)
     if settings.call.context_url:
         return []  # its answer may define any variable
-    _, table = choose_agent(settings, "", name or None)
+    table = settings.agent
     think = table.get("think")
     several = think if isinstance(think, list) else [think]
     prompts = [one.get("prompt") for one in several if isinstance(one, dict)]
@@ -130,9 +133,13 @@ async def _check_one(
     open_stream: OpenStream | None,
 ) -> Finding:
     check = _named(name)
-    _, table = choose_agent(settings, "", name or None)
-    table = fill_in(table, {"caller": "+15550100001", "called": "+15550100002"})
-    message = settings_message(table, functions.schemas())
+    settings = settings.for_agent(name)
+    table = fill_in(settings.agent, {"caller": "+15550100001", "called": "+15550100002"})
+    message = settings_message(
+        table,
+        (functions + described(settings.functions)).schemas(),
+        beside=settings.deepgram.settings,
+    )
     where = urlsplit(settings.deepgram.url).netloc
     started = trio.current_time()
     failure: Exception | None = None
@@ -149,7 +156,8 @@ async def _check_one(
         ) as session:
             took = trio.current_time() - started
             warnings += session.warnings
-            heard = await _first_words(session, bool(table.get("greeting")), warnings)
+            greets = bool(table.get("greeting")) or ID in table
+            heard = await _first_words(session, greets, warnings)
     except (AgentUnavailable, AgentFailed, AgentClosed) as error:
         failure = error
     if failure is not None:

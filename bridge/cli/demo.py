@@ -29,6 +29,7 @@ from bridge.cli.phone.caller import Plan, call
 from bridge.cli.phone.command import speech
 from bridge.cli.phone.result import summary
 from bridge.cli.phone.view import CallView
+from bridge.config.agent import default_agent
 from bridge.config.file import FixedConfig
 from bridge.config.settings import (
     DeepgramSettings,
@@ -38,7 +39,6 @@ from bridge.config.settings import (
     Secrets,
     ServerSettings,
     Settings,
-    default_agent,
 )
 from bridge.http.app import create_app
 from bridge.local_agent import missing

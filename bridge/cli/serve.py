@@ -11,8 +11,8 @@ from quart_trio import QuartTrio
 
 from bridge import asgi
 from bridge.cli.failure import Failure, Misconfigured, reason
+from bridge.config.checks import checked_bind
 from bridge.config.settings import ConfigError
-from bridge.config.toml import checked_bind
 from bridge.server import serve as serving
 from bridge.server.stopping import StopSignals
 from bridge.server.supervisor import supervise

@@ -10,15 +10,17 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
 
 from bridge.addresses import is_loopback
+from bridge.config.agent import ID, agent_from, default_agent, merged
 from bridge.config.words import Words
 from bridge.text import printable
+from bridge.twilio.numbers import line_of
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
@@ -62,6 +64,7 @@ class DeepgramSettings(Struct, frozen=True, kw_only=True):
     connect_budget: Seconds = 8
     max_reconnects: Count = 2
     prewarm: bool = False
+    settings: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class CallSettings(Struct, frozen=True, kw_only=True):
@@ -78,6 +81,7 @@ class CallSettings(Struct, frozen=True, kw_only=True):
     teardown_seconds: Seconds = 2
     interruptible_greeting: bool = True
     fallback_number: str = ""
+    after_url: str = ""
     context_url: str = ""
 
 
@@ -121,27 +125,12 @@ class LoggingSettings(Struct, frozen=True, kw_only=True):
     mask_numbers: bool = True
 
 
-def default_agent() -> dict[str, Any]:
-    """Return the agent of a file without `[agent]`. A file that has the table replaces all of it,
-    since a mixture of two agents (a voice's model under another provider) is an error.
-    """
-    return {
-        "greeting": "Hello! How can I help you today?",
-        "listen": {"provider": {"type": "deepgram", "model": "nova-3"}},
-        "think": {
-            "prompt": "You are a friendly assistant on the phone. Answer in one or two short"
-            " sentences.",
-            "provider": {"type": "open_ai", "model": "gpt-4o-mini"},
-        },
-        "speak": {"provider": {"type": "deepgram", "model": "aura-2-thalia-en"}},
-    }
-
-
 class Settings(Struct, frozen=True, kw_only=True):
     """All of `config.toml`. `Settings()` is the meaning of an empty file.
 
-    `agent` goes to Deepgram unchanged. Each of `agents` has `numbers` (E.164) and the keys in which
-    it differs from `agent`. All calls share these objects: copy before changing them.
+    `agent` goes to Deepgram unchanged, or is only the id of a configuration stored there. Each of
+    `agents` has `numbers` and the keys in which it differs, from `agent` and in the tables of
+    `PER_AGENT`. All calls share these objects: copy before changing them.
     """
 
     server: ServerSettings = ServerSettings()
@@ -157,10 +146,60 @@ class Settings(Struct, frozen=True, kw_only=True):
     agent: dict[str, Any] = msgspec.field(default_factory=default_agent)
     agents: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
 
+    def agent_for(self, called: str, wanted: str | None = None) -> str:
+        """Return the name of the agent that answers the number or address `called`: that of
+        `[agents.NAME]`, or "" for `[agent]`, which answers everything else.
+
+        `wanted` names the agent instead: on an outbound call the dialled number does not decide
+        which agent speaks.
+        """
+        if wanted is not None:
+            return wanted if wanted in self.agents else ""
+        line = line_of(called)
+        # A number's WhatsApp calls have its agent, unless they have one of their own.
+        for wanted_line in (line, line.removeprefix("whatsapp:")):
+            for name, table in self.agents.items():
+                if wanted_line in table.get("numbers", ()):
+                    return name
+        return ""
+
+    def for_agent(self, name: str) -> Settings:
+        """Return the settings of a call that the agent `name` answers: its own tables merged over
+        the common ones, and `agent` complete. "" is the default agent.
+        """
+        table = {key: value for key, value in self.agents.get(name, {}).items() if key != "numbers"}
+        own = {key: table.pop(key) for key in PER_AGENT if key in table}
+        if "settings" in (deepgram := own.get("deepgram", {})):
+            own["deepgram"] = {"settings": merged(self.deepgram.settings, deepgram["settings"])}
+        return msgspec.structs.replace(
+            self,
+            agent=agent_from(self.agent, table),
+            **{key: msgspec.structs.replace(getattr(self, key), **own[key]) for key in own},
+        )
+
+
+# The tables that `[agents.NAME]` may have, and the keys in them that may differ. What is missing
+# applies before the agent of a call is known, or to all calls together.
+PER_AGENT: Final[Mapping[str, frozenset[str]]] = {
+    "words": frozenset(Words.__struct_fields__),
+    "call": frozenset(CallSettings.__struct_fields__) - {"start_timeout", "teardown_seconds"},
+    "functions": frozenset(FunctionSettings.__struct_fields__),
+    "limits": frozenset({"calls_per_number"}),
+    "deepgram": frozenset({"settings"}),
+}
+
 
 def warnings_for(settings: Settings) -> list[str]:
-    """One line for each protection that is switched off."""
-    lines = []
+    """One line for each protection that is switched off, and for what cannot work."""
+    lines = [
+        f"{where}: bridge adds no functions to a configuration that Deepgram stores; its agent can "
+        "call end_call, transfer_call and your functions only if it describes them itself"
+        for where, agent in {
+            "agent.id": settings.agent,
+            **{f"agents.{name}.id": table for name, table in settings.agents.items()},
+        }.items()
+        if ID in agent
+    ]
     if not settings.twilio.validate_signatures:
         lines.append(
             "twilio.validate_signatures is false: anyone who finds this server can pose as Twilio, "

@@ -5,7 +5,7 @@ Before the agent begins, bridge POSTs the call's facts to `call.context_url`, on
     POST  {"call_sid": "CA…", "caller": "+1…", "called": "+1…", "parameters": {…}}
     200   {"first_name": "Ada", "open_orders": 2, "member": true}
 
-The greeting and the prompt may name the variables in the answer (`bridge.deepgram.agents`). The
+The greeting and the prompt may name the variables in the answer (`bridge.deepgram.template`). The
 caller listens to silence meanwhile, so there is one try with one deadline, and a failure of the
 hook never fails the call: the agent begins without the variables, and the log says why.
 

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from bridge.audio import SAMPLE_RATE
+from bridge.config.agent import ID
 
 # Not configurable: Twilio carries only this format, and a container's header would be played to the
 # caller as noise.
@@ -24,6 +25,7 @@ def settings_message(
     agent: Mapping[str, Any],
     functions: Sequence[Mapping[str, Any]] = (),
     history: Sequence[Mapping[str, Any]] | None = None,
+    beside: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the Settings message for an `[agent]` table, passed through key by key.
 
@@ -33,12 +35,21 @@ def settings_message(
     back on.
 
     `history` resumes a conversation: the History messages of the earlier sessions, verbatim. The
-    greeting, which the caller has heard, is then left out. None begins a new conversation.
+    greeting, which the caller has heard, is then left out. None begins a new conversation. An empty
+    greeting is left out, too: the agent waits for the caller to speak.
+
+    `beside` is `[deepgram.settings]`: what Settings holds beside the agent, such as `mip_opt_out`.
+
+    An agent that is the id of a stored configuration is sent as this id alone. It takes neither
+    functions nor a history, so a new session begins a new conversation.
 
     https://developers.deepgram.com/docs/voice-agents-function-calling,
-    https://developers.deepgram.com/docs/voice-agent-history
+    https://developers.deepgram.com/docs/voice-agent-history,
+    https://developers.deepgram.com/docs/reusable-agent-configurations
     """
-    if history is not None:
+    if ID in agent:
+        return _written(agent[ID], beside)
+    if history is not None or not agent.get("greeting"):
         agent = {key: value for key, value in agent.items() if key != "greeting"}
     if history:
         context = agent.get("context", {})
@@ -53,4 +64,9 @@ def settings_message(
             for one in (think if several else [think])
         ]
         agent = {**agent, "think": added if several else added[0]}
-    return msgspec.json.encode({"type": "Settings", "audio": PHONE_AUDIO, "agent": agent}).decode()
+    return _written(agent, beside)
+
+
+def _written(agent: Mapping[str, Any] | str, beside: Mapping[str, Any] | None) -> str:
+    message = {"type": "Settings", **(beside or {}), "audio": PHONE_AUDIO, "agent": agent}
+    return msgspec.json.encode(message).decode()

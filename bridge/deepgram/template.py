@@ -1,8 +1,7 @@
-"""Choose the agent that answers a call, and fill in its greeting and prompt. Sans-I/O.
+"""Fill in an agent's greeting and prompt. Sans-I/O.
 
-`[agents.NAME]` answers the numbers it lists and says how it differs from `[agent]`. The greeting
-and the prompt of either may name facts of the call: `{caller}`, `{called}`, the call's custom
-parameters, and the variables that the context hook returned.
+They may name facts of the call: `{caller}`, `{called}`, the call's custom parameters, and the
+variables that the context hook returned.
 
 The template is not a language. Only `{name}` is replaced: attributes, indices and format specs are
 not interpreted, because the caller controls some of the values. For the same reason a value is
@@ -17,7 +16,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from bridge.caller import CallInfo
-from bridge.config.settings import Settings
 from bridge.log import get_logger
 
 log = get_logger(__name__)
@@ -36,30 +34,18 @@ _UNPRINTABLE = re.compile(
 )
 
 
-def choose_agent(
-    settings: Settings, called: str, wanted: str | None = None
-) -> tuple[str, dict[str, Any]]:
-    """Return the name and the table of the agent that answers the number `called` (E.164).
-
-    If `wanted` is given, it selects the agent by name instead: on an outbound call the dialled
-    number does not decide which agent speaks. The name is that of `[agents.NAME]`, or "" for
-    `[agent]`, the default. Tables are merged key by key; lists and single values are replaced, and
-    so is a provider by one of another `type`. `numbers` is bridge's own key and is left out. The
-    result is a copy: changing it does not change the settings.
-    """
-    for name, changes in settings.agents.items():
-        if called in changes.get("numbers", ()) if wanted is None else name == wanted:
-            changes = {key: value for key, value in changes.items() if key != "numbers"}
-            return name, _merged(settings.agent, changes)
-    return "", copy.deepcopy(settings.agent)
-
-
-def variables_of(info: CallInfo, context: Mapping[str, str] | None = None) -> dict[str, str]:
+def variables_of(
+    info: CallInfo, context: Mapping[str, str] | None = None, withheld: str = ""
+) -> dict[str, str]:
     """Return the variables a template may name: the call's parameters, then the context hook's
     variables, then `caller` and `called`. Where a name occurs twice, the later value counts.
+
+    A withheld number of the caller's is replaced by the words `withheld`.
     """
     # The facts last: neither a parameter nor a hook may replace the caller's number.
-    facts = {"caller": info.caller, "called": info.called}
+    facts = {"caller": info.caller or withheld, "called": info.called}
+    if not info.caller:
+        facts["From"] = withheld
     return {**info.parameters, **(context or {}), **facts}
 
 
@@ -107,20 +93,3 @@ def _tables(value: Any) -> Iterable[dict[str, Any]]:
     """Return the think providers: one, or several to fall back on."""
     several = value if isinstance(value, list) else [value]
     return [one for one in several if isinstance(one, dict)]
-
-
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    result = copy.deepcopy(dict(base))
-    for key, value in changes.items():
-        below = result.get(key)
-        if isinstance(value, dict) and isinstance(below, dict) and not _another_kind(below, value):
-            result[key] = _merged(below, value)
-        else:
-            result[key] = copy.deepcopy(value)
-    return result
-
-
-def _another_kind(below: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:
-    """Return whether the changes name a provider of another type. Its keys differ, and Deepgram
-    refuses, for example, a voice's model under a provider that does not know it."""
-    return "type" in changes and changes["type"] != below.get("type")

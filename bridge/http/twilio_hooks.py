@@ -6,12 +6,14 @@ The media socket is open to softphones, too; see `bridge.http.twilio_auth`.
 from __future__ import annotations
 
 from typing import Any, Final, cast
+from urllib.parse import urlencode
 
 from quart import Blueprint, Response, current_app, request, websocket
 
 from bridge.addresses import public_address
 from bridge.admission.slots import NotAdmitted
-from bridge.call.introduction import TICKET
+from bridge.call.introduction import TICKET, info_of
+from bridge.call_setup import agent_of
 from bridge.caller import OUTBOUND
 from bridge.http.current import current_bridge, origin_of
 from bridge.http.dialling import outbound_parameters
@@ -22,7 +24,7 @@ from bridge.outcome import Outcome
 from bridge.twilio import twiml
 from bridge.twilio.call_status import BadStatus, read_status
 from bridge.twilio.media_stream import MediaStream
-from bridge.twilio.numbers import is_call_sid
+from bridge.twilio.numbers import counted_as, is_call_sid
 from bridge.twilio.rest import TwilioError, TwilioRest
 
 log = get_logger(__name__)
@@ -59,25 +61,24 @@ async def incoming_call() -> Response | tuple[str, int]:
         return "CallSid: expected CA and 32 hexadecimal digits\n", 400
     # Twilio's signature covers the address, and with it the parameters of an outbound call.
     outbound = form.get("Direction") == OUTBOUND
-    # Callers without a number share one limit; otherwise withholding the number would evade it.
-    counted = "" if outbound else caller or "withheld"
+    parameters = {name: form.get(name, "") for name in ("From", "To", "CallSid")}
+    if outbound:
+        parameters = {**outbound_parameters(request.args), **parameters, "direction": OUTBOUND}
+    agent = agent_of(settings, info_of(call_sid, parameters))
+    own = settings.for_agent(agent)
     try:
-        await bridge.entrance.reserve(settings, call_sid, counted)
+        await bridge.entrance.reserve(own, call_sid, "" if outbound else counted_as(caller))
     except NotAdmitted as error:
         log.info("caller refused", reason=str(error), call_sid=call_sid, caller=caller)
         if request.headers.get(ELSEWHERE):
             return f"{error}\n", 503
         overflow = settings.server.overflow_url
-        words = settings.words
-        busy = twiml.hang_up(words.busy, words.spoken)
+        busy = twiml.hang_up(own.words.busy, own.words.spoken)
         return _twiml(twiml.redirect(overflow) if overflow else busy)
     address = public_address(settings.server.public_url, origin_of(request).host)
-    parameters = {name: form.get(name, "") for name in ("From", "To", "CallSid")}
-    if outbound:
-        parameters = {**outbound_parameters(request.args), **parameters, "direction": OUTBOUND}
     document = twiml.connect_stream(
         f"{address.socket}/media-stream",
-        action=f"{address.web}/call-ended",
+        action=f"{address.web}/call-ended" + (f"?{urlencode({'agent': agent})}" if agent else ""),
         parameters={**parameters, TICKET: bridge.entrance.ticket(call_sid)},
     )
     bridge.prewarm(settings, call_sid, parameters)
@@ -100,7 +101,7 @@ async def media_stream() -> None:
 async def call_ended() -> Response:
     """Answer what the caller gets after the agent, by the call's outcome."""
     bridge = current_bridge()
-    settings = await bridge.settings()
+    settings = (await bridge.settings()).for_agent(request.args.get("agent", ""))
     form = await request.form
     ended = await bridge.recorder.ending_of(form.get("CallSid", ""))
     if ended is not None and ended.outcome == Outcome.TRANSFERRED:
@@ -110,6 +111,9 @@ async def call_ended() -> Response:
         if number := settings.call.fallback_number:
             return _twiml(twiml.dial(number, words=apology, voice=voice))
         return _twiml(twiml.hang_up(apology, voice))
+    hung_up = ended is not None and ended.outcome == Outcome.OPERATOR_HUNG_UP
+    if settings.call.after_url and not hung_up:
+        return _twiml(twiml.redirect(settings.call.after_url))
     return _twiml(twiml.hang_up())
 
 
@@ -127,7 +131,8 @@ async def answered_by() -> tuple[str, int]:
     bridge.note_status(update)
     message = request.args.get("message", "")
     if message and bridge.twilio is not None and update.answered_by.startswith("machine_end_"):
-        await _leave_message(bridge.twilio, update.call_sid, message)
+        voice = bridge.settings_now().words.spoken
+        await _leave_message(bridge.twilio, update.call_sid, message, voice)
     return "", 204
 
 
@@ -143,11 +148,11 @@ async def too_many_sockets(error: NotAdmitted) -> tuple[str, int]:
     return f"{error}\n", 503
 
 
-async def _leave_message(rest: TwilioRest, call_sid: str, message: str) -> None:
+async def _leave_message(rest: TwilioRest, call_sid: str, message: str, voice: twiml.Voice) -> None:
     """Speak to the answering machine instead of the agent. A call that is over is no error."""
     result = "left"
     try:
-        await rest.update_call(call_sid, twiml=twiml.hang_up(message))
+        await rest.update_call(call_sid, twiml=twiml.hang_up(message, voice))
     except TwilioError as error:
         result = str(error)
     except ValueError:

@@ -20,6 +20,7 @@ from functools import partial
 import structlog
 import trio
 
+from bridge.config.agent import default_agent
 from bridge.config.file import FixedConfig
 from bridge.config.settings import (
     CallSettings,
@@ -30,7 +31,6 @@ from bridge.config.settings import (
     Secrets,
     ServerSettings,
     Settings,
-    default_agent,
 )
 from bridge.http.app import create_app
 from bridge.local_agent.agent import local_agent

@@ -294,14 +294,14 @@ async def test_an_unexpected_failure_affects_no_call(
     """The call loses its prewarmed session; other calls are not affected."""
     async with running() as world:
         bridge = world.app.extensions["bridge"]
-        choose, broken = bridge.setup.choose_agent, iter([True])
+        fill_in, broken = bridge.setup.filled_in, iter([True])
 
-        async def choose_agent(*args: Any) -> Any:
+        async def filled_in(*args: Any) -> Any:
             if next(broken, False):
                 raise RuntimeError("boom")
-            return await choose(*args)
+            return await fill_in(*args)
 
-        monkeypatch.setattr(bridge.setup, "choose_agent", choose_agent)
+        monkeypatch.setattr(bridge.setup, "filled_in", filled_in)
         assert await seconds_to_greeting(world) == pytest.approx(1.0, abs=0.1)
         (line,) = [line for line in world.logs if line["event"] == "prewarming crashed"]
         assert line["exc_info"]

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import trio
 
+from bridge.config.agent import default_agent
 from bridge.config.file import FixedConfig
 from bridge.config.settings import (
     CallSettings,
@@ -24,7 +25,6 @@ from bridge.config.settings import (
     RecordSettings,
     ServerSettings,
     Settings,
-    default_agent,
 )
 from bridge.http.app import create_app
 from bridge.local_agent.agent import local_agent

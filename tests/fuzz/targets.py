@@ -28,9 +28,9 @@ from bridge.call.keypad import Keypad
 from bridge.config import settings as config
 from bridge.config import toml as config_text
 from bridge.deepgram import messages as agent_messages
-from bridge.deepgram.agents import fill
 from bridge.deepgram.context_hook import _read as read_context
 from bridge.deepgram.context_hook import _UnusableError
+from bridge.deepgram.template import fill
 from bridge.functions.errors import BadArguments
 from bridge.functions.parameters import MAX_EXPLANATION, parameters_of
 from bridge.http.dialling import (

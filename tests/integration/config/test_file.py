@@ -101,7 +101,7 @@ class TestCurrent:
         file = ConfigFile(path)
         file.load()
         write(path, SECOND)
-        assert (await file.current()).agent == {"greeting": "second"}
+        assert (await file.current()).agent["greeting"] == "second"
         assert [event["event"] for event in events] == ["configuration reloaded"]
 
     async def test_settings_that_need_a_restart_are_named(
@@ -122,7 +122,7 @@ class TestCurrent:
             rewrite(path, text)
             if text.endswith("1"):
                 file.load()
-            assert (await file.current()).agent == {"a": int(text[-1])}
+            assert (await file.current()).agent["a"] == int(text[-1])
 
     async def test_a_broken_edit_is_logged_once_and_the_last_good_stays(
         self, path: Path, events: list[structlog.typing.EventDict]
@@ -138,7 +138,7 @@ class TestCurrent:
             assert "call.frame_ms" in errors(events)[0]
         events.clear()
         write(path, SECOND)
-        assert (await file.current()).agent == {"greeting": "second"}
+        assert (await file.current()).agent["greeting"] == "second"
         assert errors(events) == []
 
     async def test_the_next_broken_version_is_logged_again(
@@ -185,7 +185,7 @@ class TestCurrent:
         assert await file.current() is first
         assert await file.current() is first
         monkeypatch.setattr(Path, "open", real)
-        assert (await file.current()).agent == {"greeting": "second"}
+        assert (await file.current()).agent["greeting"] == "second"
         assert len(errors(events)) == 1
 
     async def test_concurrent_callers_share_one_reading(
@@ -253,5 +253,5 @@ class TestCurrent:
             assert len(errors(events)) == 1
             reads.gate.set()
             # Only the thread knows when it lets go of its token.
-            while (await file.current()).agent != {"greeting": "second"}:  # noqa: ASYNC110
+            while (await file.current()).agent["greeting"] != "second":  # noqa: ASYNC110
                 await trio.sleep(0.001)

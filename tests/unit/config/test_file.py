@@ -33,7 +33,7 @@ def write(path: Path, text: str, *, age: float = 60) -> None:
 
 class TestLoad:
     def test_reads(self, path: Path) -> None:
-        assert load(path).agent == {"greeting": "first"}
+        assert load(path).agent["greeting"] == "first"
         assert ConfigFile(path).load() == load(str(path))
 
     def test_the_error_names_the_file(self, path: Path) -> None:
@@ -64,7 +64,7 @@ class TestLoad:
 
     def test_encodings(self, path: Path) -> None:
         path.write_bytes(b"\xef\xbb\xbf" + FIRST.replace("\n", "\r\n").encode())
-        assert load(path).agent == {"greeting": "first"}
+        assert load(path).agent["greeting"] == "first"
         path.write_bytes(b'[agent]\ngreeting = "\xe9"')
         with pytest.raises(ConfigError, match="line 2: not UTF-8"):
             load(path)

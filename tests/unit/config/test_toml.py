@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pickle
+import re
 import tomllib
 from pathlib import Path
 
@@ -14,9 +16,17 @@ from hypothesis import strategies as st
 
 from bridge.config.settings import ConfigError, Secrets, Settings, check_startup, warnings_for
 from bridge.config.toml import parse
+from bridge.deepgram.settings import settings_message
+from bridge.testing.agent.schema import check_settings
 from bridge.text import printable
 
 SHIPPED = Path(__file__).parents[3] / "config.toml"
+
+
+def uncommented(text: str) -> str:
+    """The lines of a commented block that are TOML."""
+    lines = (line.removeprefix("# ") for line in text.splitlines())
+    return "\n".join(line for line in lines if re.match(r"\[|\w+ = ", line))
 
 
 def problem(text: str) -> str:
@@ -45,6 +55,20 @@ class TestDefaults:
         }
         assert shipped == known
 
+    def test_the_blocks_in_its_comments_can_be_uncommented(self) -> None:
+        text, _, block = SHIPPED.read_text().partition("# Flux, instead of the two lines above")
+        flux, _, rest = block.partition("[agent.think]")
+        provider = text.rindex("[agent.listen.provider]")
+        text = f"{text[:provider]}[agent.listen.provider]\n{uncommented(flux)}\n[agent.think]{rest}"
+        another = text.index("# [agents.sales]")
+        settings = parse(text[:another] + uncommented(text[another:]))
+        heard = settings.for_agent("sales").agent["listen"]["provider"]
+        assert heard["model"] == "flux-general-en"
+        check_settings(json.loads(settings_message(settings.for_agent("sales").agent)))
+        assert settings.for_agent("sales").words.still_there == "Still with me?"
+        beside = parse(SHIPPED.read_text().replace("# mip", "mip").replace("# tags", "tags"))
+        assert beside.deepgram.settings == {"mip_opt_out": True, "tags": ["reception"]}
+
     def test_defaults_are_not_shared_between_settings(self) -> None:
         Settings().agent["greeting"] = "changed"
         assert Settings().agent["greeting"] == "Hello! How can I help you today?"
@@ -58,7 +82,8 @@ class TestValues:
 
     def test_agent_passes_through_with_integers_as_integers(self) -> None:
         agent = parse("[agent]\nanything = 8000\nratio = 1.0\nspeak = [{ x = 1 }]").agent
-        assert agent == {"anything": 8000, "ratio": 1.0, "speak": [{"x": 1}]}
+        own = {"anything": 8000, "ratio": 1.0, "speak": [{"x": 1}]}
+        assert agent == {**Settings().agent, **own}
         assert type(agent["anything"]) is int
         assert type(agent["ratio"]) is float
 
@@ -87,6 +112,7 @@ class TestValues:
             "call.frame_ms = 20",
             "call.frame_ms = 250",
             'call.fallback_number = "+15551234567"',
+            'call.after_url = "https://webhooks.twilio.com/v1/Accounts/AC1/Flows/FW1?Call=return"',
             'functions.transfer_to = { reception = "+15551112222" }',
             'words.language = "cmn-CN"',
             'words.language = ""',
@@ -145,6 +171,7 @@ class TestValues:
             'call.fallback_number = "+0551234567"',
             'call.fallback_number = "+1 555 123 4567"',
             'functions.transfer_to = { reception = "5551112222" }',
+            'call.after_url = "example.com"',
             "functions.transfer_to = { reception = 1 }",
             "words.apology = 2026-01-01",
             'words.language = "French"',
@@ -157,6 +184,9 @@ class TestValues:
             "agents.sales.numbers = []",
             "agents.sales.numbers = ['5551234567']",
             "agents.sales.numbers = [1]",
+            "agents.sales.numbers = ['sip:example.com']",
+            "agents.sales.numbers = ['client:']",
+            "agents.sales.numbers = ['whatsapp:5551234567']",
             "agents.numbers = ['+15551234567']",
         ],
     )

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from bridge.config.settings import default_agent
+from bridge.config.agent import default_agent
 from bridge.deepgram import messages
 from bridge.deepgram.messages import BadMessage, parse
 from bridge.deepgram.settings import settings_message

@@ -1,4 +1,4 @@
-"""The choice of the agent, and the filling in of its greeting and prompt."""
+"""The filling in of an agent's greeting and prompt."""
 
 from __future__ import annotations
 
@@ -11,33 +11,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from bridge.caller import CallInfo
-from bridge.config.settings import Settings
-from bridge.config.toml import parse
-from bridge.deepgram.agents import VALUE_LIMIT, choose_agent, fill, fill_in, variables_of
-
-CONFIG = """
-[agent]
-greeting = "Hello!"
-[agent.think]
-prompt = "Be kind."
-[agent.think.provider]
-type = "open_ai"
-model = "gpt-4o-mini"
-[agent.listen.provider]
-type = "deepgram"
-keyterms = ["a", "b"]
-
-[agents.sales]
-numbers = ["+15557654321", "+15557654322"]
-greeting = "Sales, good morning!"
-[agents.sales.think.provider]
-model = "gpt-5"
-[agents.sales.listen.provider]
-keyterms = ["c"]
-
-[agents.night]
-numbers = ["+15550000000"]
-"""
+from bridge.deepgram.template import VALUE_LIMIT, fill, fill_in, variables_of
 
 names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]*", fullmatch=True)
 values = st.text(st.characters(exclude_categories=("Cs",)))
@@ -45,61 +19,6 @@ values = st.text(st.characters(exclude_categories=("Cs",)))
 templates = st.lists(st.one_of(st.sampled_from(["{", "}", "a", "b", "0", " "]), values)).map(
     "".join
 )
-trees: st.SearchStrategy[dict[str, Any]] = st.recursive(
-    st.dictionaries(st.sampled_from("abcd"), st.integers() | st.lists(st.integers())),
-    lambda inner: st.dictionaries(st.sampled_from("abcd"), inner | st.integers()),
-)
-
-
-# ---- who answers ----------------------------------------------------------------------------
-
-
-def test_a_named_agent_says_only_how_it_differs() -> None:
-    assert choose_agent(parse(CONFIG), "+15557654322") == (
-        "sales",
-        {
-            "greeting": "Sales, good morning!",
-            "think": {"prompt": "Be kind.", "provider": {"type": "open_ai", "model": "gpt-5"}},
-            "listen": {"provider": {"type": "deepgram", "keyterms": ["c"]}},
-        },
-    )
-
-
-@pytest.mark.parametrize("called", ["+15559999999", "", "anonymous", "5557654321"])
-def test_every_other_number_is_answered_by_agent(called: str) -> None:
-    settings = parse(CONFIG)
-    assert choose_agent(settings, called) == ("", settings.agent)
-
-
-def test_an_agent_that_differs_in_nothing_is_agent_itself() -> None:
-    settings = parse(CONFIG)
-    assert choose_agent(settings, "+15550000000") == ("night", settings.agent)
-
-
-@pytest.mark.parametrize(
-    ("base", "changes", "merged"),
-    [
-        ({"a": {"b": 1}}, {"a": 2}, {"a": 2}),
-        ({"a": 2}, {"a": {"b": 1}}, {"a": {"b": 1}}),
-        ({"a": [1, 2]}, {"a": [3]}, {"a": [3]}),
-        ({"a": [{"b": 1}]}, {"a": {"b": 2}}, {"a": {"b": 2}}),
-        ({"a": {"b": {"c": 1, "d": 2}}}, {"a": {"b": {"c": 3}}}, {"a": {"b": {"c": 3, "d": 2}}}),
-        ({"a": {"numbers": 1}}, {"a": {"numbers": 2}}, {"a": {"numbers": 2}}),
-        ({"a": {"b": 1}}, {"a": {}}, {"a": {"b": 1}}),
-        # A provider of another type knows nothing of the keys of the one before.
-        ({"a": {"type": "x", "b": 1}}, {"a": {"type": "y"}}, {"a": {"type": "y"}}),
-        (
-            {"a": {"type": "x", "b": 1}},
-            {"a": {"type": "x", "c": 2}},
-            {"a": {"type": "x", "b": 1, "c": 2}},
-        ),
-    ],
-)
-def test_tables_are_merged_and_all_else_is_replaced(
-    base: dict[str, Any], changes: dict[str, Any], merged: dict[str, Any]
-) -> None:
-    settings = Settings(agent=base, agents={"x": {"numbers": ["+15557654321"], **changes}})
-    assert choose_agent(settings, "+15557654321") == ("x", merged)
 
 
 def scribble(value: Any) -> None:
@@ -109,17 +28,6 @@ def scribble(value: Any) -> None:
         value["scribbled"] = True
     elif isinstance(value, list):
         value.append("scribbled")
-
-
-@given(trees, trees, st.sampled_from(["+15557654321", "+15550000000"]))
-def test_the_settings_are_never_touched(
-    base: dict[str, Any], changes: dict[str, Any], called: str
-) -> None:
-    agents = {"x": {"numbers": ["+15557654321"], **changes}}
-    settings = Settings(agent=base, agents=agents)
-    before = copy.deepcopy((base, agents))
-    scribble(choose_agent(settings, called)[1])
-    assert (settings.agent, settings.agents) == before
 
 
 # ---- what a template may name ---------------------------------------------------------------
@@ -137,6 +45,12 @@ def test_the_facts_of_the_call_outrank_what_others_say_of_it() -> None:
         "plan": "gold",
         "campaign": "spring",
     }
+
+
+def test_a_withheld_number_has_words_of_its_own() -> None:
+    info = CallInfo(caller="", called="+15557654321", parameters={"From": "+266696687"})
+    variables = variables_of(info, {}, withheld="un numéro inconnu")
+    assert fill("{caller}, {From}", variables) == ("un numéro inconnu, un numéro inconnu", [])
 
 
 # ---- the template ---------------------------------------------------------------------------
