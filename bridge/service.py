@@ -19,10 +19,10 @@ from bridge.admission.account_limit import AccountCap, AccountLimit, check_accou
 from bridge.admission.entrance import Entrance, tickets_from
 from bridge.admission.slots import Entry, NotAdmitted
 from bridge.admission.ticket import Purpose
-from bridge.call.introduction import TICKET, NotIntroduced
+from bridge.call.introduction import TICKET, NotIntroduced, info_of
 from bridge.call.live_calls import LiveCalls
 from bridge.call.observers import Observer, Observers
-from bridge.call_setup import CallSetup
+from bridge.call_setup import CallSetup, agent_of
 from bridge.config.file import ConfigFile, SettingsSource, config_path
 from bridge.config.settings import ConfigError, Secrets, Settings, check_startup, warnings_for
 from bridge.deepgram.prewarm import Prewarming
@@ -288,9 +288,10 @@ class Bridge:
         def admit(start: StartDetails) -> None:
             parameters = start.custom_parameters
             caller, ticket = parameters.get("From", ""), parameters.get(TICKET, "")
+            agent = agent_of(settings, info_of(start.call_sid, parameters))
             try:
                 self.entrance.admit(
-                    settings,
+                    settings.for_agent(agent),
                     entry,
                     purpose,
                     call_sid=start.call_sid,

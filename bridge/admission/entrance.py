@@ -106,4 +106,4 @@ class Entrance:
                 raise NotAdmitted(str(error)) from None
         # A valid ticket proves an admission, perhaps by another worker process.
         promised = announced and self.spans_processes(settings)
-        entry.bind(call_sid, caller, promised=promised)
+        entry.bind(call_sid, caller, promised=promised, limits=Limits.of(settings))

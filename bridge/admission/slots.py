@@ -246,14 +246,16 @@ class Entry:
     _call_sid: str | None = field(default=None, init=False)
     _waits: bool = field(default=True, init=False)
 
-    def bind(self, call_sid: str, caller: str, *, promised: bool = False) -> None:
+    def bind(
+        self, call_sid: str, caller: str, *, promised: bool = False, limits: Limits | None = None
+    ) -> None:
         """Bind the call's slot to the socket that sent its `start`, or take a slot.
 
-        `promised`: another process has admitted the call, so the limits do not apply. Raises
-        NotAdmitted.
+        `promised`: another process has admitted the call, so the limits do not apply. `limits` are
+        those of the call's agent. Raises NotAdmitted.
         """
         self._stop_waiting()
-        self._admission._bind(call_sid, caller, self._limits, promised=promised)
+        self._admission._bind(call_sid, caller, limits or self._limits, promised=promised)
         self._call_sid = call_sid
 
     def _stop_waiting(self) -> None:

@@ -430,6 +430,60 @@ async def test_the_apology_is_said_as_configured(apology: str, said: list[Verb])
     assert await verbs("/call-ended", FORM, app=app) == [*said, Hangup()]
 
 
+STUDIO = "https://webhooks.twilio.com/v1/Accounts/AC1/Flows/FW1?FlowEvent=return&x=1"
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+async def test_other_twiml_may_take_over_when_the_agent_is_done(outcome: Outcome) -> None:
+    """Not from an apology or a transfer, and not for a call that an operator has ended."""
+    app = application(call={"after_url": STUDIO})
+    remember(app, outcome, "+15551112222")
+    last = (await verbs("/call-ended", FORM, app=app))[-1]
+    if outcome in {*APOLOGISES, "transferred", "operator_hung_up"}:
+        assert last == Hangup()
+    else:
+        assert last == Redirect(STUDIO, "POST")
+
+
+async def test_each_agent_has_its_own_words_and_its_own_way_on() -> None:
+    words = {"language": "fr-FR", "voice": "Polly.Lea-Neural", "apology": "Désolée."}
+    agent = {"numbers": [FORM["To"]], "words": words, "call": {"after_url": STUDIO}}
+    app = application(agents={"accueil & co": agent})
+    verb = await connecting("/incoming-call", FORM, app=app)
+    assert verb.action == f"https://{NGROK}/call-ended?agent=accueil+%26+co"
+    path = verb.action.removeprefix(f"https://{NGROK}")
+    remember(app, Outcome.AGENT_FAILED)
+    assert await verbs(path, FORM, app=app) == [
+        Say("Désolée.", "fr-FR", "Polly.Lea-Neural"),
+        Hangup(),
+    ]
+    remember(app, Outcome.AGENT_ENDED)
+    assert await verbs(path, FORM, app=app) == [Redirect(STUDIO, "POST")]
+    assert await verbs("/call-ended", FORM, app=app) == [Hangup()]
+
+
+async def test_all_who_withhold_their_number_share_one_limit() -> None:
+    for number, caller in enumerate(("", "Anonymous", "Restricted", "+266696687", "anonymous")):
+        app = application(limits={"calls_per_number": 1})
+        for other, expected in (("Unavailable", ConnectStream), (caller, Say)):
+            sid = f"CA{number}{'a' if other == caller else 'b'}" + "0" * 30
+            first, *_ = await verbs(
+                "/incoming-call", {**FORM, "CallSid": sid, "From": other}, app=app
+            )
+            assert isinstance(first, expected)
+
+
+async def test_an_agent_may_take_more_calls_of_one_caller_than_others() -> None:
+    agent = {"numbers": ["+15550001111"], "limits": {"calls_per_number": 2}}
+    app = application(limits={"calls_per_number": 1}, agents={"desk": agent})
+    taken = []
+    for number, called in enumerate([FORM["To"], FORM["To"], "+15550001111", "+15550001111"]):
+        form = {**FORM, "CallSid": f"CA{number}" + "0" * 31, "To": called}
+        first, *_ = await verbs("/incoming-call", form, app=app)
+        taken.append(isinstance(first, ConnectStream))
+    assert taken == [True, False, True, False]
+
+
 async def test_what_comes_after_a_call_needs_no_host() -> None:
     """Its answer holds no address: a strange Host is no reason to leave the caller in silence."""
     assert await verbs("/call-ended", FORM, host="a?b") == [Hangup()]
