@@ -88,7 +88,7 @@ async def check_agents(
         return [*findings, wrong("agent", "no session can be opened", str(error))]
     for name in ("", *settings.agents):
         found = await _check_one(name, settings, secrets, functions, open_stream)
-        findings += [found, *check_names(name, settings)]
+        findings += [found, *check_names(name, settings), *check_language(name, settings)]
         if found.status == "wrong" and not found.what.startswith(_REFUSES):
             break
     return findings
@@ -115,6 +115,21 @@ def check_names(name: str, settings: Settings) -> list[Finding]:
             "greeting or prompt names " + ", ".join(f"{{{one}}}" for one in unknown),
             "an inbound call has {caller} and {called}; others must be passed when dialling",
             "correct the name, write {{ and }} for braces, or set call.context_url",
+        )
+    ]
+
+
+def check_language(name: str, settings: Settings) -> list[Finding]:
+    """Find the key that Deepgram has deprecated and refuses beside Flux, though its examples still
+    have it. https://developers.deepgram.com/docs/configure-voice-agent"""
+    if "language" not in settings.for_agent(name).agent:
+        return []
+    return [
+        warning(
+            _named(name),
+            "language is deprecated, and refused with Flux",
+            remedy="write listen.provider.language (language_hints with Flux), and choose a voice"
+            " that speaks the language",
         )
     ]
 

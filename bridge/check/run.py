@@ -12,6 +12,7 @@ from bridge.check.account import OpenRest, check_account
 from bridge.check.agent import check_agents, hosts
 from bridge.check.clock import check_clock
 from bridge.check.finding import Finding, warning, wrong
+from bridge.check.privacy import check_privacy
 from bridge.check.public import check_server
 from bridge.check.records import check_recordings, check_records
 from bridge.config.settings import Secrets, Settings, warnings_for
@@ -53,6 +54,7 @@ class Checks:
                 partial(check_agents, settings, secrets, self.open_stream),
                 AGENT_SECONDS * agents,
             ),
+            "privacy": (partial(check_privacy, settings), CHECK_SECONDS),
             "server": (partial(check_server, settings, secrets, self.url), 2 * CHECK_SECONDS),
             "twilio": (
                 partial(check_account, secrets, settings, self.number, self.open_rest),

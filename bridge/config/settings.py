@@ -191,15 +191,20 @@ PER_AGENT: Final[Mapping[str, frozenset[str]]] = {
 
 def warnings_for(settings: Settings) -> list[str]:
     """One line for each protection that is switched off, and for what cannot work."""
-    lines = [
-        f"{where}: bridge adds no functions to a configuration that Deepgram stores; its agent can "
-        "call end_call, transfer_call and your functions only if it describes them itself"
-        for where, agent in {
-            "agent.id": settings.agent,
-            **{f"agents.{name}.id": table for name, table in settings.agents.items()},
-        }.items()
-        if ID in agent
-    ]
+    lines = []
+    for name in ("", *settings.agents):
+        prefix, own = f"agents.{name}." if name else "", settings.for_agent(name)
+        if ID in settings.agents.get(name, settings.agent):
+            lines.append(
+                f"{prefix or 'agent.'}id: bridge adds no functions to a configuration that Deepgram "
+                "stores; its agent can call end_call, transfer_call and your functions only if it "
+                "describes them itself"
+            )
+        if (speaks := own.words.voices_language) not in ("", own.words.language or "en-US"):
+            lines.append(
+                f"{prefix}words.voice: {own.words.voice} speaks {speaks}, not words.language; "
+                "Twilio may refuse to say anything"
+            )
     if not settings.twilio.validate_signatures:
         lines.append(
             "twilio.validate_signatures is false: anyone who finds this server can pose as Twilio, "
@@ -286,16 +291,17 @@ class Secrets:
 
 
 def check_startup(settings: Settings, secrets: Secrets) -> None:
-    """Raise `ConfigError` if there is no key for an agent that needs one, so that every call would
-    fail, or no token to check Twilio's signatures with, so that any request would pass.
+    """Raise `ConfigError` if there is no key for Deepgram's agent, so that every call would fail,
+    or no token to check Twilio's signatures with, so that any request would pass.
 
-    An agent on this machine (`bridge agent`) is assumed to need no key.
+    Any other agent (`bridge agent`, or a self-hosted one) may need no key; without one, none is
+    sent.
     """
-    agent = urlsplit(settings.deepgram.url)
-    if not is_loopback(agent.netloc) and not secrets.deepgram_api_key:
+    agent = urlsplit(settings.deepgram.url).hostname or ""
+    if f".{agent}".endswith(".deepgram.com") and not secrets.deepgram_api_key:
         raise ConfigError(
-            f"DEEPGRAM_API_KEY: not set, and the agent at {agent.hostname} needs it; set it, or "
-            "point deepgram.url at a local agent (`bridge agent`)"
+            f"DEEPGRAM_API_KEY: not set, and the agent at {agent} needs it; set it, or point "
+            "deepgram.url at a local agent (`bridge agent`)"
         )
     if settings.twilio.validate_signatures and not secrets.twilio_auth_tokens:
         raise ConfigError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from msgspec import Struct
 
 from bridge.twilio.twiml import Voice
@@ -37,6 +39,12 @@ class Words(Struct, frozen=True, kw_only=True):
     def spoken(self) -> Voice:
         """How Twilio speaks them."""
         return Voice(self.language, self.voice)
+
+    @property
+    def voices_language(self) -> str:
+        """The language that the voice names, "" where it names none, as Amazon's do not."""
+        match = re.match(r"Google\.([a-z]+-[A-Z]+)-", self.voice)
+        return match[1] if match else ""
 
     def pressed(self, digits: str) -> str:
         """Return the sentence that tells the agent the entered digits, as an InjectUserMessage.

@@ -345,17 +345,19 @@ TWILIO = Secrets(twilio_auth_tokens=("token",))
 
 
 class TestStartup:
-    def test_a_remote_agent_needs_a_key(self) -> None:
+    def test_deepgrams_agent_needs_a_key(self) -> None:
         with pytest.raises(ConfigError, match=r"DEEPGRAM_API_KEY.*bridge agent"):
             check_startup(Settings(), TWILIO)
         check_startup(Settings(), Secrets(deepgram_api_key="key", twilio_auth_tokens=("token",)))
 
-    @pytest.mark.parametrize("host", ["127.0.0.1:9000", "[::1]:9000", "localhost", "127.8.8.8"])
-    def test_a_local_agent_does_not(self, host: str) -> None:
+    @pytest.mark.parametrize(
+        "host", ["127.0.0.1:9000", "[::1]:9000", "localhost", "agent.internal", "mydeepgram.com"]
+    )
+    def test_a_local_or_self_hosted_agent_may_not(self, host: str) -> None:
         check_startup(parse(f'[deepgram]\nurl = "ws://{host}/"'), TWILIO)
 
-    @pytest.mark.parametrize("host", ["10.0.0.1", "localhost.example.com", "0.0.0.0"])
-    def test_what_looks_local_and_is_not_does(self, host: str) -> None:
+    @pytest.mark.parametrize("host", ["api.eu.deepgram.com", "x.us.api.deepgram.com:443"])
+    def test_every_address_of_deepgrams_does(self, host: str) -> None:
         with pytest.raises(ConfigError):
             check_startup(parse(f'[deepgram]\nurl = "ws://{host}/"'), TWILIO)
 

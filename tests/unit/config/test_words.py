@@ -8,6 +8,7 @@ from importlib.resources import files
 import msgspec
 import pytest
 
+from bridge.config.settings import warnings_for
 from bridge.config.toml import parse
 from bridge.config.words import Words
 
@@ -40,6 +41,27 @@ def test_nothing_in_it_is_left_in_english(language: str) -> None:
 def test_the_english_ones_are_the_defaults() -> None:
     words = parse(LANGUAGES["en"]).words
     assert msgspec.structs.replace(words, voice="") == Words()
+
+
+@pytest.mark.parametrize(
+    ("voice", "language", "told"),
+    [
+        ("Google.fr-FR-Chirp3-HD-Aoede", "fr-FR", False),
+        ("Google.fr-FR-Chirp3-HD-Aoede", "en-US", True),
+        ("Google.cmn-CN-Standard-A", "", True),
+        ("Polly.Lea-Neural", "en-US", False),
+        ("", "fr-FR", False),
+    ],
+)
+def test_a_voice_of_another_language_is_told_at_the_start(
+    voice: str, language: str, told: bool
+) -> None:
+    words = f"{{ voice = '{voice}', language = '{language}' }}"
+    settings = parse(f"words = {words}\n[agents.x]\nnumbers = ['+15557654321']\nwords = {words}")
+    lines = warnings_for(settings)
+    assert [line.partition(":")[0] for line in lines] == (
+        ["words.voice", "agents.x.words.voice"] if told else []
+    )
 
 
 def test_pressed_keys_stand_where_the_sentence_has_them() -> None:
