@@ -38,7 +38,7 @@ from bridge.transport.websocket_client import OpenStream
 from bridge.twilio.call_status import Progress, StatusUpdate
 from bridge.twilio.media_stream import MediaStream
 from bridge.twilio.messages import StartDetails
-from bridge.twilio.numbers import counted_as
+from bridge.twilio.numbers import counted_as, is_number
 from bridge.twilio.rest import TwilioRest
 
 log = logs.get_logger(__name__)
@@ -240,7 +240,8 @@ class Bridge:
             "records_lost": records.lost,
             "viewers": len(self.live),
             "agents": {
-                name: list(table.get("numbers", ())) for name, table in settings.agents.items()
+                name: list(filter(is_number, table.get("numbers", ())))
+                for name, table in settings.agents.items()
             },
             "cannot_dial": "" if self.twilio is not None else NO_CREDENTIALS,
         }

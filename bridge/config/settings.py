@@ -196,9 +196,9 @@ def warnings_for(settings: Settings) -> list[str]:
         prefix, own = f"agents.{name}." if name else "", settings.for_agent(name)
         if ID in settings.agents.get(name, settings.agent):
             lines.append(
-                f"{prefix or 'agent.'}id: bridge adds no functions to a configuration that Deepgram "
-                "stores; its agent can call end_call, transfer_call and your functions only if it "
-                "describes them itself"
+                f"{prefix or 'agent.'}id: bridge adds no functions to a stored configuration; the "
+                "agent can call end_call, transfer_call and your functions only if it describes "
+                "them itself"
             )
         if (speaks := own.words.voices_language) not in ("", own.words.language or "en-US"):
             lines.append(

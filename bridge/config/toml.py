@@ -100,6 +100,8 @@ def _agents(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     owner: dict[str, str] = {}
     for name, table in content.items():
         where = f"agents.{_short(name)}"
+        if not name:
+            raise _UnusableError('agents."": an agent needs a name; write [agents.NAME]')
         if not isinstance(table, dict):
             raise _UnusableError(f"{where}: expected a table, got {got(table)}; write [{where}]")
         own: dict[str, Any] = {"numbers": _numbers(where, name, table.get("numbers"), owner)}

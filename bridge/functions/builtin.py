@@ -46,7 +46,10 @@ def _end_call(end: EndsAfterGoodbye) -> Function:
     async def end_call() -> dict[str, str]:
         """Hang up the phone. Use it when the caller says goodbye or has nothing more to ask."""
         end.end_after_goodbye(Outcome.AGENT_ENDED, "the agent called end_call")
-        return {"result": "Say a short goodbye now, unless you just did; then the call ends."}
+        return {
+            "result": "Say a short goodbye now, in the caller's language, unless you just did; then"
+            " the call ends."
+        }
 
     return Function.of(end_call)
 
@@ -63,6 +66,9 @@ def _transfer_call(end: EndsAfterGoodbye, transfer_to: dict[str, str]) -> Functi
             f"the agent called transfer_call: {destination}",
             transfer_to=transfer_to[destination],
         )
-        return {"result": f"Tell the caller in a few words that you connect them to {destination}."}
+        return {
+            "result": "Tell the caller in a few words, in their language, that you connect them to"
+            f" {destination}."
+        }
 
     return Function.of(transfer_call)

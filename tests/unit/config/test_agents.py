@@ -185,6 +185,7 @@ def test_the_settings_of_an_agent_have_an_agents_settings_again() -> None:
         ("words.keypad = 'x'", "agents.x.words.keypad: expected {digits} in it"),
         ("functions.transfer_to = { a = '1' }", "agents.x.functions.transfer_to: a: expected"),
         ("words = 3", "agents.x.words: expected a table, got 3"),
+        ("[agents.'']\nnumbers = ['+15550001111']", "an agent needs a name"),
     ],
 )
 def test_its_tables_are_checked_like_the_common_ones(line: str, expected: str) -> None:
