@@ -7,7 +7,8 @@ https://developers.deepgram.com/docs/voice-agent-errors-warnings
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -15,6 +16,7 @@ import trio
 
 from bridge.check.connect_error import connect_error
 from bridge.check.finding import Finding, ok, warning, wrong
+from bridge.check.think_models import think_models
 from bridge.config.agent import ID
 from bridge.config.settings import ConfigError, Secrets, Settings, check_startup
 from bridge.deepgram import messages
@@ -176,11 +178,32 @@ async def _check_one(
     except (AgentUnavailable, AgentFailed, AgentClosed) as error:
         failure = error
     if failure is not None:
-        return explain(check, failure, where, name)
+        found = explain(check, failure, where, name)
+        if isinstance(failure, AgentFailed) and _is_about_a_model(str(failure)):
+            models = await think_models(settings.deepgram.url, secrets.deepgram_api_key)
+            if others := other_models(str(failure), table, models):
+                found = wrong(check, found.what, found.why, f"{found.remedy}; {others}")
+        return found
     if warnings:
         codes = ", ".join(f"{one.code} ({one.description})" for one in warnings)
         return warning(check, "the agent accepts the Settings with a warning", codes, _remedy(name))
     return ok(check, f"{where} accepts the Settings in {took:.1f} s; heard: {heard}")
+
+
+def other_models(
+    refusal: str, agent: Mapping[str, Any], models: Mapping[str, Sequence[str]]
+) -> str:
+    """Say which models the agent's think providers have, if the refusal is about a model."""
+    think = agent.get("think")
+    several = think if isinstance(think, list) else [think]
+    providers = [one.get("provider") for one in several if isinstance(one, dict)]
+    names = [str(one.get("type")) for one in providers if isinstance(one, dict)]
+    known = [f"{name} has {', '.join(models[name])}" for name in names if name in models]
+    return "; ".join(known) if _is_about_a_model(refusal) else ""
+
+
+def _is_about_a_model(refusal: str) -> bool:
+    return "model" in refusal.lower()
 
 
 async def _first_words(
