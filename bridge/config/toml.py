@@ -135,14 +135,18 @@ def _numbers(where: str, name: str, numbers: Any, owner: dict[str, str]) -> list
 def _agent(where: str, table: dict[str, Any]) -> dict[str, Any]:
     """Return what Deepgram is sent of `[agent]` or `[agents.NAME]`, free of keys that it is not
     sent as part of an agent."""
-    for key in table:
-        prefix = "" if where == "agent" else f"{where}."
+    prefix = "" if where == "agent" else f"{where}."
+    for key, value in table.items():
         if key in BESIDE_AGENT:
             raise _UnusableError(f"{where}.{key}: belongs in [{prefix}deepgram.settings]")
         if key in PER_AGENT:
             raise _UnusableError(f"{where}.{key}: belongs in [{key}]")
         if key == "numbers":
             raise _UnusableError(f"{where}.{key}: [agent] answers every number that no other does")
+        # Deepgram's keys are its own, but a table so like one of bridge's is meant for bridge.
+        meant = closest(key, PER_AGENT) if isinstance(value, dict) else ""
+        if meant and abs(len(meant) - len(key)) <= 2:
+            raise _UnusableError(f"{where}.{key}: unknown table; did you mean [{prefix}{meant}]?")
     if ID in table:
         try:
             uuid.UUID(table[ID])

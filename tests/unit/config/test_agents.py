@@ -184,12 +184,19 @@ def test_the_settings_of_an_agent_have_an_agents_settings_again() -> None:
         ("deepgram.settings.mip_optout = true", "did you mean mip_opt_out?"),
         ("words.keypad = 'x'", "agents.x.words.keypad: expected {digits} in it"),
         ("functions.transfer_to = { a = '1' }", "agents.x.functions.transfer_to: a: expected"),
+        ("word = { busy = 'x' }", "agents.x.word: unknown table; did you mean [agents.x.words]?"),
         ("words = 3", "agents.x.words: expected a table, got 3"),
         ("[agents.'']\nnumbers = ['+15550001111']", "an agent needs a name"),
     ],
 )
 def test_its_tables_are_checked_like_the_common_ones(line: str, expected: str) -> None:
     assert expected in problem(f"[agents.x]\nnumbers = ['+15557654321']\n{line}")
+
+
+def test_a_table_that_deepgram_may_add_is_passed_on() -> None:
+    text = "numbers = ['+15557654321']\ncallbacks.x = 1\nthink_live.model = 'y'"
+    agent = parse(f"[agents.x]\n{text}").for_agent("x").agent
+    assert (agent["callbacks"], agent["think_live"]) == ({"x": 1}, {"model": "y"})
 
 
 def test_the_keys_that_may_differ_exist() -> None:
