@@ -6,7 +6,7 @@ hypercorn, and sets the environment variables that worker processes inherit.
 
 from bridge.http.app import create_app
 from bridge.server.hypercorn import worker
-from bridge.server.instance import instance, share_ticket_key
+from bridge.server.instance import instance, share_run_token
 
 __all__ = ["app"]
 
@@ -14,6 +14,6 @@ worker.install()
 
 # Before worker processes are started, which inherit both.
 instance()
-share_ticket_key()
+share_run_token()
 
 app = create_app()

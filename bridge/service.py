@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from secrets import token_hex
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -109,6 +111,8 @@ class Bridge:
             self._config = ConfigFile(config_path())
         if self._secrets is None:
             self._secrets = Secrets.from_environment()
+        if not (self._secrets.api_token or self._secrets.run_token):
+            self._secrets = replace(self._secrets, run_token=token_hex(16))
         settings = self._settings = self._config.load()
         if not self._prepared:
             check_startup(settings, self._secrets)
@@ -167,8 +171,14 @@ class Bridge:
 
     @property
     def api_token(self) -> str:
-        """BRIDGE_API_TOKEN, or ""."""
-        return self._secrets.api_token if self._secrets is not None else ""
+        """BRIDGE_API_TOKEN, or else the token of this run; "" before `prepare`."""
+        secrets = self._secrets or Secrets()
+        return secrets.api_token or secrets.run_token
+
+    @property
+    def run_token(self) -> str:
+        """The token that was made for this run; "" if BRIDGE_API_TOKEN is set."""
+        return "" if self._secrets is None or self._secrets.api_token else self._secrets.run_token
 
     @property
     def auth_tokens(self) -> tuple[str, ...]:

@@ -39,7 +39,14 @@ install()
 
 # What Twilio and the server have in common: phones sign with it, and everything is checked.
 AUTH_TOKEN = "twilio-auth-token-0123456789"
-SECRETS = Secrets(deepgram_api_key="dg-test-key-0123456789", twilio_auth_tokens=(AUTH_TOKEN,))
+# What operators send.
+API_TOKEN = "api-token-of-the-tests-0123456789"
+OPERATOR = {"Authorization": f"Bearer {API_TOKEN}"}
+SECRETS = Secrets(
+    deepgram_api_key="dg-test-key-0123456789",
+    twilio_auth_tokens=(AUTH_TOKEN,),
+    api_token=API_TOKEN,
+)
 AGENT_URL = "ws://127.0.0.1:9000/v1/agent/converse"
 
 # An agent that neither greets nor hears anything by itself: the test's script decides.

@@ -29,7 +29,7 @@ def tickets_from(secrets: Secrets) -> Tickets:
     """Return the tickets whose keys come from the first secret that is set, so that all processes
     and machines with the same environment accept each other's; random keys if none is set."""
     return Tickets(
-        ticket_keys(secrets.twilio_auth_tokens, (secrets.api_token,), (secrets.ticket_key,))
+        ticket_keys(secrets.twilio_auth_tokens, (secrets.api_token,), (secrets.run_token,))
     )
 
 

@@ -28,10 +28,6 @@ WEBHOOK: Final = "/incoming-call"
 # look at its first request only.
 _AFRESH: Final = httpx.Limits(max_keepalive_connections=0)
 
-# Under hypercorn's own command line each worker process has its own instance name. This many
-# requests almost always reach the worker that answered at the public address.
-MAX_REQUESTS: Final = 8
-
 
 @dataclass(frozen=True)
 class ServerAddress:
@@ -63,10 +59,11 @@ async def check_server(settings: Settings, secrets: Secrets, url: str = "") -> l
         if public:
             address = ServerAddress.of(public)
             if address.base:
-                there, reached = await _check_there(client, inside, address.base, here, instance)
+                there, reached = await _check_there(client, address.base, here, instance)
                 findings += there
                 if not reached:
                     return findings
+                findings.append(await _check_operators(client, address.base))
         elif instance:
             address, client = ServerAddress.of(here), inside
             findings.append(
@@ -112,7 +109,7 @@ async def _check_here(client: httpx.AsyncClient, here: str) -> tuple[list[Findin
 
 
 async def _check_there(
-    client: httpx.AsyncClient, inside: httpx.AsyncClient, base: str, here: str, instance: str
+    client: httpx.AsyncClient, base: str, here: str, instance: str
 ) -> tuple[list[Finding], bool]:
     """Whether the public address reaches a bridge, and the one of this machine."""
     try:
@@ -128,7 +125,7 @@ async def _check_there(
         return [wrong("public", what, why, remedy)], False
     if not instance:
         return [ok("public", f"{base} reaches a bridge (none runs here to compare with)")], True
-    if answer.instance != instance and not await _is_one_of_ours(inside, here, answer.instance):
+    if answer.instance != instance:
         return [
             wrong(
                 "public",
@@ -141,15 +138,20 @@ async def _check_there(
     return [ok("public", f"{base} reaches this server")], True
 
 
-async def _is_one_of_ours(client: httpx.AsyncClient, here: str, instance: str) -> bool:
-    for _ in range(MAX_REQUESTS):
-        try:
-            answer = await get(client, f"{here}/healthz", "server")
-        except NoAnswer:
-            return False
-        if answer.instance == instance:
-            return True
-    return False
+async def _check_operators(client: httpx.AsyncClient, base: str) -> Finding:
+    """Check that a stranger can neither list calls nor place any."""
+    try:
+        answer = await get(client, f"{base}/calls", "operators")
+    except NoAnswer as error:
+        return error.finding
+    if 200 <= answer.status < 300:
+        return wrong(
+            "operators",
+            f"{base}/calls answers {answer.status} without a token",
+            "anyone who finds it can read, place and end calls",
+            "set BRIDGE_API_TOKEN, restart the server, and have no proxy add the token by itself",
+        )
+    return ok("operators", f"{base} shows calls to nobody without the API token")
 
 
 # ---- a call as far as its media socket -----------------------------------------------------------

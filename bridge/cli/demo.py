@@ -47,6 +47,7 @@ from bridge.local_agent.dialogue import Dialogue
 from bridge.local_agent.pool import Pool
 from bridge.local_agent.synthesis import SynthesisError, synthesise_all
 from bridge.local_agent.worker_client import WorkerBroken
+from bridge.server.kept_token import keeping, page_address
 from bridge.server.serve import hypercorn_config, serve
 from bridge.testing.agent.script import ECHO_BEHAVIOUR, echo
 from bridge.testing.agent.server import SimulatedAgent
@@ -68,8 +69,10 @@ INSTALL_SECONDS = 600
 BANNER = """\
 bridge demo: everything runs on this machine, no accounts and no keys
 
-  softphone  {server}/softphone   open it, press Call, and talk or type
-  console    {server}/            live calls, transcripts, timings
+  softphone  {softphone}
+             open it, press Call, and talk or type
+  console    {console}
+             live calls, transcripts, timings
   agent      {agent}
   records    {records}
 {say}
@@ -93,9 +96,11 @@ EXAMPLES = ("hours", "book", "repeat", "person", "help", "goodbye")
 
 @dataclass(frozen=True)
 class House:
-    """The running demo: `server` is its URL, `token` is the auth token that signs requests."""
+    """The running demo: `server` is its URL, `softphone` the page's with the API token, `token` is
+    the auth token that signs requests."""
 
     server: str
+    softphone: str
     token: str
 
 
@@ -215,7 +220,7 @@ async def _demo(
             folder = records
         async with _house(dialogue, port, folder, kept=records is not None) as house:
             if opens:
-                await _open(f"{house.server}/softphone")
+                await _open(house.softphone)
             if calls:
                 if not words:
                     words = await synthesise_all(list(CALLER))
@@ -260,11 +265,15 @@ async def _house(
         app.extensions["bridge"].phrases = tuple(phrases)
         run_server = partial(serve, app, hypercorn_config(settings), shutdown=trio.Event())
         server = (await nursery.start(run_server))[0]
+        api_token = app.extensions["bridge"].api_token
+        softphone = page_address(server, api_token, "/softphone")
         where = f"{folder / 'calls.db'}" + (
             "" if kept else " (deleted afterwards; keep them with --records FOLDER)"
         )
         banner = BANNER.format(
             server=server,
+            softphone=softphone,
+            console=page_address(server, api_token),
             agent=who,
             records=where,
             token=token,
@@ -275,7 +284,8 @@ async def _house(
             else "speech.wav",
         )
         click.echo(banner, err=True)
-        yield House(server, token)
+        with keeping(api_token, [server]):
+            yield House(server, softphone, token)
         nursery.cancel_scope.cancel(reason="the demo has ended")
 
 

@@ -16,6 +16,7 @@ import trio
 from bridge.addresses import is_loopback
 from bridge.cli.failure import Failure, Misconfigured
 from bridge.config.settings import ConfigError, Secrets
+from bridge.server.kept_token import kept_token
 from bridge.text import printable
 from bridge.twilio.call_status import TERMINAL
 from bridge.twilio.numbers import is_number
@@ -63,9 +64,9 @@ def dial(
 ) -> int:
     """Place an outbound call through a running bridge.
 
-    Prints the call's SID. Set BRIDGE_API_TOKEN to the server's; a bridge on this machine without a
-    token needs none. With --wait the exit code is 1 unless the call was answered; Ctrl-C then stops
-    waiting, and the call goes on.
+    Prints the call's SID. Set BRIDGE_API_TOKEN to the server's; a bridge that you run on this
+    machine without one needs none. With --wait the exit code is 1 unless the call was answered;
+    Ctrl-C then stops waiting, and the call goes on.
     """
     for given in (number, from_):
         if given and not is_number(given):
@@ -75,7 +76,7 @@ def dial(
             )
     _check_url(url)
     try:
-        token = Secrets.from_environment().api_token
+        token = Secrets.from_environment().api_token or kept_token(url)
     except ConfigError as error:
         raise Misconfigured(str(error)) from None
     request: dict[str, Any] = {"to": number, "variables": _variables(variables)}

@@ -37,9 +37,10 @@ def serve(config: str | None, bind: str | None, tunnel: bool) -> int:
     """
     if config is not None:
         os.environ["BRIDGE_CONFIG"] = config
+    bridge = asgi.app.extensions["bridge"]
     with StopSignals() as signals:
         try:
-            settings = asgi.app.extensions["bridge"].prepare()
+            settings = bridge.prepare()
         except ConfigError as error:
             raise Misconfigured(str(error)) from None
         hypercorn = serving.hypercorn_config(settings)
@@ -55,7 +56,7 @@ def serve(config: str | None, bind: str | None, tunnel: bool) -> int:
             if tunnel:
                 trio.run(_run_behind_tunnel, asgi.app, hypercorn, signals)
             elif settings.server.workers > 1:
-                status = trio.run(supervise, hypercorn, settings, signals)
+                status = trio.run(supervise, hypercorn, settings, signals, bridge.run_token)
             else:
                 trio.run(serving.run, asgi.app, hypercorn, signals)
         except* OSError as group:

@@ -240,13 +240,13 @@ class Secrets:
     twilio_account_sid: str = ""
     twilio_auth_tokens: tuple[str, ...] = ()
     api_token: str = ""
-    ticket_key: str = ""
+    run_token: str = ""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Secrets:
         """Read `DEEPGRAM_API_KEY`, `TWILIO_ACCOUNT_SID`, `TWILIO_AUTH_TOKEN` (a comma-separated
-        list while tokens are being rotated) and `BRIDGE_API_TOKEN`; and `BRIDGE_TICKET_KEY`, which
-        a server with neither of the last two gives to its own worker processes.
+        list while tokens are being rotated) and `BRIDGE_API_TOKEN`; and `BRIDGE_RUN_TOKEN`, which
+        a server makes for itself and its worker processes where no API token is set.
 
         Raises `ConfigError`, which names the variable and never its value, for a character that
         no key or token has: the value goes into a header, where a line break is an injection.
@@ -267,14 +267,14 @@ class Secrets:
             twilio_account_sid=value("TWILIO_ACCOUNT_SID"),
             twilio_auth_tokens=tuple(token for token in tokens if token),
             api_token=value("BRIDGE_API_TOKEN"),
-            ticket_key=value("BRIDGE_TICKET_KEY"),
+            run_token=value("BRIDGE_RUN_TOKEN"),
         )
 
     def values(self) -> tuple[str, ...]:
         """Return every value that is set, for redaction."""
         single = (
             *(self.deepgram_api_key, self.twilio_account_sid),
-            *(self.api_token, self.ticket_key),
+            *(self.api_token, self.run_token),
         )
         return tuple(value for value in (*single, *self.twilio_auth_tokens) if value)
 

@@ -47,7 +47,7 @@ _CALL: Final = {
 _WORDS: Final = {
     400: "not the JSON or the form that is expected",
     401: "the token is missing or wrong",
-    403: "a remote client where no token is set, or a request that Twilio has not signed",
+    403: "a page of another site, or a request that Twilio has not signed",
     404: "there is no such call",
     408: "the body took too long",
     409: "another process carries the call, or it is over",

@@ -1,14 +1,10 @@
 """Authorises requests to the control API, the console and the softphone.
 
-With `BRIDGE_API_TOKEN`, every client that sends it is accepted. Without, only clients on this
-machine are, and three kinds of remote clients look like one:
+A client is accepted if it sends the token: `BRIDGE_API_TOKEN`, or the one that the server made for
+this run. Its address is no credential. A request through a proxy on this machine comes from a
+loopback address, and nginx, stunnel or `ssh -R` add nothing that would tell it from a local one.
 
-- a request through a proxy or tunnel that runs here (`bridge serve --tunnel`): its peer address is
-  loopback, but the proxy adds forwarding headers or keeps the public Host;
-- a request of a web page in this machine's browser: it has an Origin, or a Sec-Fetch-Site;
-- a request of a web page whose name resolves to 127.0.0.1 (DNS rebinding): its Host is that name.
-
-X-Forwarded-For is never a reason to accept a request here, only a reason to refuse one.
+A page of another site is refused even with the token.
 """
 
 from __future__ import annotations
@@ -23,24 +19,11 @@ import trio
 from quart import Blueprint, Response, current_app, jsonify, request
 from werkzeug.datastructures import Headers
 
-from bridge.addresses import host_of, is_loopback, is_loopback_ip
+from bridge.addresses import host_of
 from bridge.http.current import current_bridge, origin_of, peer_of
 from bridge.log import get_logger
 
 log = get_logger(__name__)
-
-# Headers that a proxy adds to a request which it forwards.
-FORWARDING_HEADERS: Final = (
-    "Forwarded",
-    "Via",
-    "X-Forwarded-For",
-    "X-Forwarded-Host",
-    "X-Forwarded-Proto",
-    "X-Real-IP",
-    "CF-Connecting-IP",
-    "CF-Ray",
-    "True-Client-IP",
-)
 
 # Failures of one address, per minute, that are answered with 401 and logged; a person mistypes a
 # token a few times. The limit protects the log; the token's length protects the token.
@@ -85,32 +68,26 @@ class Gate:
     ) -> None:
         """Return if the request may pass. Raises NotAuthorised.
 
-        `token` is BRIDGE_API_TOKEN or "", `peer` the address that the connection came from. `hosts`
-        are this server's names besides the Host header, and `client` is the client's address, both
-        as trusted proxies report them. They decide which pages are ours and whose failures are
-        counted; they make no client local.
+        `token` is the one to send, `peer` the address that the connection came from. `hosts` are
+        this server's names besides the Host header, and `client` is the client's address, both as
+        trusted proxies report them. They decide which pages are ours and whose failures are
+        counted.
         """
         if _is_cross_site(headers, hosts):
             raise NotAuthorised(403, "a page of another site may not do this")
-        if not token:
-            if _is_local(headers, peer):
-                return
-            raise NotAuthorised(
-                403,
-                "without BRIDGE_API_TOKEN only clients on this machine are accepted; set it to use "
-                "this",
-            )
         scheme, _, given = headers.get("Authorization", "").partition(" ")
         # Compared as bytes: compare_digest takes no text outside ASCII.
         same = hmac.compare_digest(given.strip().encode(errors="replace"), token.encode())
-        if scheme.lower() == "bearer" and same:
+        if token and scheme.lower() == "bearer" and same:
             return
         if self._count_failure(client or peer) > FAILURES_PER_MINUTE:
             raise NotAuthorised(
                 429, "too many requests without the right token; wait a minute", is_news=False
             )
         raise NotAuthorised(
-            401, "send the header Authorization: Bearer, and BRIDGE_API_TOKEN's value"
+            401,
+            "send the header Authorization: Bearer, and BRIDGE_API_TOKEN's value; without that "
+            "variable the server prints a token when it starts, in the console's address",
         )
 
     def _count_failure(self, peer: str) -> int:
@@ -122,15 +99,6 @@ class Gate:
         while len(self._failures) > _PEERS:
             self._failures.popitem(last=False)
         return count + 1
-
-
-def may_see_pages(token: str, headers: Headers, peer: str) -> bool:
-    """Return whether the console's and the softphone's pages may be served; see `Gate.check`.
-
-    They hold no data, so with a token every client may have them, and a link from another site may
-    lead to them; the data they show is requested separately.
-    """
-    return bool(token) or _is_local(headers, peer)
 
 
 def protect(blueprint: Blueprint, *, what: str) -> None:
@@ -178,10 +146,3 @@ def _is_cross_site(headers: Headers, hosts: Sequence[str]) -> bool:
     except ValueError:
         return True
     return page not in {host.lower() for host in (headers.get("Host", ""), *hosts)}
-
-
-def _is_local(headers: Headers, peer: str) -> bool:
-    if any(name in headers for name in FORWARDING_HEADERS):
-        return False
-    # A peer without an address came through a socket file, behind which there is a proxy.
-    return is_loopback(headers.get("Host", "")) and is_loopback_ip(peer)

@@ -34,7 +34,7 @@ async def run(app: QuartTrio, config: Config, signals: StopSignals) -> None:
     """Serve `app` until `signals` end it; see `serve`."""
     stop = Stop(bridge_of(app))
     signals.tell(stop)
-    await serve(app, config, stop=stop)
+    await serve(app, config, stop=stop, announce=True)
 
 
 async def serve(
@@ -43,12 +43,13 @@ async def serve(
     *,
     shutdown: trio.Event | None = None,
     stop: Stop | None = None,
+    announce: bool = False,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `app` until a stop is requested; `task_status` gets the list of addresses bound.
 
     A stop is requested by `stop` where it is given; or else by setting `shutdown`, which stops at
-    once; or else by SIGTERM and SIGINT.
+    once; or else by SIGTERM and SIGINT. With `announce`, the console's address is printed.
 
     *Resource handling*: when this returns, calls and listeners are closed. *Error handling*: raises
     OSError when an address cannot be bound, ConfigError when the configuration is unusable; calls
@@ -65,7 +66,7 @@ async def serve(
         await shutdown.wait()
         stop.stop_now("the program stops")
 
-    options: dict[str, Any] = {"task_status": task_status}
+    options: dict[str, Any] = {"task_status": task_status, "announce": announce}
     with signals or nullcontext():
         async with trio.open_nursery() as nursery:
             if signals is not None:

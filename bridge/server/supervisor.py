@@ -38,6 +38,7 @@ from hypercorn.utils import repr_socket_addr
 from bridge.backoff import pauses
 from bridge.config.settings import Settings
 from bridge.log import get_logger
+from bridge.server.kept_token import announced
 from bridge.server.stopping import SLACK_SECONDS, StopSignals, stop_now_at_most
 from bridge.telemetry.multiprocess import MetricsFolder
 
@@ -320,19 +321,25 @@ class ProcessWorker:
         self._gone()
 
 
-async def supervise(config: Config, settings: Settings, signals: StopSignals) -> int:
+async def supervise(
+    config: Config, settings: Settings, signals: StopSignals, run_token: str = ""
+) -> int:
     """Serve with `server.workers` processes until `signals` end it, or no worker can be started.
 
+    `run_token` is the API token that was made for this run, to be printed; "" for none.
     Returns the exit status. Raises OSError when an address cannot be bound.
     """
     with ExitStack() as stack:
-        listening = config.create_sockets().insecure_sockets
+        listening, addresses = config.create_sockets().insecure_sockets, list[str]()
         for one in listening:
             stack.enter_context(one)
         for one in listening:
             one.listen(config.backlog)
             address = repr_socket_addr(one.family, one.getsockname())
             log.info("listening", address=f"http://{address}", workers=settings.server.workers)
+            addresses.append(f"http://{address}")
+        if run_token:
+            stack.enter_context(announced(run_token, addresses))
         metrics = None
         try:
             metrics = stack.enter_context(MetricsFolder())

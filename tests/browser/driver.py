@@ -29,6 +29,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
+from tests.world import API_TOKEN
+
 # Nothing on these pages takes longer, and what does is a test that hangs.
 PATIENCE = 60.0
 
@@ -62,9 +64,9 @@ class Browser:
         self.driver = driver
         self.artefacts = artefacts
 
-    def open(self, url: str) -> None:
-        """Go to an address."""
-        self.driver.get(url)
+    def open(self, url: str, token: str = API_TOKEN) -> None:
+        """Go to an address, as the server prints it; with an empty token, to the bare one."""
+        self.driver.get(f"{url}#token={token}" if token and url != "about:blank" else url)
 
     def find(self, selector: str) -> WebElement:
         """The first element that matches. Raises NoSuchElementException."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.browser.driver import Browser
 from tests.browser.house import House
+from tests.world import API_TOKEN
 
 PROBE = Path(__file__).with_name("probe.js").read_text(encoding="utf-8")
 
@@ -109,12 +110,17 @@ class Softphone:
 
 @contextmanager
 def softphone(
-    browser: Browser, here: House, *, path: str = "/softphone?raw", host: str = ""
+    browser: Browser,
+    here: House,
+    *,
+    path: str = "/softphone?raw",
+    host: str = "",
+    token: str = API_TOKEN,
 ) -> Iterator[Softphone]:
     """Open the page with the probe in it, and see to it that it has nothing to complain about."""
     address = here.address.replace("127.0.0.1", host) if host else here.address
     with browser.before_scripts(PROBE):
-        browser.open(f"{address}{path}")
+        browser.open(f"{address}{path}", token)
         phone = Softphone(browser, here)
         yield phone
         assert browser.complaints() == []

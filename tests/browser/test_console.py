@@ -314,19 +314,37 @@ async def test_with_a_token_the_page_asks_for_it_once(browser: Browser, tmp_path
         bridge._secrets = Secrets(deepgram_api_key="dg-test-key", api_token="the-operators-token")
 
         def sign_in() -> None:
-            browser.open(on.world.base_url)
+            browser.open(on.world.base_url, token="")
             browser.until(lambda: browser.all("dialog.sign-in"))
             assert browser.text("#feed") == "Connecting"
             browser.find("#sign-in-token").send_keys("the-operators-token\n")
             shows(browser, "#feed", "Live")
             shows(browser, "#live", "No live calls")
-            browser.open(on.world.base_url)
+            browser.open(on.world.base_url, token="")
             shows(browser, "#feed", "Live")
             assert not browser.all("dialog")
             assert all("401" in complaint for complaint in browser.complaints())
             browser.run("sessionStorage.clear()")
 
         await aside(sign_in)
+
+
+async def test_the_printed_address_opens_the_page_and_leaves_no_token_in_it(
+    browser: Browser, tmp_path: Path
+) -> None:
+    async with stage(browser, tmp_path) as on:
+
+        def look() -> None:
+            browser.open(on.world.base_url)
+            shows(browser, "#feed", "Live")
+            assert browser.driver.current_url == f"{on.world.base_url}/"
+            # The address of another run, in the same tab: the page is loaded again, and asks.
+            browser.open(f"{on.world.base_url}/", token="of-another-run")
+            browser.until(lambda: browser.all("dialog.sign-in"))
+            assert browser.driver.current_url == f"{on.world.base_url}/"
+            assert all("401" in complaint for complaint in browser.complaints())
+
+        await aside(look)
 
 
 async def test_trouble_is_told(browser: Browser, tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def test_from_elsewhere_with_the_token_and_without_https(browser: Browser, tmp_p
     """No secure context: no microphone, no AudioWorklet; the agent is heard and typed to."""
     secrets = replace(SECRETS, api_token=TOKEN)
     with house(simulated(waiter), using=settings(), secrets=secrets) as here:
-        with softphone(browser, here, host="far.example") as phone:
+        with softphone(browser, here, host="far.example", token="") as phone:
             assert "https" in phone.notice
             browser.click("#call")
             browser.until(lambda: browser.all("dialog.sign-in"), why="no sign-in form")

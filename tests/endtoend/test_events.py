@@ -21,7 +21,7 @@ from bridge.testing.agent.server import AgentSession, SimulatedAgent
 from bridge.testing.phone.phone import SimulatedPhone
 from tests.endtoend.scene import USING, Stage, scene, until
 from tests.watching import Watcher
-from tests.world import AUTH_TOKEN, QUIET, SECRETS
+from tests.world import AUTH_TOKEN, OPERATOR, QUIET, SECRETS
 
 SECOND = bytes(range(1, 251)) * 32
 
@@ -41,7 +41,7 @@ async def watching(address: str, path: str = "/events") -> AsyncIterator[Watcher
     async def read(task_status: trio.TaskStatus[None]) -> None:
         async with (
             httpx.AsyncClient(base_url=address, timeout=30, trust_env=False) as client,
-            client.stream("GET", path) as response,
+            client.stream("GET", path, headers=OPERATOR) as response,
         ):
             assert response.status_code == 200
             assert response.headers["Content-Type"] == "text/event-stream"
@@ -174,4 +174,5 @@ async def test_watching_goes_on_while_the_server_drains_and_ends_with_it() -> No
 
 
 def request(path: str, stage: Stage) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{stage.port}\r\n\r\n".encode()
+    token = f"Authorization: {OPERATOR['Authorization']}"
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{stage.port}\r\n{token}\r\n\r\n".encode()

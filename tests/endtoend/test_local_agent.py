@@ -38,7 +38,7 @@ from bridge.testing.agent.server import SimulatedAgent
 from bridge.testing.phone.phone import SimulatedPhone
 from bridge.testing.speech import SILENCE, read_wav, write_wav
 from tests.endtoend.scene import until
-from tests.world import AUTH_TOKEN, SECRETS
+from tests.world import AUTH_TOKEN, OPERATOR, SECRETS
 
 PATIENCE = 150  # seconds, on a busy machine
 VOICE = "espeak-ng"
@@ -119,7 +119,7 @@ async def _converse(
 
     async def types(text: str) -> None:
         """As the softphone's text box does."""
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx.AsyncClient(headers=OPERATOR, trust_env=False) as client:
             url = f"{address}/calls/{phone.call_sid}/say"
             assert (await client.post(url, json={"text": text})).status_code == 202
 
@@ -289,12 +289,15 @@ async def test_the_demo_calls_and_is_up_until_ctrl_c(tmp_path: Path) -> None:
                 assert piece, said.decode()
                 said += piece
             banner = said.decode()
-            address = banner.partition("softphone  ")[2].partition("/softphone")[0]
+            softphone, _, token = banner.partition("softphone  ")[2].split()[0].partition("#token=")
+            address = softphone.removesuffix("/softphone")
             assert address.startswith("http://127.0.0.1:")
             assert "understands 2 phrases" in banner
             assert "a table for ⟨four⟩" in banner
-            assert (tmp_path / "opened").read_text() == f"{address}/softphone"
-            async with httpx.AsyncClient(trust_env=False) as client:
+            assert (tmp_path / "opened").read_text() == f"{softphone}#token={token}"
+            async with httpx.AsyncClient(
+                headers={"Authorization": f"Bearer {token}"}, trust_env=False
+            ) as client:
                 page = await client.get(f"{address}/softphone")
                 assert page.status_code == 200
                 call = await client.post(f"{address}/softphone/call", json={})

@@ -35,7 +35,7 @@ from bridge.testing.phone.twiml import ConnectStream, Hangup, Say
 from bridge.twilio.rest import TwilioRest
 from tests.twilio_standin import ACCOUNT_SID, AUTH_TOKEN, OWN_NUMBER, Answer, Call, TwilioStandIn
 from tests.twilio_standin import error as twilio_error
-from tests.world import QUIET, SECRETS, settings
+from tests.world import OPERATOR, QUIET, SECRETS, settings
 
 TO = "+15551234567"
 
@@ -45,6 +45,7 @@ PATIENCE = 120.0
 
 SECRETS_WITH_TWILIO = Secrets(
     deepgram_api_key=SECRETS.deepgram_api_key,
+    api_token=SECRETS.api_token,
     twilio_account_sid=ACCOUNT_SID,
     twilio_auth_tokens=(AUTH_TOKEN,),
 )
@@ -153,7 +154,9 @@ async def office(using: Settings | None = None, script: Script = silent) -> Asyn
                 await place.bridge.twilio.aclose()
                 place.bridge.twilio = TwilioRest(ACCOUNT_SID, AUTH_TOKEN, twilio_url)
                 async with (
-                    httpx.AsyncClient(base_url=place.address, trust_env=False) as place.client,
+                    httpx.AsyncClient(
+                        base_url=place.address, headers=OPERATOR, trust_env=False
+                    ) as place.client,
                     httpx.AsyncClient(trust_env=False) as place.outside,
                 ):
                     place.client.timeout = place.outside.timeout = httpx.Timeout(PATIENCE)

@@ -13,6 +13,7 @@ from bridge.addresses import is_loopback
 from bridge.cli.phone.handset import Handset, SoundCardError, typed_keys
 from bridge.cli.phone.live_call import LiveCall, follow
 from bridge.cli.phone.view import CallView
+from bridge.server.kept_token import kept_token
 from bridge.testing.phone.phone import CallEndedError, SimulatedPhone
 
 TICK_SECONDS = 0.1
@@ -105,7 +106,7 @@ async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
 
 async def _follow(caller: SimulatedPhone, url: str, view: CallView, followed: trio.Event) -> None:
     """Show the bridge's transcript, if it may be read; `followed` is set when it is complete."""
-    token = os.environ.get("BRIDGE_API_TOKEN", "").strip()
+    token = os.environ.get("BRIDGE_API_TOKEN", "").strip() or kept_token(url)
     if not may_ask(url, token):
         followed.set()
         return

@@ -77,8 +77,9 @@ def phone(
 
     Plays AUDIO.wav (PCM, any rate), says --say, or lets you talk with --mic; without any of these
     the built-in caller asks three short questions. Shows who speaks when, everything that Twilio
-    would report as an error, and the transcript (set BRIDGE_API_TOKEN to the server's; a server on
-    this machine without one needs none). TWILIO_AUTH_TOKEN in the environment signs the requests.
+    would report as an error, and the transcript (set BRIDGE_API_TOKEN to the server's; a server
+    that you run on this machine without one needs none). TWILIO_AUTH_TOKEN in the environment signs
+    the requests.
 
     Ctrl-C hangs up; with --mic that is how to end a call, and Ctrl-D does the same.
     """

@@ -116,7 +116,10 @@ async def follow(
             client.stream("GET", url, headers=headers) as answer,
         ):
             if answer.status_code in (401, 403):
-                return "no transcript: set BRIDGE_API_TOKEN to the server's"
+                return (
+                    "no transcript: set BRIDGE_API_TOKEN to the server's, or to the token in the "
+                    "address that it printed when it started"
+                )
             kind = answer.headers.get("Content-Type", "")
             if answer.status_code != 200 or not kind.startswith("text/event-stream"):
                 return "no transcript: the server does not provide one"

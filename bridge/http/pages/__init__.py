@@ -1,9 +1,8 @@
 """The console and the softphone: HTML, CSS and JavaScript from the package, with their headers.
 
-A page is a shell without data and without secrets: it requests its data from the control API, with
-the operator's token. So with a token every client may load the shell, and the API decides about the
-data; without one, only clients on this machine may load it, as with the API. Nothing is loaded from
-another host, the HTML contains no script or style, and no other site may frame a page.
+A page is a shell without data and without secrets, which any client may load: it requests its data
+from the control API, with the operator's token. Nothing is loaded from another host, the HTML
+contains no script or style, and no other site may frame a page.
 
 The files are small and are read once. Browsers cache them and revalidate at each use, so that a
 page never runs the scripts of an older server.
@@ -18,8 +17,7 @@ from typing import Final, NamedTuple
 
 from quart import Blueprint, Response, request
 
-from bridge.http.current import current_bridge, origin_of, peer_of
-from bridge.http.operator_auth import may_see_pages
+from bridge.http.current import origin_of
 
 _TYPES: Final = {
     ".css": "text/css; charset=utf-8",
@@ -46,11 +44,6 @@ _POLICY: Final = "; ".join(
     )
 )
 
-_NOT_HERE: Final = (
-    "This page is for this machine only, because BRIDGE_API_TOKEN is not set. Set it, and restart "
-    "the server, to use the page from elsewhere.\n"
-)
-
 
 class Asset(NamedTuple):
     """One file, as it is served."""
@@ -61,14 +54,6 @@ class Asset(NamedTuple):
 
 
 pages = Blueprint("pages", __name__)
-
-
-@pages.before_request
-async def refuse_remote_clients() -> Response | None:
-    """Refuse clients on other machines where no BRIDGE_API_TOKEN is set."""
-    if may_see_pages(current_bridge().api_token, request.headers, peer_of(request)):
-        return None
-    return Response(_NOT_HERE, status=403, content_type="text/plain; charset=utf-8")
 
 
 @pages.after_request

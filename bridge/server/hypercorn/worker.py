@@ -33,7 +33,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from multiprocessing import parent_process
 from typing import Any
 
@@ -45,6 +45,7 @@ from quart_trio import QuartTrio
 from bridge.config.settings import ConfigError, Settings
 from bridge.log import get_logger
 from bridge.server.hypercorn.install import install as install_remedies
+from bridge.server.kept_token import announced
 from bridge.server.stopping import Stop, StopSignals, graceful_timeout
 from bridge.server.watchdog import watching
 
@@ -99,21 +100,29 @@ async def hypercorn_worker(app: Any, config: Config, **options: Any) -> None:
     with signals or nullcontext():
         if signals is not None:
             signals.tell(stop)
-        await serve_until(trigger, app, config, **options)
+        await serve_until(trigger, app, config, announce=True, **options)
 
 
 async def serve_until(
-    trigger: Callable[[], Awaitable[None]], app: Any, config: Config, **options: Any
+    trigger: Callable[[], Awaitable[None]],
+    app: Any,
+    config: Config,
+    *,
+    announce: bool = False,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+    **options: Any,
 ) -> None:
     """Run hypercorn's own worker until `trigger` returns: then the listeners close, and
     `config.graceful_timeout` seconds later the remaining connections are cancelled. `options` are
-    hypercorn's.
+    hypercorn's. With `announce`, the console's address is printed as soon as the server listens.
 
     The watchdog runs meanwhile: a blocked event loop is the one failure no nursery can see.
     """
     bridge = bridge_of(app)
     if bridge is None:
-        await _worker_serve(app, config, shutdown_trigger=trigger, **options)
+        await _worker_serve(
+            app, config, shutdown_trigger=trigger, task_status=task_status, **options
+        )
         return
 
     async def calls_are_over() -> None:
@@ -121,9 +130,24 @@ async def serve_until(
         # Streams of live events must not delay the stop.
         bridge.live.close()
 
-    async with bridge.running():
-        with watching(on_stall=bridge.loop_stalled):
-            await _worker_serve(app, config, shutdown_trigger=calls_are_over, **options)
+    with ExitStack() as announcement:
+
+        class Listening(trio.TaskStatus[list[str]]):
+            def started(self, value: list[str] | None = None) -> None:
+                assert value is not None
+                if announce and bridge.run_token:
+                    announcement.enter_context(announced(bridge.run_token, value))
+                task_status.started(value)
+
+        async with bridge.running():
+            with watching(on_stall=bridge.loop_stalled):
+                await _worker_serve(
+                    app,
+                    config,
+                    shutdown_trigger=calls_are_over,
+                    task_status=Listening(),
+                    **options,
+                )
 
 
 def bridge_of(app: Any) -> Any:

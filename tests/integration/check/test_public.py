@@ -55,7 +55,7 @@ async def test_the_real_server_here_and_behind_its_public_address():
         found = by_check(await check_server(using(bind, world.base_url), SECRETS))
         await world.quiet()
     assert {name: one.status for name, one in found.items()} == dict.fromkeys(
-        ("server", "public", "signature", "webhook", "socket"), "ok"
+        ("server", "public", "operators", "signature", "webhook", "socket"), "ok"
     )
     assert found["signature"].what.endswith("accepts only requests signed by Twilio")
     assert found["public"].what == f"{world.base_url} reaches this server"

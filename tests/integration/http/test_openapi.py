@@ -20,7 +20,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from bridge.http.openapi import description
-from tests.world import on_loopback, settings
+from tests.world import OPERATOR, on_loopback, settings
 
 # bridge's own errors are documented answers; these two are never intended.
 UNINTENDED = {500, 501}
@@ -35,7 +35,7 @@ CHECKS: list[CheckFunction] = [
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The real server, in a thread of its own; without Twilio's signatures, which a generator of
-    requests cannot make, and on this machine, where no token is needed."""
+    requests cannot make."""
     queue: SimpleQueue[Any] = SimpleQueue()
 
     async def serve() -> None:
@@ -63,7 +63,7 @@ def test_the_server_does_as_described(case: schemathesis.Case, server: str) -> N
     """Whatever a client sends, allowed or not: a status, a type and a body from the description,
     and never an unexpected error. The streams of events, which have no end, are left out.
     """
-    answer = case.call(base_url=server, timeout=20)
+    answer = case.call(base_url=server, headers=OPERATOR, timeout=20)
     assert answer.status_code not in UNINTENDED
     # A header or path that is no HTTP is refused before anybody knows which route it is for.
     if answer.status_code == 400 and not answer.content:

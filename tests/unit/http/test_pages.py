@@ -24,24 +24,7 @@ def client(
     )
 
 
-@pytest.mark.parametrize("path", ["/", "/softphone", "/assets/base.css", "/assets/session.js"])
-async def test_without_a_token_only_this_machine_gets_the_pages(path: str) -> None:
-    async with client() as here, client(peer="203.0.113.9") as far:
-        assert (await here.get(path)).status_code == 200
-        refused = await far.get(path)
-    assert refused.status_code == 403
-    assert "BRIDGE_API_TOKEN" in refused.text
-    assert "default-src 'none'" in refused.headers["Content-Security-Policy"]
-
-
-async def test_a_client_behind_a_tunnel_or_a_rebound_name_is_not_local() -> None:
-    async with client() as tunnel, client(host="evil.example") as rebound:
-        forwarded = await tunnel.get("/", headers={"X-Forwarded-For": "198.51.100.7"})
-        assert forwarded.status_code == 403
-        assert (await rebound.get("/")).status_code == 403
-
-
-async def test_with_a_token_anybody_gets_the_shell_and_from_any_link() -> None:
+async def test_anybody_gets_the_shell_and_from_any_link() -> None:
     async with client(token=TOKEN, peer="203.0.113.9", host="voice.example.com") as far:
         page = await far.get("/softphone", headers={"Sec-Fetch-Site": "cross-site"})
     assert page.status_code == 200

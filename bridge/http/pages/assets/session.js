@@ -8,11 +8,28 @@
 //
 //   const done = stream("/events", ({ event, data, id }) => {…}, { signal, onState });
 //
-// The token is requested when the server asks for one, and kept until the tab is closed.
+// The token is in the address that the server prints, behind "#token=", or is requested when the
+// server asks for one. It is kept until the tab is closed.
 
 const KEY = "bridge-token";
 const LONGEST_WAIT = 5000; // ms between two attempts to reconnect
 const DEAF_AFTER = 45000; // ms without a byte, comments included, after which the connection counts as dead
+
+takePrintedToken();
+window.addEventListener("hashchange", (event) => {
+  if (!takePrintedToken()) return;
+  event.stopImmediatePropagation();
+  location.reload();
+});
+
+// Keep the token of the printed address, and take it out of the address bar and the history.
+function takePrintedToken() {
+  const printed = /^#token=([\x21-\x7e]+)$/.exec(location.hash);
+  if (!printed) return false;
+  sessionStorage.setItem(KEY, printed[1]);
+  history.replaceState(null, "", location.pathname + location.search);
+  return true;
+}
 
 // A refused or failed request. `status` is the HTTP status, 0 without an answer; `message` is shown.
 export class ApiError extends Error {
@@ -212,7 +229,8 @@ function askForToken(wasWrong) {
     element("p", {
       className: "muted",
       textContent:
-        "Enter the server's API token: the value of BRIDGE_API_TOKEN in the server's environment. " +
+        "Enter the server's API token: the value of BRIDGE_API_TOKEN in the server's environment, or, " +
+        "where that is not set, the token in the address that the server printed when it started. " +
         "It is kept until you close this tab.",
     }),
     problem,

@@ -18,7 +18,7 @@ from bridge.cli.phone.view import CallView
 from bridge.testing.agent.server import AgentSession
 from tests.integration.check.site import Response, site
 from tests.unit.cli.phone.tones import tone
-from tests.world import QUIET, on_loopback
+from tests.world import API_TOKEN, QUIET, on_loopback
 
 SID = "CA" + "0" * 32
 
@@ -86,11 +86,12 @@ async def converses(session: AgentSession) -> None:
         await session.say("Here you are.", tone(0.4))
 
 
-async def test_a_conversation_of_two_turns_on_the_real_server():
+async def test_a_conversation_of_two_turns_on_the_real_server(monkeypatch):
     """The second utterance waits for the reply to the first; the transcript is the bridge's."""
 
     # Longer than a busy machine holds a frame back, so that one utterance stays one; all at once,
     # so that a reply does.
+    monkeypatch.setenv("BRIDGE_API_TOKEN", API_TOKEN)
     hearing = msgspec.structs.replace(QUIET, hears=True, speech_end=1.5, speed=0)
     output = io.StringIO()
     async with on_loopback(converses, hearing) as world:
