@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -94,6 +95,14 @@ class Server:
                 return found[count - 1]
             assert not self._gone.is_set(), f"{event}: never logged; {self.lines} {self.other}"
             await self._changed.wait()
+
+    async def wrote(self, pattern: re.Pattern[str]) -> re.Match[str]:
+        """Wait for the one line beside the log that begins with the pattern."""
+        while not (found := [match for line in self.other if (match := pattern.match(line))]):
+            assert not self._gone.is_set(), f"{pattern}: never written; {self.other}"
+            await self._changed.wait()
+        (one,) = found
+        return one
 
     def find(self, event: str, **facts: Any) -> list[dict[str, Any]]:
         """The lines about an event (by the beginning of its words) that have these facts."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import ssl
 from collections.abc import Callable
 
@@ -16,6 +15,7 @@ from bridge.check.public import ServerAddress, check_server, likely_addresses, l
 from bridge.config.settings import Secrets
 from bridge.server.instance import HEADER, instance
 from tests.integration.check.site import Request, Response, site
+from tests.proxies import proxy
 from tests.world import SECRETS, on_loopback, settings
 
 TOKEN = "tw-token-5EC237"
@@ -68,39 +68,6 @@ async def test_without_a_public_address_the_server_here_is_asked():
         await world.quiet()
     assert found["public"].status == "skipped"
     assert found["socket"].status == "ok"
-
-
-async def proxy(
-    upstream: str, host: str, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """Passes on all there is, websockets too, but for the Host header, which becomes `host`."""
-
-    async def pump(source: trio.abc.Stream, sink: trio.abc.Stream, scope: trio.CancelScope) -> None:
-        try:
-            while piece := await source.receive_some():
-                await sink.send_all(piece)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
-        scope.cancel("one side has closed")
-
-    async def serve(client: trio.SocketStream) -> None:
-        head = b""
-        while b"\r\n\r\n" not in head:
-            if not (piece := await client.receive_some()):
-                return
-            head += piece
-        head = re.sub(rb"(?i)\r\nhost: [^\r]*", b"\r\nHost: " + host.encode(), head, count=1)
-        name, _, port = upstream.partition(":")
-        async with client, await trio.open_tcp_stream(name, int(port)) as server:
-            await server.send_all(head)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(pump, client, server, nursery.cancel_scope)
-                nursery.start_soon(pump, server, client, nursery.cancel_scope)
-
-    async with trio.open_nursery() as nursery:
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, serve, listeners)
-        task_status.started(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}")
 
 
 async def test_the_real_server_behind_a_proxy_that_changes_the_host(nursery):
