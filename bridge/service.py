@@ -26,7 +26,14 @@ from bridge.call.live_calls import LiveCalls
 from bridge.call.observers import Observer, Observers
 from bridge.call_setup import CallSetup, agent_of
 from bridge.config.file import ConfigFile, SettingsSource, config_path
-from bridge.config.settings import ConfigError, Secrets, Settings, check_startup, warnings_for
+from bridge.config.settings import (
+    ConfigError,
+    Secrets,
+    Settings,
+    check_startup,
+    quoted_warning,
+    warnings_for,
+)
 from bridge.deepgram.prewarm import Prewarming
 from bridge.functions import FunctionError, Functions
 from bridge.live.hub import Live
@@ -89,7 +96,7 @@ class Bridge:
             self.metrics,
             self.prewarming,
             twilio=lambda: self.twilio,
-            key=lambda: self._secrets.deepgram_api_key if self._secrets is not None else "",
+            key=lambda: self.secrets.deepgram_api_key,
             open_stream=open_stream,
         )
         self._told_of_prewarming = False
@@ -124,7 +131,7 @@ class Bridge:
                 mask_numbers=settings.logging.mask_numbers,
                 secrets=self._secrets.values(),
             )
-            for warning in warnings_for(settings):
+            for warning in (*warnings_for(settings), *map(quoted_warning, self._secrets.quoted)):
                 log.warning(warning)
             try:
                 self._load_functions(settings.functions.module)
@@ -172,18 +179,17 @@ class Bridge:
     @property
     def api_token(self) -> str:
         """BRIDGE_API_TOKEN, or else the token of this run; "" before `prepare`."""
-        secrets = self._secrets or Secrets()
-        return secrets.api_token or secrets.run_token
+        return self.secrets.api_token or self.secrets.run_token
 
     @property
     def run_token(self) -> str:
         """The token that was made for this run; "" if BRIDGE_API_TOKEN is set."""
-        return "" if self._secrets is None or self._secrets.api_token else self._secrets.run_token
+        return "" if self.secrets.api_token else self.secrets.run_token
 
     @property
-    def auth_tokens(self) -> tuple[str, ...]:
-        """TWILIO_AUTH_TOKEN: any of them may have signed a request of Twilio's."""
-        return self._secrets.twilio_auth_tokens if self._secrets is not None else ()
+    def secrets(self) -> Secrets:
+        """The secrets; none before `prepare`."""
+        return self._secrets or Secrets()
 
     async def settings(self) -> Settings:
         """Return the settings for a call that begins now, from the file if it has changed."""
@@ -227,6 +233,7 @@ class Bridge:
             answered_by=update.answered_by,
             caller=update.caller,
             called=update.called,
+            direction=update.direction,
         )
         return self.progress.fold(update)
 

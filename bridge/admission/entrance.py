@@ -29,7 +29,12 @@ def tickets_from(secrets: Secrets) -> Tickets:
     """Return the tickets whose keys come from the first secret that is set, so that all processes
     and machines with the same environment accept each other's; random keys if none is set."""
     return Tickets(
-        ticket_keys(secrets.twilio_auth_tokens, (secrets.api_token,), (secrets.run_token,))
+        ticket_keys(
+            secrets.twilio_auth_tokens,
+            secrets.twilio_signing_keys.values(),
+            (secrets.api_token,),
+            (secrets.run_token,),
+        )
     )
 
 

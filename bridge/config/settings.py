@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -239,13 +239,15 @@ class Secrets:
     deepgram_api_key: str = ""
     twilio_account_sid: str = ""
     twilio_auth_tokens: tuple[str, ...] = ()
+    twilio_signing_keys: Mapping[str, str] = field(default_factory=dict)
     api_token: str = ""
     run_token: str = ""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Secrets:
         """Read `DEEPGRAM_API_KEY`, `TWILIO_ACCOUNT_SID`, `TWILIO_AUTH_TOKEN` (a comma-separated
-        list while tokens are being rotated) and `BRIDGE_API_TOKEN`; and `BRIDGE_RUN_TOKEN`, which
+        list while tokens are being rotated), `TWILIO_SIGNING_KEYS` (`name=secret`, separated by
+        commas) and `BRIDGE_API_TOKEN`; and `BRIDGE_RUN_TOKEN`, which
         a server makes for itself and its worker processes where no API token is set.
 
         Raises `ConfigError`, which names the variable and never its value, for a character that
@@ -266,6 +268,7 @@ class Secrets:
             deepgram_api_key=value("DEEPGRAM_API_KEY"),
             twilio_account_sid=value("TWILIO_ACCOUNT_SID"),
             twilio_auth_tokens=tuple(token for token in tokens if token),
+            twilio_signing_keys=_signing_keys(value("TWILIO_SIGNING_KEYS")),
             api_token=value("BRIDGE_API_TOKEN"),
             run_token=value("BRIDGE_RUN_TOKEN"),
         )
@@ -276,7 +279,27 @@ class Secrets:
             *(self.deepgram_api_key, self.twilio_account_sid),
             *(self.api_token, self.run_token),
         )
-        return tuple(value for value in (*single, *self.twilio_auth_tokens) if value)
+        several = (*self.twilio_auth_tokens, *self.twilio_signing_keys.values())
+        return tuple(value for value in (*single, *several) if value)
+
+    @property
+    def quoted(self) -> list[str]:
+        """The variables whose values are in quotation marks, which no key or token has.
+
+        `docker run --env-file` and some others keep them.
+        """
+        values = {
+            "DEEPGRAM_API_KEY": [self.deepgram_api_key],
+            "TWILIO_ACCOUNT_SID": [self.twilio_account_sid],
+            "TWILIO_AUTH_TOKEN": self.twilio_auth_tokens,
+            "TWILIO_SIGNING_KEYS": [*self.twilio_signing_keys, *self.twilio_signing_keys.values()],
+            "BRIDGE_API_TOKEN": [self.api_token],
+        }
+        return [
+            name
+            for name, several in values.items()
+            if any(value[:1] in _QUOTES or value[-1:] in _QUOTES for value in several if value)
+        ]
 
     def __repr__(self) -> str:
         def state(value: str) -> str:
@@ -286,8 +309,33 @@ class Secrets:
             f"Secrets(deepgram_api_key: {state(self.deepgram_api_key)}, "
             f"twilio_account_sid: {state(self.twilio_account_sid)}, "
             f"twilio_auth_tokens: {len(self.twilio_auth_tokens) or 'not'} set, "
+            f"twilio_signing_keys: {len(self.twilio_signing_keys) or 'not'} set, "
             f"api_token: {state(self.api_token)})"
         )
+
+
+def quoted_warning(name: str) -> str:
+    """Say what is wrong with a secret in quotation marks, and the remedy."""
+    return (
+        f"{name}: its value is in quotation marks, which belong to no key or token; write it "
+        "without them (`docker run --env-file` keeps them)"
+    )
+
+
+_QUOTES = frozenset("\"'")
+
+
+def _signing_keys(text: str) -> dict[str, str]:
+    keys = {}
+    for pair in filter(None, (one.strip() for one in text.split(","))):
+        name, _, secret = (part.strip() for part in pair.partition("="))
+        if not (name and secret):
+            raise ConfigError(
+                "TWILIO_SIGNING_KEYS: expected the name and the secret of each SharedKey; write "
+                "NAME=SECRET, separated by commas"
+            )
+        keys[name] = secret
+    return keys
 
 
 def check_startup(settings: Settings, secrets: Secrets) -> None:
@@ -303,7 +351,8 @@ def check_startup(settings: Settings, secrets: Secrets) -> None:
             f"DEEPGRAM_API_KEY: not set, and the agent at {agent} needs it; set it, or point "
             "deepgram.url at a local agent (`bridge agent`)"
         )
-    if settings.twilio.validate_signatures and not secrets.twilio_auth_tokens:
+    signed_by = secrets.twilio_auth_tokens or secrets.twilio_signing_keys
+    if settings.twilio.validate_signatures and not signed_by:
         raise ConfigError(
             "TWILIO_AUTH_TOKEN: not set, so Twilio's requests cannot be told from a stranger's; "
             "set it to the auth token in the Twilio console, or, to try the server without Twilio, "

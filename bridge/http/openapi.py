@@ -109,12 +109,10 @@ def description() -> Json:
                     "a call from a browser", softphone, {200: "#Softphone"}, 400, 413, 415, 422, 503
                 )
             },
-            "/incoming-call": {"post": _webhook("the voice webhook", "text/xml", 400, 403, 413)},
-            "/call-ended": {"post": _webhook("what comes after the agent", "text/xml", 403, 413)},
-            "/call-status": {"post": _webhook("a dialled call's progress", "", 400, 403, 413)},
-            "/call-status/answered-by": {
-                "post": _webhook("who answered a dialled call", "", 400, 403, 413)
-            },
+            "/incoming-call": _webhook("the voice webhook", "text/xml", 400, 403, 413),
+            "/call-ended": _webhook("what comes after the agent", "text/xml", 403, 413),
+            "/call-status": _webhook("a call's progress", "", 400, 403, 413),
+            "/call-status/answered-by": _webhook("who answered a dialled call", "", 400, 403, 413),
             "/healthz": {"get": _page("whether the process is alive", "text/plain", 200)},
             "/readyz": {"get": _page("whether new calls are taken", "text/plain", 200, 503)},
             "/metrics": {"get": _page("Prometheus", "text/plain", 200)},
@@ -198,19 +196,24 @@ def _events(summary: str) -> Json:
 
 
 def _webhook(summary: str, answers: str, *bad: int) -> Json:
-    """Return a webhook: a signed form of any fields."""
-    form = {"type": "object", "additionalProperties": {"type": "string"}}
-    form["properties"] = {
+    """Return a webhook: signed fields of any names, in a form, or for GET in the query."""
+    fields: Json = {
         "CallSid": {"type": "string", "pattern": CALL_SID_PATTERN},
         **{name: {"type": "string"} for name in ("From", "To", "Direction", "CallStatus")},
         **{name: {"type": "string"} for name in ("SequenceNumber", "AnsweredBy", "CallDuration")},
     }
+    form = {"type": "object", "additionalProperties": {"type": "string"}, "properties": fields}
     good = _answer("TwiML", answers, {"type": "string"}) if answers else {"description": "noted"}
     responses = {"200" if answers else "204": good}
     # In words, or without any.
     responses |= {str(status): {"description": _WORDS[status]} for status in bad}
     content = {"application/x-www-form-urlencoded": {"schema": form}}
-    return {"summary": summary, "requestBody": {"content": content}, "responses": responses}
+    operation = {"summary": summary, "responses": responses}
+    query = [{"name": name, "in": "query", "schema": schema} for name, schema in fields.items()]
+    return {
+        "get": {**operation, "parameters": query},
+        "post": {**operation, "requestBody": {"content": content}},
+    }
 
 
 def _page(summary: str, content_type: str, *statuses: int) -> Json:

@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 from urllib.parse import urlencode
 
 from quart import Blueprint, Response, current_app, request, websocket
+from werkzeug.datastructures import MultiDict
 
 from bridge.addresses import public_address
 from bridge.admission.slots import NotAdmitted
@@ -22,7 +23,7 @@ from bridge.http.twilio_auth import TwilioAuth
 from bridge.log import get_logger
 from bridge.outcome import Outcome
 from bridge.twilio import twiml
-from bridge.twilio.call_status import BadStatus, read_status
+from bridge.twilio.call_status import TERMINAL, BadStatus, read_status
 from bridge.twilio.media_stream import MediaStream
 from bridge.twilio.numbers import counted_as, is_call_sid
 from bridge.twilio.rest import TwilioError, TwilioRest
@@ -41,6 +42,9 @@ _APOLOGISE_AFTER: Final = {
 # The key of the application's TwilioAuth among its extensions.
 TWILIO_AUTH: Final = "bridge.twilio_auth"
 
+# Of webhooks: which of the two is a setting of each number.
+METHODS: Final = ("GET", "POST")
+
 twilio_hooks = Blueprint("twilio_hooks", __name__)
 
 
@@ -50,15 +54,24 @@ async def check_signature() -> None:
     await _auth().check_webhook(request, await current_bridge().settings())
 
 
-@twilio_hooks.post("/incoming-call")
+@twilio_hooks.route("/incoming-call", methods=METHODS)
 async def incoming_call() -> Response | tuple[str, int]:
     """Answer Twilio's voice webhook: connect the call to the agent, or refuse it."""
     bridge = current_bridge()
     settings = await bridge.settings()
-    form = await request.form
+    form = await _form()
     call_sid, caller = form.get("CallSid", ""), form.get("From", "")
     if not is_call_sid(call_sid):
         return "CallSid: expected CA and 32 hexadecimal digits\n", 400
+    if (status := form.get("CallStatus", "")) in TERMINAL:
+        log.warning(
+            "the voice webhook was told of a call's end; no line is taken",
+            call_sid=call_sid,
+            call_status=status,
+            remedy="set the number's status callback to /call-status, as `bridge number` does",
+        )
+        bridge.note_status(read_status(form))
+        return _twiml(twiml.nothing())
     # Twilio's signature covers the address, and with it the parameters of an outbound call.
     outbound = form.get("Direction") == OUTBOUND
     parameters = {name: form.get(name, "") for name in ("From", "To", "CallSid")}
@@ -97,12 +110,12 @@ async def media_stream() -> None:
             await bridge.run_call(MediaStream(phone), settings, entry, purpose)
 
 
-@twilio_hooks.post("/call-ended")
+@twilio_hooks.route("/call-ended", methods=METHODS)
 async def call_ended() -> Response:
     """Answer what the caller gets after the agent, by the call's outcome."""
     bridge = current_bridge()
     settings = (await bridge.settings()).for_agent(request.args.get("agent", ""))
-    form = await request.form
+    form = await _form()
     ended = await bridge.recorder.ending_of(form.get("CallSid", ""))
     if ended is not None and ended.outcome == Outcome.TRANSFERRED:
         return _twiml(twiml.dial(ended.transfer_to))
@@ -117,17 +130,17 @@ async def call_ended() -> Response:
     return _twiml(twiml.hang_up())
 
 
-@twilio_hooks.post("/call-status")
+@twilio_hooks.route("/call-status", methods=METHODS)
 async def call_status() -> tuple[str, int]:
-    """Note a step of an outbound call."""
-    current_bridge().note_status(read_status(await request.form))
+    """Note a step of an outbound call, or the end of an inbound one."""
+    current_bridge().note_status(read_status(await _form()))
     return "", 204
 
 
-@twilio_hooks.post("/call-status/answered-by")
+@twilio_hooks.route("/call-status/answered-by", methods=METHODS)
 async def answered_by() -> tuple[str, int]:
     """Note whether a person or a machine answered, and leave the message for a machine."""
-    bridge, update = current_bridge(), read_status(await request.form)
+    bridge, update = current_bridge(), read_status(await _form())
     bridge.note_status(update)
     message = request.args.get("message", "")
     if message and bridge.twilio is not None and update.answered_by.startswith("machine_end_"):
@@ -158,6 +171,11 @@ async def _leave_message(rest: TwilioRest, call_sid: str, message: str, voice: t
     except ValueError:
         result = "the message is too long"  # the address was not made by this server
     log.info("message for an answering machine", call_sid=call_sid, result=result)
+
+
+async def _form() -> MultiDict[str, str]:
+    """Return Twilio's fields: in the body, or for GET in the query. Both are signed."""
+    return await request.form if request.method == "POST" else request.args
 
 
 def _auth() -> TwilioAuth:

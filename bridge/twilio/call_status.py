@@ -1,4 +1,4 @@
-"""The progress of an outbound call, folded from Twilio's status callbacks. Sans-I/O.
+"""The progress of a call, folded from Twilio's status callbacks. Sans-I/O.
 
 Twilio reports each step in its own request, and requests may overtake each other: the highest
 SequenceNumber is the latest step, and a call that has ended stays ended. The response to the
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -46,6 +46,7 @@ class StatusUpdate(msgspec.Struct, frozen=True, kw_only=True):
     answered_by: str = ""
     caller: str = ""
     called: str = ""
+    direction: Literal["inbound", "outbound-api"] = "outbound-api"
 
     @property
     def is_terminal(self) -> bool:
@@ -78,6 +79,7 @@ def read_status(form: Mapping[str, str]) -> StatusUpdate:
         answered_by=answered_by if _ANSWERED_BY.fullmatch(answered_by) else "",
         caller=form.get("From", "")[:64],
         called=form.get("To", "")[:64],
+        direction="inbound" if form.get("Direction") == "inbound" else "outbound-api",
     )
 
 
@@ -99,11 +101,12 @@ def fold(known: StatusUpdate | None, update: StatusUpdate) -> StatusUpdate:
         answered_by=newer.answered_by or older.answered_by,
         caller=newer.caller or older.caller,
         called=newer.called or older.called,
+        direction=known.direction,
     )
 
 
 class Progress:
-    """The progress of the latest outbound calls, as reported to this process.
+    """The progress of the latest calls, as reported to this process.
 
     With several worker processes each receives some of the reports; the store folds those of all.
     """

@@ -2,9 +2,11 @@
 
 Twilio signs the URL that it requests, unchanged, followed by all of the form's fields, sorted,
 empty ones included. A JSON body is not signed itself, but its hash is, as `bodySHA256` in the
-query. The key is the account's auth token.
+query. The key is the account's auth token, and the hash SHA-1; or, where a Webhook Rule says so, a
+SharedKey and the algorithm that the header `X-Twilio-Webhooks-Signature-Settings` names.
 
 https://www.twilio.com/docs/usage/webhooks/webhooks-security
+https://www.twilio.com/docs/usage/webhooks/webhook-shared-keys
 
 Twilio's documentation leaves open which of several spellings of one URL is signed (with the default
 port or without, `wss` or `https` for a media socket, a bare host with a slash or without), and a
@@ -18,11 +20,17 @@ import base64
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 from urllib.parse import parse_qs
 
+from bridge.text import printable
+
 Params = Sequence[tuple[str, str]]
+
+HMAC_SHA1: Final = "HMAC_SHA1"
+_HASHES: Final = {HMAC_SHA1: hashlib.sha1, "HMAC_SHA256": hashlib.sha256}
+SETTINGS_HEADER: Final = "X-Twilio-Webhooks-Signature-Settings"
 
 # Half a surrogate pair cannot be encoded otherwise, and must not raise.
 _ANY: Final = "surrogatepass"
@@ -43,13 +51,46 @@ _SCHEMES: Final = {
 }
 
 
-def signature(token: str, url: str, params: Params = ()) -> str:
+class UnknownSigning(Exception):
+    """The request is signed with a key or an algorithm that is not known here. The message is one
+    line with the remedy."""
+
+
+def signing(
+    header: str, tokens: Sequence[str], shared_keys: Mapping[str, str]
+) -> tuple[Sequence[str], str]:
+    """Return the secrets that may have signed a request, and the algorithm.
+
+    `header` is the request's SETTINGS_HEADER, "" without one: `key=NAME,algorithm=HMAC_SHA256`.
+    `tokens` are the account's auth tokens, `shared_keys` the secrets of its SharedKeys by name.
+    Raises UnknownSigning.
+    """
+    if not header:
+        return tokens, HMAC_SHA1
+    settings = dict(part.strip().split("=", 1) for part in header.split(",") if "=" in part)
+    algorithm, name = settings.get("algorithm", HMAC_SHA1).upper(), settings.get("key", "")
+    if algorithm not in _HASHES:
+        raise UnknownSigning(
+            f"the header {SETTINGS_HEADER} names the algorithm {printable(algorithm[:40])}; set "
+            "one of HMAC_SHA1 and HMAC_SHA256 in Twilio's Webhook Setting"
+        )
+    if not name:
+        return [*tokens, *shared_keys.values()], algorithm
+    if name not in shared_keys:
+        raise UnknownSigning(
+            f"the header {SETTINGS_HEADER} names the SharedKey {printable(name[:80])}; add "
+            "NAME=SECRET with that name to TWILIO_SIGNING_KEYS"
+        )
+    return [shared_keys[name]], algorithm
+
+
+def signature(token: str, url: str, params: Params = (), algorithm: str = HMAC_SHA1) -> str:
     """Compute the `X-Twilio-Signature` that Twilio sends for this URL and these form fields.
 
     Each distinct pair of name and value counts once. A GET, a websocket and a JSON body have no
     fields.
     """
-    return _signature(token, url, _fields(params)).decode("ascii")
+    return _signature(token, url, _fields(params), algorithm).decode("ascii")
 
 
 def is_signed(
@@ -59,6 +100,7 @@ def is_signed(
     params: Params = (),
     *,
     body: bytes | None = None,
+    algorithm: str = HMAC_SHA1,
 ) -> bool:
     """Return whether `given`, the header, is the signature of this request by any of `tokens`.
 
@@ -73,7 +115,7 @@ def is_signed(
     header = given.encode(errors="replace")
     fields = _fields(params)
     return any(
-        hmac.compare_digest(_signature(token, spelling, fields), header)
+        hmac.compare_digest(_signature(token, spelling, fields, algorithm), header)
         for spelling in spellings(url)
         for token in tokens
     )
@@ -108,9 +150,9 @@ def _fields(params: Params) -> bytes:
     return "".join(name + value for name, value in sorted(set(params))).encode(errors=_ANY)
 
 
-def _signature(token: str, url: str, fields: bytes) -> bytes:
+def _signature(token: str, url: str, fields: bytes, algorithm: str) -> bytes:
     signed = url.encode(errors=_ANY) + fields
-    return base64.b64encode(hmac.new(token.encode(), signed, hashlib.sha1).digest())
+    return base64.b64encode(hmac.new(token.encode(), signed, _HASHES[algorithm]).digest())
 
 
 def _is_hash_of(body: bytes, url: str) -> bool:

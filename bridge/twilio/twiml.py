@@ -77,6 +77,11 @@ def hang_up(words: str = "", voice: Voice = DEFAULT_VOICE) -> bytes:
     return _document(response)
 
 
+def nothing() -> bytes:
+    """Write an empty `<Response>`, for a call that is over."""
+    return _document(ElementTree.Element("Response"))
+
+
 def redirect(url: str) -> bytes:
     """Write `<Redirect>`: continue with the TwiML at `url`, requested by POST.
 

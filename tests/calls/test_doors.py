@@ -7,15 +7,19 @@ before the agent is called.
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 import h11
 import msgspec
 import pytest
 import trio
 from trio_websocket import ConnectionClosed, ConnectionRejected, wrap_client_stream
+from twilio.request_validator import RequestValidator
 
 from bridge.admission.entrance import TICKET_SECONDS
 from bridge.admission.slots import LEAST_WAITING
@@ -23,11 +27,12 @@ from bridge.config.settings import Secrets
 from bridge.config.words import Words
 from bridge.http.twilio_auth import SECONDS_BETWEEN_LINES
 from bridge.local_agent import phrases
-from bridge.testing.phone.twiml import Hangup, Say
+from bridge.testing.phone.twiml import Hangup, Say, read_twiml
 from bridge.testing.phone.webhook import WebhookError, request, sign
 from tests.world import (
     AUTH_TOKEN,
     OPERATOR,
+    SECRETS,
     World,
     in_memory,
     open_media_socket,
@@ -45,12 +50,15 @@ WEBHOOKS = ["/incoming-call", "/call-ended", "/call-status", "/call-status/answe
 every_webhook = pytest.mark.parametrize("path", WEBHOOKS)
 
 
-async def ask(world: World, path: str, *, token: str | None, form: Any = FORM) -> int:
+async def ask(
+    world: World, path: str, *, token: str | None, form: Any = FORM, method: str = "POST"
+) -> int:
     """The status of a webhook's answer."""
     try:
         answer = await request(
             world.base_url + path,
             form,
+            method=method,
             token=token,
             open_stream=world.phone_options["open_stream"],
         )
@@ -141,6 +149,39 @@ async def test_a_webhook_is_twilios(autojump_clock: Clock, path: str) -> None:
 
 
 @every_webhook
+async def test_a_webhook_that_twilio_requests_by_get(autojump_clock: Clock, path: str) -> None:
+    """A number may be set to HTTP GET: the fields are in the query, and signed with it."""
+    async with in_memory() as world:
+        assert await ask(world, path, token=AUTH_TOKEN, method="GET") in (200, 204)
+        assert await ask(world, path, token=None, method="GET") == 403
+        assert await ask(world, path, token="another-token", method="GET") == 403
+        assert len(world.app.extensions["bridge"].entrance.slots) == (path == "/incoming-call")
+
+
+@pytest.mark.parametrize("status", ["completed", "busy", "failed", "no-answer", "canceled"])
+async def test_the_end_of_a_call_reported_to_the_voice_webhook_takes_no_line(
+    autojump_clock: Clock, status: str
+) -> None:
+    """A number whose status callback is the voice webhook, too."""
+    async with in_memory() as world:
+        slots = world.app.extensions["bridge"].entrance.slots
+        assert await ask(world, "/incoming-call", token=AUTH_TOKEN) == 200
+        assert len(slots) == 1
+        form = [*FORM, ("CallStatus", status)]
+        answer = await request(
+            world.base_url + "/incoming-call",
+            form,
+            token=AUTH_TOKEN,
+            open_stream=world.phone_options["open_stream"],
+        )
+        assert read_twiml(answer.body, answer.content_type, world.base_url) == []
+        assert len(slots) == 0  # the caller who hung up before the socket gives it back, too
+        (line,) = [one for one in world.logs if one["log_level"] == "warning"]
+    assert line["call_status"] == status
+    assert "/call-status" in line["remedy"]
+
+
+@every_webhook
 async def test_without_the_check_it_is_anybodys(autojump_clock: Clock, path: str) -> None:
     async with in_memory(using=settings(twilio={"validate_signatures": False})) as world:
         assert await ask(world, path, token=None) in (200, 204)
@@ -178,6 +219,86 @@ async def test_several_tokens_while_they_are_rotated(
         async with world.call() as phone:
             await world.agent.wait_for_session()
             await phone.hang_up()
+
+
+SHARED = {"webhooks_sharedkey_1": "shared-secret"}
+
+
+@pytest.mark.parametrize(
+    ("key", "secret", "expected"),
+    [
+        ("webhooks_sharedkey_1", "shared-secret", 200),
+        ("webhooks_sharedkey_1", AUTH_TOKEN, 403),
+        ("webhooks_sharedkey_2", "shared-secret", 403),
+    ],
+)
+async def test_a_webhook_signed_with_a_shared_key(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch, key: str, secret: str, expected: int
+) -> None:
+    secrets = replace(SECRETS, twilio_signing_keys=SHARED)
+    monkeypatch.setattr("tests.world.SECRETS", secrets)
+    url = f"http://{HOST}/incoming-call"
+    validator = RequestValidator(secret)
+    headers = {
+        "Content-Type": "application/x-www-form-urlencoded",
+        "X-Twilio-Signature": validator.compute_signature(url, {"CallSid": SID}, "HMAC_SHA256"),
+        "X-Twilio-Webhooks-Signature-Settings": f"key={key},algorithm=HMAC_SHA256",
+    }
+    async with in_memory() as world:
+        body = f"CallSid={SID}".encode()
+        assert (await fetch(world, "POST", "/incoming-call", headers, body))[0] == expected
+        # Other webhooks, and the socket, may still be signed with the token.
+        assert await ask(world, "/call-ended", token=AUTH_TOKEN) == 200
+    if key not in SHARED:
+        (line,) = refusals(world)
+        assert "X-Twilio-Webhooks-Signature-Settings" in line["remedy"]
+        assert "TWILIO_SIGNING_KEYS" in line["remedy"]
+
+
+@pytest.mark.parametrize("user", ["ann:pw", "ann", "an/n:p w@d"])
+@pytest.mark.parametrize("safe", ["", "/ @"])
+async def test_a_webhook_address_with_user_and_password(
+    autojump_clock: Clock, user: str, safe: str
+) -> None:
+    """Twilio signs the address with both, and sends them in the Authorization header."""
+    name, colon, password = user.partition(":")
+    written = f"{quote(name, safe=safe)}{colon}{quote(password, safe=safe)}"
+    url = f"http://{written}@{HOST}/incoming-call"
+    headers = {
+        "Content-Type": "application/x-www-form-urlencoded",
+        "X-Twilio-Signature": sign(url, [("CallSid", SID)], AUTH_TOKEN),
+        "Authorization": "Basic " + b64encode(f"{name}:{password}".encode()).decode(),
+    }
+    body = f"CallSid={SID}".encode()
+    async with in_memory() as world:
+        assert (await fetch(world, "POST", "/incoming-call", headers, body))[0] == 200
+        headers["Authorization"] = "Basic " + b64encode(b"ann:other").decode()
+        assert (await fetch(world, "POST", "/incoming-call", headers, body))[0] == 403
+        for nonsense in ("Basic", "Basic ?", "Basic /w==", "Bearer x"):
+            headers["Authorization"] = nonsense
+            assert (await fetch(world, "POST", "/incoming-call", headers, body))[0] == 403
+
+
+async def test_a_token_in_quotation_marks_is_named_and_not_the_proxy(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = replace(SECRETS, twilio_auth_tokens=(f'"{AUTH_TOKEN}"',))
+    monkeypatch.setattr("tests.world.SECRETS", secrets)
+    async with in_memory() as world:
+        assert await ask(world, "/incoming-call", token=AUTH_TOKEN) == 403
+    (line,) = refusals(world)
+    assert line["remedy"].startswith("TWILIO_AUTH_TOKEN: its value is in quotation marks")
+
+
+async def test_a_refusal_says_what_helps(autojump_clock: Clock) -> None:
+    async with in_memory() as world:
+        await ask(world, "/incoming-call", token="another-token")
+        await trio.sleep(SECONDS_BETWEEN_LINES)
+        await ask(world, "/incoming-call", token=None)
+    wrong, none = (line["remedy"] for line in refusals(world))
+    assert "server.public_url" in wrong
+    assert "TWILIO_AUTH_TOKEN" in wrong
+    assert "X-Twilio-Signature" in none
 
 
 async def test_behind_a_proxy_that_is_trusted(autojump_clock: Clock) -> None:

@@ -306,6 +306,7 @@ class TestSecrets:
         "DEEPGRAM_API_KEY": " dg-very-secret\n",
         "TWILIO_ACCOUNT_SID": "AC-very-secret",
         "TWILIO_AUTH_TOKEN": "new-secret, old-secret,",
+        "TWILIO_SIGNING_KEYS": "one=first-secret, two = second-secret==,",
         "BRIDGE_API_TOKEN": "api-secret",
     }
 
@@ -313,7 +314,23 @@ class TestSecrets:
         secrets = Secrets.from_environment(self.ENVIRON)
         assert secrets.deepgram_api_key == "dg-very-secret"
         assert secrets.twilio_auth_tokens == ("new-secret", "old-secret")
-        assert len(secrets.values()) == 5
+        assert secrets.twilio_signing_keys == {"one": "first-secret", "two": "second-secret=="}
+        assert len(secrets.values()) == 7
+
+    @pytest.mark.parametrize("value", ["5EC237", "=5EC237", "name=", "a=5EC237,5EC237"])
+    def test_a_signing_key_without_a_name_is_refused_and_not_shown(self, value: str) -> None:
+        with pytest.raises(ConfigError, match=r"^TWILIO_SIGNING_KEYS: .*NAME=SECRET") as caught:
+            Secrets.from_environment({"TWILIO_SIGNING_KEYS": value})
+        assert "5EC237" not in str(caught.value)
+
+    @pytest.mark.parametrize("value", ['"abc"', "'abc'", '"abc, def"', "abc'"])
+    def test_quotation_marks_are_noticed(self, value: str) -> None:
+        assert Secrets.from_environment({"TWILIO_AUTH_TOKEN": value}).quoted == [
+            "TWILIO_AUTH_TOKEN"
+        ]
+        keys = {"TWILIO_SIGNING_KEYS": f"name={value.replace(', ', '')}"}
+        assert Secrets.from_environment(keys).quoted == ["TWILIO_SIGNING_KEYS"]
+        assert Secrets.from_environment(self.ENVIRON).quoted == []
 
     def test_nothing_set(self) -> None:
         assert Secrets.from_environment({}) == Secrets()

@@ -503,10 +503,8 @@ async def test_healthz_answers_any_prober(host: str) -> None:
 @pytest.mark.parametrize(
     ("path", "method"),
     [
-        ("/incoming-call", "GET"),
         ("/incoming-call", "PUT"),
         ("/incoming-call", "DELETE"),
-        ("/call-ended", "GET"),
         ("/call-ended", "PUT"),
         ("/", "POST"),
         ("/softphone", "POST"),

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from twilio.request_validator import RequestValidator
+from twilio.request_validator import RequestValidator, get_signature_algorithm
 
 from bridge.testing.phone.webhook import sign
-from bridge.twilio.signature import is_signed, signature, spellings
+from bridge.twilio.signature import UnknownSigning, is_signed, signature, signing, spellings
 
 TOKEN = "12345"
 U = "https://mycompany.com/myapp.php?foo=1&bar=2"
@@ -289,3 +289,69 @@ def test_a_large_request_that_is_not_signed_is_refused_by_few_sums() -> None:
     assert len(list(spellings(U))) == 4
     assert len(list(spellings("https://voice.example.com:8443/incoming-call"))) == 6
     assert len(list(spellings("https://voice.example.com"))) == 8
+
+
+# ---- SharedKeys ---------------------------------------------------------------------------------
+
+SHARED = {"webhooks_sharedkey_a": "secret-a", "webhooks_sharedkey_b": "secret-b=="}
+
+
+def settings_header(key: str, algorithm: str) -> str:
+    return f"key={key},algorithm={algorithm}"
+
+
+@given(
+    key=st.sampled_from(sorted(SHARED)),
+    algorithm=st.sampled_from(["HMAC_SHA1", "HMAC_SHA256"]),
+    path=st.text(st.characters(codec="ascii", categories=["L", "N"]), max_size=8),
+    fields=st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=5),
+    other=st.sampled_from(["secret-a", "secret-b==", "12345"]),
+)
+@effort(max_examples=200)
+def test_twilios_own_library_agrees_about_shared_keys(
+    key: str, algorithm: str, path: str, fields: dict[str, str], other: str
+) -> None:
+    url = f"https://voice.example.com/{path}?a=1"
+    header = settings_header(key, algorithm)
+    assert get_signature_algorithm(header) == algorithm
+    given_ = RequestValidator(other).compute_signature(url, fields, algorithm)
+    keys, chosen = signing(header, [TOKEN], SHARED)
+    ours = is_signed(keys, given_, url, [*fields.items()], algorithm=chosen)
+    theirs = RequestValidator(SHARED[key]).validate(url, fields, given_, algorithm)
+    assert ours == theirs == (SHARED[key] == other)
+    assert signature(other, url, [*fields.items()], algorithm) == given_
+
+
+def test_without_the_header_the_auth_tokens_sign_and_no_shared_key_does() -> None:
+    assert signing("", [TOKEN], SHARED) == ([TOKEN], "HMAC_SHA1")
+
+
+def test_a_header_that_names_no_key_leaves_every_secret_open() -> None:
+    assert signing(" algorithm = x , algorithm=hmac_sha256", [TOKEN], SHARED) == (
+        [TOKEN, "secret-a", "secret-b=="],
+        "HMAC_SHA256",
+    )
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (settings_header("another", "HMAC_SHA256"), ("another", "TWILIO_SIGNING_KEYS")),
+        (settings_header("webhooks_sharedkey_a", "HMAC_MD5\x1b"), ("HMAC_MD5", "HMAC_SHA256")),
+    ],
+)
+def test_what_is_not_known_is_named_with_the_remedy(header: str, words: tuple[str, str]) -> None:
+    with pytest.raises(UnknownSigning) as caught:
+        signing(header, [TOKEN], SHARED)
+    for word in ("X-Twilio-Webhooks-Signature-Settings", *words):
+        assert word in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+
+
+@given(st.text(max_size=60))
+def test_no_header_raises_anything_else(header: str) -> None:
+    try:
+        keys, algorithm = signing(header, [TOKEN], SHARED)
+    except UnknownSigning:
+        return
+    assert not is_signed(keys, "bm9uc2Vuc2U=", U, algorithm=algorithm)
