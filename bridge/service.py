@@ -140,10 +140,10 @@ class Bridge:
             self.recorder = recorder_for(settings.records)
             self.account = AccountLimit(settings.records.url)
             self.entrance.slots.shared = AccountCap(self.account, self._account_calls)
-            sid, tokens = self._secrets.twilio_account_sid, self._secrets.twilio_auth_tokens
-            if sid and tokens:
+            if login := self._secrets.twilio_login():
+                account_sid, secret, options = login
                 try:
-                    self.twilio = TwilioRest(sid, tokens[0])
+                    self.twilio = TwilioRest(account_sid, secret, **options)
                 except ValueError as error:
                     raise ConfigError(str(error)) from error
             self.tracing = tracing_for()

@@ -6,24 +6,32 @@ from collections.abc import Callable, Iterable
 
 from bridge.check.finding import Finding, ok, skipped, warning, wrong
 from bridge.config.settings import Secrets, Settings
-from bridge.twilio.rest import PhoneNumber, TwilioError, TwilioRest, TwilioUnreachable
+from bridge.twilio.login import login_names
+from bridge.twilio.rest import (
+    API_URL,
+    PhoneNumber,
+    TwilioError,
+    TwilioRest,
+    TwilioUnreachable,
+)
 
 # Twilio's test number, which no account owns: looking it up shows whether the credentials work.
 # https://www.twilio.com/docs/iam/test-credentials#test-calls
 UNOWNED_NUMBER = "+15005550006"
 
-OpenRest = Callable[[str, str], TwilioRest]
+OpenRest = Callable[..., TwilioRest]
 
 
 async def check_account(
     secrets: Secrets, settings: Settings, number: str, open_rest: OpenRest = TwilioRest
 ) -> Iterable[Finding]:
     """Look up `number` through Twilio's REST API, or a number that no account owns."""
-    sid, tokens = secrets.twilio_account_sid, secrets.twilio_auth_tokens
-    if not sid or not tokens:
+    login = secrets.twilio_login()
+    if login is None:
         return _without(secrets, settings, number)
+    account_sid, secret, options = login
     try:
-        async with open_rest(sid, tokens[0]) as rest:
+        async with open_rest(account_sid, secret, **options) as rest:
             found = await rest.find_number(number or UNOWNED_NUMBER)
     except ValueError as error:
         return [wrong("twilio", "the credentials are malformed", str(error))]
@@ -33,12 +41,12 @@ async def check_account(
                 "twilio",
                 "Twilio's REST API cannot be reached",
                 error.message,
-                "allow this machine to connect to https://api.twilio.com",
+                f"allow this machine to connect to {options.get('base_url', API_URL)}",
             )
         ]
     except TwilioError as error:
         return [wrong("twilio", "Twilio rejects the credentials", str(error))]
-    good = ok("twilio", "Twilio accepts TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN")
+    good = ok("twilio", f"Twilio accepts {login_names(secrets.twilio_api_key)}")
     if not number:
         return [good]
     return [good, judge_number(number, found, settings.server.public_url)]
@@ -104,7 +112,8 @@ def _without(secrets: Secrets, settings: Settings, number: str) -> list[Finding]
     ]
     what = f"{' and '.join(missing)}: not set"
     remedy = "copy them from console.twilio.com to check signatures, dial out and transfer"
-    if settings.twilio.validate_signatures and not secrets.twilio_auth_tokens:
+    signed_by = secrets.twilio_auth_tokens or secrets.twilio_signing_keys
+    if settings.twilio.validate_signatures and not signed_by:
         return [
             wrong(
                 "twilio",

@@ -12,6 +12,7 @@ from email.utils import parsedate_to_datetime
 import httpx
 
 from bridge.check.finding import Finding, ok, skipped, wrong
+from bridge.transport.http_client import open_client
 
 # A Date header has whole seconds, and a proxy may return a slightly older one.
 TOLERANCE_SECONDS = 30.0
@@ -38,7 +39,7 @@ async def check_clock(urls: Sequence[str]) -> Iterable[Finding]:
     for url in urls:
         asked_at = time.time()
         try:
-            async with httpx.AsyncClient(timeout=ANSWER_SECONDS) as client:
+            async with open_client(timeout=ANSWER_SECONDS) as client:
                 answer = await client.get(url)
         except httpx.HTTPError:
             continue  # another check reports that it is unreachable

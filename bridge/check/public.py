@@ -21,6 +21,7 @@ from bridge.config.settings import Secrets, Settings
 from bridge.testing.phone.media_socket import StreamRefusedError, open_media_socket
 from bridge.testing.phone.twiml import ConnectStream, TwimlError, dialled_address
 from bridge.testing.phone.webhook import open_network_stream, sign
+from bridge.transport.http_client import open_client
 
 WEBHOOK: Final = "/incoming-call"
 
@@ -51,8 +52,8 @@ async def check_server(settings: Settings, secrets: Secrets, url: str = "") -> l
     here = local_address(settings.server.bind)
     async with (
         # This machine is reached without the HTTP proxy that other hosts may need.
-        httpx.AsyncClient(timeout=ANSWER_SECONDS, limits=_AFRESH, trust_env=False) as inside,
-        httpx.AsyncClient(timeout=ANSWER_SECONDS, limits=_AFRESH) as client,
+        open_client(timeout=ANSWER_SECONDS, limits=_AFRESH, trust_env=False) as inside,
+        open_client(timeout=ANSWER_SECONDS, limits=_AFRESH) as client,
     ):
         findings, instance = await _check_here(inside, here)
         public = url or settings.server.public_url

@@ -15,9 +15,10 @@ from bridge.check.finding import Finding, warning, wrong
 from bridge.check.privacy import check_privacy
 from bridge.check.public import check_server
 from bridge.check.records import check_recordings, check_records
-from bridge.config.settings import Secrets, Settings, warnings_for
+from bridge.config.settings import Secrets, Settings, quoted_warning, warnings_for
 from bridge.transport.websocket_client import OpenStream
-from bridge.twilio.rest import API_URL, TwilioRest
+from bridge.twilio.login import api_url
+from bridge.twilio.rest import TwilioRest
 
 # For one check with all its requests; each request has a shorter deadline.
 CHECK_SECONDS = 30.0
@@ -46,10 +47,10 @@ class Checks:
         settings, secrets = self.settings, self.secrets
         clocks = hosts(settings)
         if secrets.twilio_account_sid:
-            clocks.append(f"{API_URL}/")
+            clocks.append(f"{api_url(secrets.twilio_region, secrets.twilio_edge)}/")
         agents = 1 + len(settings.agents)
         return {
-            "config": (partial(_check_config, settings), CHECK_SECONDS),
+            "config": (partial(_check_config, settings, secrets), CHECK_SECONDS),
             "agent": (
                 partial(check_agents, settings, secrets, self.open_stream),
                 AGENT_SECONDS * agents,
@@ -69,10 +70,11 @@ class Checks:
         }
 
 
-async def _check_config(settings: Settings) -> Iterable[Finding]:
+async def _check_config(settings: Settings, secrets: Secrets) -> Iterable[Finding]:
     """Return the warnings that the server logs when it starts."""
     await trio.lowlevel.checkpoint()
-    return [warning("config", *line.split(": ", 1)) for line in warnings_for(settings)]
+    lines = (*warnings_for(settings), *map(quoted_warning, secrets.quoted))
+    return [warning("config", *line.split(": ", 1)) for line in lines]
 
 
 async def run_checks(checks: dict[str, tuple[Check, float]]) -> list[Finding]:

@@ -18,6 +18,7 @@ from bridge.cli.failure import Failure, Misconfigured
 from bridge.config.settings import ConfigError, Secrets
 from bridge.server.kept_token import kept_token
 from bridge.text import printable
+from bridge.transport.http_client import open_client
 from bridge.twilio.call_status import TERMINAL
 from bridge.twilio.numbers import is_number
 
@@ -138,7 +139,7 @@ async def _dial(
 
 def connect(url: str, token: str) -> httpx.AsyncClient:
     """Return a client of the control API at `url`. Tests replace this by one without sockets."""
-    return httpx.AsyncClient(
+    return open_client(
         base_url=url,
         headers={"Authorization": f"Bearer {token}"} if token else {},
         timeout=ANSWER_SECONDS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, Unpack
 from urllib.parse import urlsplit
 
 import click
@@ -15,6 +15,7 @@ from bridge.cli.failure import Failure, Misconfigured
 from bridge.config.file import config_path, load
 from bridge.config.settings import ConfigError, Secrets
 from bridge.text import printable
+from bridge.twilio.login import LoginOptions
 from bridge.twilio.numbers import is_number
 from bridge.twilio.rest import PhoneNumber, TwilioError, TwilioRest
 
@@ -74,21 +75,22 @@ def number(number: str, url: str, config: str | None, yes: bool) -> None:
     click.echo(f"{number} is answered by {address}")
 
 
-def open_rest(account_sid: str, auth_token: str) -> TwilioRest:
+def open_rest(account_sid: str, secret: str, **options: Unpack[LoginOptions]) -> TwilioRest:
     """Open Twilio's REST API. Tests replace this by a stand-in."""
-    return TwilioRest(account_sid, auth_token)
+    return TwilioRest(account_sid, secret, **options)
 
 
-Credentials = tuple[str, str]
+Credentials = tuple[str, str, LoginOptions]
 
 
 def _credentials(secrets: Secrets) -> Credentials:
-    if not secrets.twilio_account_sid or not secrets.twilio_auth_tokens:
+    login = secrets.twilio_login()
+    if login is None:
         raise Misconfigured(
             "TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN must both be set; copy them from "
             "console.twilio.com"
         )
-    return secrets.twilio_account_sid, secrets.twilio_auth_tokens[0]
+    return login
 
 
 def _webhook(url: str) -> str:
@@ -112,12 +114,14 @@ def _webhook(url: str) -> str:
 
 
 async def _find(credentials: Credentials, number: str) -> PhoneNumber | None:
-    async with open_rest(*credentials) as rest:
+    account_sid, secret, options = credentials
+    async with open_rest(account_sid, secret, **options) as rest:
         return await rest.find_number(number)
 
 
 async def _point(credentials: Credentials, number_sid: str, address: str) -> PhoneNumber:
-    async with open_rest(*credentials) as rest:
+    account_sid, secret, options = credentials
+    async with open_rest(account_sid, secret, **options) as rest:
         return await rest.set_voice_webhook(number_sid, address)
 
 

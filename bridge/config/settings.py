@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal
@@ -20,6 +21,7 @@ from bridge.addresses import is_loopback
 from bridge.config.agent import ID, agent_from, default_agent, merged
 from bridge.config.words import Words
 from bridge.text import printable
+from bridge.twilio.login import LoginOptions, api_url
 from bridge.twilio.numbers import line_of
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
@@ -231,7 +233,8 @@ def warnings_for(settings: Settings) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Secrets:
-    """The secrets, which come from the environment only. An empty value means not set.
+    """The secrets, which come from the environment only, with what says where the REST ones hold.
+    An empty value means not set.
 
     A dataclass and not a Struct: a Struct shows its fields to rich's pretty printer, past `repr`.
     """
@@ -240,15 +243,20 @@ class Secrets:
     twilio_account_sid: str = ""
     twilio_auth_tokens: tuple[str, ...] = ()
     twilio_signing_keys: Mapping[str, str] = field(default_factory=dict)
+    twilio_api_key: str = ""
+    twilio_api_secret: str = ""
+    twilio_region: str = ""
+    twilio_edge: str = ""
     api_token: str = ""
     run_token: str = ""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Secrets:
-        """Read `DEEPGRAM_API_KEY`, `TWILIO_ACCOUNT_SID`, `TWILIO_AUTH_TOKEN` (a comma-separated
-        list while tokens are being rotated), `TWILIO_SIGNING_KEYS` (`name=secret`, separated by
-        commas) and `BRIDGE_API_TOKEN`; and `BRIDGE_RUN_TOKEN`, which
-        a server makes for itself and its worker processes where no API token is set.
+        """Read the variables of these names: `DEEPGRAM_API_KEY`; `TWILIO_ACCOUNT_SID`,
+        `TWILIO_AUTH_TOKEN` (a comma-separated list while tokens are being rotated),
+        `TWILIO_SIGNING_KEYS` (`name=secret`, separated by commas), `TWILIO_API_KEY`,
+        `TWILIO_API_SECRET`, `TWILIO_REGION`, `TWILIO_EDGE`; `BRIDGE_API_TOKEN`; and
+        `BRIDGE_RUN_TOKEN`, which a server makes for itself and its worker processes.
 
         Raises `ConfigError`, which names the variable and never its value, for a character that
         no key or token has: the value goes into a header, where a line break is an injection.
@@ -263,11 +271,25 @@ class Secrets:
                 )
             return text
 
+        def place(name: str) -> str:
+            # Part of the name of the host that is sent the secret.
+            if (text := value(name)) and not re.fullmatch(r"[a-z0-9-]{1,40}", text):
+                raise ConfigError(f"{name}: expected a name such as ie1 or dublin")
+            return text
+
+        key, secret = value("TWILIO_API_KEY"), value("TWILIO_API_SECRET")
+        if bool(key) != bool(secret):
+            missing = "TWILIO_API_SECRET" if key else "TWILIO_API_KEY"
+            raise ConfigError(f"{missing}: not set; an API key and its secret go together")
         tokens = (token.strip() for token in value("TWILIO_AUTH_TOKEN").split(","))
         return cls(
             deepgram_api_key=value("DEEPGRAM_API_KEY"),
             twilio_account_sid=value("TWILIO_ACCOUNT_SID"),
             twilio_auth_tokens=tuple(token for token in tokens if token),
+            twilio_api_key=key,
+            twilio_api_secret=secret,
+            twilio_region=place("TWILIO_REGION"),
+            twilio_edge=place("TWILIO_EDGE"),
             twilio_signing_keys=_signing_keys(value("TWILIO_SIGNING_KEYS")),
             api_token=value("BRIDGE_API_TOKEN"),
             run_token=value("BRIDGE_RUN_TOKEN"),
@@ -277,10 +299,26 @@ class Secrets:
         """Return every value that is set, for redaction."""
         single = (
             *(self.deepgram_api_key, self.twilio_account_sid),
+            *(self.twilio_api_key, self.twilio_api_secret),
             *(self.api_token, self.run_token),
         )
         several = (*self.twilio_auth_tokens, *self.twilio_signing_keys.values())
         return tuple(value for value in (*single, *several) if value)
+
+    def twilio_login(self) -> tuple[str, str, LoginOptions] | None:
+        """Return what `TwilioRest` takes: the account's SID, the secret, and options for an API key
+        or a region. None if something is not set. The API key comes before the auth token.
+        """
+        tokens = self.twilio_auth_tokens
+        secret = self.twilio_api_secret or (tokens[0] if tokens else "")
+        if not self.twilio_account_sid or not secret:
+            return None
+        options = LoginOptions()
+        if self.twilio_api_key:
+            options["api_key"] = self.twilio_api_key
+        if self.twilio_region or self.twilio_edge:
+            options["base_url"] = api_url(self.twilio_region, self.twilio_edge)
+        return self.twilio_account_sid, secret, options
 
     @property
     def quoted(self) -> list[str]:
@@ -293,6 +331,8 @@ class Secrets:
             "TWILIO_ACCOUNT_SID": [self.twilio_account_sid],
             "TWILIO_AUTH_TOKEN": self.twilio_auth_tokens,
             "TWILIO_SIGNING_KEYS": [*self.twilio_signing_keys, *self.twilio_signing_keys.values()],
+            "TWILIO_API_KEY": [self.twilio_api_key],
+            "TWILIO_API_SECRET": [self.twilio_api_secret],
             "BRIDGE_API_TOKEN": [self.api_token],
         }
         return [
@@ -309,6 +349,7 @@ class Secrets:
             f"Secrets(deepgram_api_key: {state(self.deepgram_api_key)}, "
             f"twilio_account_sid: {state(self.twilio_account_sid)}, "
             f"twilio_auth_tokens: {len(self.twilio_auth_tokens) or 'not'} set, "
+            f"twilio_api_key: {state(self.twilio_api_key)}, "
             f"twilio_signing_keys: {len(self.twilio_signing_keys) or 'not'} set, "
             f"api_token: {state(self.api_token)})"
         )

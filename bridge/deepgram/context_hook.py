@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import functools
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 import httpx
 import msgspec
@@ -26,6 +24,7 @@ import trio
 
 from bridge.caller import CallInfo
 from bridge.log import get_logger
+from bridge.transport.http_client import sockets_closed_on_failure
 
 log = get_logger(__name__)
 
@@ -92,7 +91,7 @@ async def _ask(url: str, info: CallInfo, transport: httpx.AsyncBaseTransport | N
         follow_redirects=False,
         trust_env=False,  # like the agent's socket: no proxy from the environment
     )
-    with _sockets_closed() as trace:
+    with sockets_closed_on_failure() as trace:
         async with (
             client,
             client.stream(
@@ -124,26 +123,6 @@ async def _body(response: httpx.Response) -> bytes:
     if reading.cancel_called:
         raise _UnusableError(f"answered with more than {MAX_ANSWER_BYTES} bytes")
     return bytes(body)
-
-
-@contextmanager
-def _sockets_closed() -> Iterator[Callable[[str, dict[str, Any]], Awaitable[None]]]:
-    """Close, on exit, the socket that httpcore 1.0 leaks when a TLS handshake is cancelled.
-    Sockets that are closed already stay closed.
-
-    https://www.python-httpx.org/advanced/extensions/#trace
-    """
-    sockets: list[Any] = []
-
-    async def trace(event: str, info: dict[str, Any]) -> None:
-        if event == "connection.connect_tcp.complete":
-            sockets.append(info["return_value"].get_extra_info("socket"))
-
-    try:
-        yield trace
-    finally:
-        for socket in sockets:
-            socket.close()
 
 
 def _read(answer: bytes) -> tuple[dict[str, str], list[str]]:

@@ -27,9 +27,11 @@ import trio
 
 from bridge.addresses import is_loopback
 from bridge.text import printable
+from bridge.transport.http_client import open_client, sockets_closed_on_failure
+from bridge.twilio.login import api_url, login_names
 from bridge.twilio.numbers import check_call_sid, check_number, is_call_sid
 
-API_URL: Final = "https://api.twilio.com"
+API_URL: Final = api_url()
 
 # For all tries of one request. A caller who is being transferred hears silence until then, and a
 # webhook that makes a request has 15 seconds to answer Twilio.
@@ -49,8 +51,10 @@ ALL_EVENTS: Final[tuple[Event, ...]] = ("initiated", "ringing", "answered", "com
 MachineDetection = Literal["Enable", "DetectMessageEnd"]
 
 CALL_NOT_IN_PROGRESS: Final = 21220  # https://www.twilio.com/docs/api/errors/21220
+NO_SUCH_CALL: Final = 20404  # https://www.twilio.com/docs/api/errors/20404
 
 _ACCOUNT_SID: Final = re.compile(r"AC[0-9a-fA-F]{32}")
+_API_KEY: Final = re.compile(r"SK[0-9a-zA-Z]{32}")
 _NUMBER_SID: Final = re.compile(r"PN[0-9a-fA-F]{32}")
 
 _MAY_PASS: Final = frozenset({429, 500, 502, 503, 504})
@@ -79,8 +83,11 @@ class TwilioError(Exception):
     https://www.twilio.com/docs/usage/twilios-response#response-formats-exceptions
     """
 
-    def __init__(self, code: int, message: str, status: int, more_info: str = "") -> None:
+    def __init__(
+        self, code: int, message: str, status: int, more_info: str = "", *, login: str = ""
+    ) -> None:
         super().__init__(code, message, status, more_info)
+        self._login = login or login_names()
         self.code = code
         self.message = message
         self.status = status
@@ -90,15 +97,18 @@ class TwilioError(Exception):
         name = f"Twilio error {self.code}" if self.code else "Twilio's answer"
         text = f"{name}: {self.message} (HTTP {self.status})"
         if self.status == 401:
-            text += "; check TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN"
+            text += f"; check {self._login}"
         elif self.more_info:
             text += f"; see {self.more_info}"
         return text
 
     @property
     def call_is_over(self) -> bool:
-        """Whether the call in question has ended or never existed."""
-        return self.code == CALL_NOT_IN_PROGRESS or self.status == 404
+        """Whether the call in question has ended or never existed.
+
+        A 404 without Twilio's code is another server's, or a wrong region's or edge's.
+        """
+        return self.code in (CALL_NOT_IN_PROGRESS, NO_SUCH_CALL)
 
 
 class TwilioUnreachable(TwilioError):
@@ -142,7 +152,9 @@ class PhoneNumber:
 class TwilioRest:
     """A client of Twilio's REST API for one account.
 
-    Connections are kept between requests; use it as an async context manager, or call `aclose`.
+    `secret` is the account's auth token, or that of the API key with the SID `api_key`. `base_url`
+    is `api_url`'s. Connections are kept between requests; use it as an async context manager, or
+    call `aclose`.
     `deadline` is in seconds, for all tries of one request. `transport` replaces the network.
 
     *Error handling*: every method raises TwilioError (TwilioUnreachable if there is no answer), and
@@ -153,25 +165,31 @@ class TwilioRest:
     def __init__(
         self,
         account_sid: str,
-        auth_token: str,
+        secret: str,
         base_url: str = API_URL,
         transport: httpx.AsyncBaseTransport | None = None,
         *,
+        api_key: str = "",
         deadline: float = DEADLINE,
     ) -> None:
         if not _ACCOUNT_SID.fullmatch(account_sid):
             raise ValueError("TWILIO_ACCOUNT_SID: expected AC and 32 hexadecimal digits")
-        if not auth_token:
-            raise ValueError("TWILIO_AUTH_TOKEN: not set")
+        if api_key and not _API_KEY.fullmatch(api_key):
+            raise ValueError("TWILIO_API_KEY: expected SK and 32 letters and digits")
+        if not secret:
+            raise ValueError(f"{'TWILIO_API_SECRET' if api_key else 'TWILIO_AUTH_TOKEN'}: not set")
         parts = urlsplit(base_url)
         if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.netloc)):
             raise ValueError("Twilio's address must begin https://, since the token goes with it")
         self._account_sid = account_sid
-        self._hidden = (auth_token, account_sid)
+        self._hidden = (secret, account_sid)
+        self._login = login_names(api_key)
+        if parts.hostname != urlsplit(API_URL).hostname:
+            self._login += f", which must be those of {parts.hostname}"
         self._base_url = base_url.rstrip("/")
         self._deadline = deadline
-        self._client = httpx.AsyncClient(
-            auth=httpx.BasicAuth(account_sid, auth_token),
+        self._client = open_client(
+            auth=httpx.BasicAuth(api_key or account_sid, secret),
             transport=transport,
             timeout=httpx.Timeout(deadline, connect=min(CONNECT_TIMEOUT, deadline)),
             headers={"Accept": "application/json"},
@@ -350,7 +368,10 @@ class TwilioRest:
         # The error is returned, and raised by the caller, so that httpx's error is not its context:
         # that contains the request with its Authorization header.
         try:
-            response = await self._client.request(method, address, data=form, params=query)
+            with sockets_closed_on_failure() as trace:
+                response = await self._client.request(
+                    method, address, data=form, params=query, extensions={"trace": trace}
+                )
         except httpx.HTTPError as error:
             why = f"{type(error).__name__} {self._clean(str(error))}".rstrip()
             sent = not isinstance(error, _NEVER_SENT)
@@ -364,6 +385,7 @@ class TwilioRest:
             self._clean(_text(body, "message") or response.reason_phrase),
             response.status_code,
             self._clean(_text(body, "more_info")),
+            login=self._login,
         )
 
     def _clean(self, text: str) -> str:

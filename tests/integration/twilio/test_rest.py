@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+from contextlib import suppress
+from pathlib import Path
+
 import pytest
 import trio
 
@@ -47,3 +51,44 @@ async def test_a_closed_port_on_real_sockets() -> None:
             with pytest.raises(TwilioUnreachable) as caught:
                 await twilio.create_call(TO, OWN_NUMBER, url=HOOK)
     assert not caught.value.may_have_arrived
+
+
+def open_sockets() -> int:
+    descriptors = Path("/proc/self/fd")
+    links = []
+    for one in descriptors.iterdir():
+        with suppress(OSError):  # the one that lists them
+            links.append(str(one.readlink()))
+    return sum(link.startswith("socket:") for link in links)
+
+
+async def test_a_request_given_up_during_tls_leaves_no_socket() -> None:
+    """httpcore's own clean-up is its garbage's: so none is collected meanwhile."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    accepted: list[trio.SocketStream] = []
+    arrived, arrival = trio.open_memory_channel[None](10)
+
+    async def accept() -> None:
+        while True:
+            accepted.append(await listener.accept())
+            assert await accepted[-1].receive_some()  # TLS has begun
+            await arrived.send(None)
+
+    async with listener, trio.open_nursery() as nursery:
+        nursery.start_soon(accept)
+        gc.disable()
+        try:
+            async with TwilioRest(ACCOUNT_SID, AUTH_TOKEN, f"https://127.0.0.1:{port}") as twilio:
+                before = open_sockets()
+                for _ in range(5):
+                    async with trio.open_nursery() as given_up:
+                        given_up.start_soon(twilio.hang_up, "CA" + "0" * 32)
+                        await arrival.receive()
+                        given_up.cancel_scope.cancel(reason="given up")
+                assert open_sockets() - before - len(accepted) == 0
+        finally:
+            gc.enable()
+        nursery.cancel_scope.cancel(reason="the test is over")
+    for stream in accepted:
+        await trio.aclose_forcefully(stream)

@@ -323,6 +323,21 @@ class TestSecrets:
             Secrets.from_environment({"TWILIO_SIGNING_KEYS": value})
         assert "5EC237" not in str(caught.value)
 
+    @pytest.mark.parametrize(
+        ("environ", "named"),
+        [
+            ({"TWILIO_API_KEY": "SK1"}, "TWILIO_API_SECRET"),
+            ({"TWILIO_API_SECRET": "x"}, "TWILIO_API_KEY"),
+            ({"TWILIO_REGION": "evil.example/"}, "TWILIO_REGION"),
+            ({"TWILIO_EDGE": "dublin@evil"}, "TWILIO_EDGE"),
+        ],
+    )
+    def test_half_a_login_or_a_strange_place_is_refused(
+        self, environ: dict[str, str], named: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=rf"^{named}: "):
+            Secrets.from_environment(environ)
+
     @pytest.mark.parametrize("value", ['"abc"', "'abc'", '"abc, def"', "abc'"])
     def test_quotation_marks_are_noticed(self, value: str) -> None:
         assert Secrets.from_environment({"TWILIO_AUTH_TOKEN": value}).quoted == [

@@ -13,8 +13,11 @@ from typing import Any
 import httpx
 import pytest
 import trio
+from twilio.rest import Client
 
+from bridge.config.settings import Secrets
 from bridge.twilio import twiml
+from bridge.twilio.login import api_url
 from bridge.twilio.rest import PhoneNumber, PlacedCall, TwilioError, TwilioRest, TwilioUnreachable
 from tests.twilio_standin import (
     ACCOUNT_SID,
@@ -217,6 +220,75 @@ async def test_a_call_that_cannot_be_is_not_asked_for(options: dict[str, Any], w
 def test_credentials_that_cannot_be(account_sid: str, token: str, base_url: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         TwilioRest(account_sid, token, base_url)
+
+
+def test_a_malformed_api_key_is_named() -> None:
+    with pytest.raises(ValueError, match="TWILIO_API_KEY"):
+        TwilioRest(ACCOUNT_SID, "secret", api_key="SK/")
+    with pytest.raises(ValueError, match="TWILIO_API_SECRET"):
+        TwilioRest(ACCOUNT_SID, "", api_key="SK" + "1" * 32)
+
+
+@pytest.mark.parametrize("region", ["", "ie1", "au1", "us1"])
+@pytest.mark.parametrize("edge", ["", "dublin", "sydney", "ashburn"])
+def test_a_region_and_an_edge_have_the_host_of_twilios_own_client(region: str, edge: str) -> None:
+    theirs = Client("SK1", "secret", ACCOUNT_SID, region=region, edge=edge)
+    assert api_url(region, edge) == theirs.get_hostname("https://api.twilio.com")
+
+
+async def test_an_api_key_logs_in_for_the_account() -> None:
+    asked: list[httpx.Request] = []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(401, json={"code": 20003, "message": "Authenticate"})
+
+    environment = {
+        "TWILIO_ACCOUNT_SID": ACCOUNT_SID,
+        "TWILIO_AUTH_TOKEN": AUTH_TOKEN,
+        "TWILIO_API_KEY": "SK" + "1" * 32,
+        "TWILIO_API_SECRET": "api-secret",
+        "TWILIO_REGION": "ie1",
+        "TWILIO_EDGE": "dublin",
+    }
+    login = Secrets.from_environment(environment).twilio_login()
+    assert login is not None
+    account_sid, secret, options = login
+    transport = httpx.MockTransport(answer)
+    async with TwilioRest(account_sid, secret, transport=transport, **options) as twilio:
+        with pytest.raises(TwilioError) as caught:
+            await twilio.hang_up(UNKNOWN_SID)
+    where = "TWILIO_API_KEY and TWILIO_API_SECRET, which must be those of api.dublin.ie1.twilio.com"
+    assert str(caught.value).endswith(f"; check {where}")
+    (request,) = asked
+    assert request.url.host == "api.dublin.ie1.twilio.com"
+    assert f"/Accounts/{ACCOUNT_SID}/" in request.url.path
+    basic = httpx.BasicAuth("SK" + "1" * 32, "api-secret")._auth_header
+    assert request.headers["Authorization"] == basic
+
+
+def test_the_signing_keys_never_log_in() -> None:
+    environment = {"TWILIO_ACCOUNT_SID": ACCOUNT_SID, "TWILIO_SIGNING_KEYS": "name=secret"}
+    assert Secrets.from_environment(environment).twilio_login() is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(404, b"<html>nginx</html>", "text/html"),
+        Answer(404, b"{}"),
+        error(404, 20001, "Unknown edge"),
+    ],
+)
+async def test_a_404_of_something_else_is_not_the_end_of_the_call(answer: Answer) -> None:
+    """A wrong region or edge, or a proxy: the call may well be on."""
+    standin = TwilioStandIn()
+    standin.faults.append(answer)
+    async with rest(standin) as twilio:
+        with pytest.raises(TwilioError) as caught:
+            await twilio.hang_up(UNKNOWN_SID)
+        assert not caught.value.call_is_over
+        assert await twilio.hang_up(UNKNOWN_SID) is False
 
 
 # ---- how failures read --------------------------------------------------------------------------
