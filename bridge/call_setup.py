@@ -14,6 +14,7 @@ from typing import Any, Final
 import trio
 from structlog.contextvars import bound_contextvars
 
+from bridge.admission.ticket import NO_TICKET
 from bridge.call.call import Call
 from bridge.call.introduction import NotIntroduced, info_of, introduction
 from bridge.call.live_calls import LiveCalls
@@ -173,12 +174,15 @@ class CallSetup:
         by = trio.current_time() + GOODBYE_SHARE * teardown_seconds
         with trio.CancelScope(shield=True, deadline=by):
             await phone.close(_CLOSE_CODES.get(refusal.outcome, 1000), by=by)
+        # TwiML of somebody's own, in a TwiML Bin or in Studio, opens the socket without a ticket.
+        remedy = "have TwiML of your own <Redirect> to /incoming-call instead of this socket"
         log.warning(
             "call ended",
             call_sid="",
             outcome=str(refusal.outcome),
             reason=str(refusal),
             bad_messages=phone.bad_messages,
+            **({"remedy": remedy} if str(refusal) == NO_TICKET else {}),
         )
 
     async def _transfer(self, call_sid: str, number: str) -> None:

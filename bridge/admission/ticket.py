@@ -37,6 +37,8 @@ _CALL_SID: Final = re.compile(r"[A-Za-z0-9]{1,64}")
 # tickets are refused; only Twilio's webhook is given so many, for as many calls.
 MAX_USED: Final = 60_000
 
+NO_TICKET: Final = "no ticket"
+
 # In seconds. A smaller step is an ordinary correction of the clock, as NTP makes it.
 STEP_SECONDS: Final = 2.0
 
@@ -127,7 +129,7 @@ class Tickets:
         """Return what a ticket says, whether or not it has been used. Raises BadTicket."""
         form = _FORM.fullmatch(ticket)
         if form is None:
-            raise BadTicket("not a ticket" if ticket else "no ticket")
+            raise BadTicket("not a ticket" if ticket else NO_TICKET)
         body = ticket.rpartition(".")[0]
         # Every key is tried, so that the time taken does not reveal which one signed.
         held = [hmac.compare_digest(self._mac(key, body), form["mac"]) for key in self._keys]

@@ -91,11 +91,12 @@ def judge_number(number: str, found: PhoneNumber | None, public_url: str) -> Fin
             f"this server's webhook is {address}",
             remedy,
         )
-    if found.voice_method.upper() != "POST":
-        return wrong(
+    if found.status_callback != f"{public_url}/call-status":
+        return warning(
             "number",
-            f"{number} calls {address} with {found.voice_method}",
-            "the webhook accepts POST only",
+            f"{number} is answered by {address}, but its status callback is "
+            f"{found.status_callback or 'not set'}",
+            "a caller who hangs up at once then keeps a line for some seconds",
             remedy,
         )
     return ok("number", f"{number} is answered by {address}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TypeVar, Unpack
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ from bridge.twilio.numbers import is_number
 from bridge.twilio.rest import PhoneNumber, TwilioError, TwilioRest
 
 WEBHOOK = "/incoming-call"
+STATUS = "/call-status"
 
 T = TypeVar("T")
 
@@ -30,12 +32,19 @@ T = TypeVar("T")
     "--url", default="", help="This server's public address, instead of server.public_url."
 )
 @click.option("--config", metavar="FILE", help="The configuration file, instead of config.toml.")
+@click.option(
+    "--fallback",
+    metavar="URL",
+    default="",
+    help="TwiML for callers while this server cannot be reached, such as a TwiML Bin's.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-def number(number: str, url: str, config: str | None, yes: bool) -> None:
+def number(number: str, url: str, fallback: str, config: str | None, yes: bool) -> None:
     """Point a Twilio number's voice webhook at this server.
 
-    Shows what the number is connected to and asks before changing it. Needs TWILIO_ACCOUNT_SID and
-    TWILIO_AUTH_TOKEN in the environment.
+    Sets the number's status callback, too, by which the server learns of callers who hang up before
+    they are connected. Shows what the number is connected to and asks before changing it. Needs
+    TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN, or an API key, in the environment.
     """
     if not is_number(number):
         raise Misconfigured(
@@ -46,6 +55,7 @@ def number(number: str, url: str, config: str | None, yes: bool) -> None:
         os.environ["BRIDGE_CONFIG"] = config
     try:
         address = _webhook(url or load(config_path()).server.public_url)
+        wanted = Wanted(address, address.removesuffix(WEBHOOK) + STATUS, _fallback(fallback))
         secrets = Secrets.from_environment()
     except ConfigError as error:
         raise Misconfigured(str(error)) from None
@@ -54,8 +64,8 @@ def number(number: str, url: str, config: str | None, yes: bool) -> None:
         found = _run(_find, credentials, number)
         if found is None:
             raise Failure(f"the account has no number {number}; see console.twilio.com")
-        _show(found, address)
-        if _answers(found, address):
+        _show(found, wanted)
+        if wanted.is_set(found):
             click.echo(f"{number} is already answered by {address}; nothing to do")
             return
         if found.trunk_sid:
@@ -65,14 +75,32 @@ def number(number: str, url: str, config: str | None, yes: bool) -> None:
             )
         if not yes:
             _ask(number)
-        now = _run(_point, credentials, found.number_sid, address)
+        now = _run(_point, credentials, found.number_sid, wanted)
     except TwilioError as error:
         raise Failure(str(error)) from None
     except ValueError as error:
         raise Misconfigured(str(error)) from None
-    if not _answers(now, address):
+    if not wanted.is_set(now):
         raise Failure(f"Twilio accepted the change, but {number} is answered by {_answerer(now)}")
     click.echo(f"{number} is answered by {address}")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The addresses that a number is to have; an empty `fallback` leaves the present one."""
+
+    webhook: str
+    status: str
+    fallback: str
+
+    def is_set(self, found: PhoneNumber) -> bool:
+        """Return whether a number has these addresses, and nothing takes precedence over them."""
+        voice = (found.voice_url, found.voice_method.upper(), found.status_callback)
+        return (
+            voice == (self.webhook, "POST", self.status)
+            and self.fallback in ("", found.voice_fallback_url)
+            and not (found.application_sid or found.trunk_sid)
+        )
 
 
 def open_rest(account_sid: str, secret: str, **options: Unpack[LoginOptions]) -> TwilioRest:
@@ -113,16 +141,32 @@ def _webhook(url: str) -> str:
     return url.rstrip("/").removesuffix(WEBHOOK) + WEBHOOK
 
 
+def _fallback(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    usable = parts.scheme in ("https", "http") and parts.hostname and url.isprintable()
+    if url and not usable:
+        raise Misconfigured(
+            "--fallback: expected the address of some TwiML, such as "
+            "https://handler.twilio.com/twiml/EH…, a TwiML Bin's"
+        )
+    return url
+
+
 async def _find(credentials: Credentials, number: str) -> PhoneNumber | None:
     account_sid, secret, options = credentials
     async with open_rest(account_sid, secret, **options) as rest:
         return await rest.find_number(number)
 
 
-async def _point(credentials: Credentials, number_sid: str, address: str) -> PhoneNumber:
+async def _point(credentials: Credentials, number_sid: str, wanted: Wanted) -> PhoneNumber:
     account_sid, secret, options = credentials
     async with open_rest(account_sid, secret, **options) as rest:
-        return await rest.set_voice_webhook(number_sid, address)
+        return await rest.set_voice_webhook(
+            number_sid, wanted.webhook, wanted.status, wanted.fallback or None
+        )
 
 
 def _run(work: Callable[..., Awaitable[T]], *arguments: object) -> T:
@@ -135,11 +179,6 @@ def _run(work: Callable[..., Awaitable[T]], *arguments: object) -> T:
         raise click.Abort from None
 
 
-def _answers(found: PhoneNumber, address: str) -> bool:
-    webhook = (found.voice_url, found.voice_method.upper())
-    return webhook == (address, "POST") and not (found.application_sid or found.trunk_sid)
-
-
 def _answerer(found: PhoneNumber) -> str:
     if found.trunk_sid:
         return f"SIP trunk {printable(found.trunk_sid)}"
@@ -150,11 +189,17 @@ def _answerer(found: PhoneNumber) -> str:
     return "nothing"
 
 
-def _show(found: PhoneNumber, address: str) -> None:
+def _show(found: PhoneNumber, wanted: Wanted) -> None:
     name = f" ({printable(found.name)})" if found.name else ""
     click.echo(f"{found.number}{name}", err=True)
     click.echo(f"  now: {_answerer(found)}", err=True)
-    click.echo(f"  new: {address} (POST)", err=True)
+    click.echo(f"  new: {wanted.webhook} (POST)", err=True)
+    for what, now, new in (
+        ("status callback", found.status_callback, wanted.status),
+        ("fallback", found.voice_fallback_url, wanted.fallback),
+    ):
+        if new and now != new:
+            click.echo(f"  {what}: {printable(now) or 'none'} -> {new}", err=True)
 
 
 def _ask(number: str) -> None:

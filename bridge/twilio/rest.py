@@ -147,6 +147,7 @@ class PhoneNumber:
     application_sid: str
     trunk_sid: str
     status_callback: str
+    voice_fallback_url: str = ""
 
 
 class TwilioRest:
@@ -312,13 +313,18 @@ class TwilioRest:
         return None
 
     async def set_voice_webhook(
-        self, number_sid: str, url: str, status_callback: str | None = None
+        self,
+        number_sid: str,
+        url: str,
+        status_callback: str | None = None,
+        fallback_url: str | None = None,
     ) -> PhoneNumber:
         """Set `url`, which Twilio will POST to, as a number's voice webhook. Returns the number as
         it is now.
 
         An application set on the number is removed, because it would take precedence.
-        `status_callback` is requested when a call ends; None leaves the present one.
+        `status_callback` is requested when a call ends, and `fallback_url` for TwiML where `url`
+        fails; None leaves the present one.
 
         https://www.twilio.com/docs/phone-numbers/api/incomingphonenumber-resource#update-an-incomingphonenumber-resource
         """
@@ -327,6 +333,8 @@ class TwilioRest:
         form = {"VoiceUrl": url, "VoiceMethod": "POST", "VoiceApplicationSid": ""}
         if status_callback is not None:
             form |= {"StatusCallback": status_callback, "StatusCallbackMethod": "POST"}
+        if fallback_url is not None:
+            form |= {"VoiceFallbackUrl": fallback_url, "VoiceFallbackMethod": "POST"}
         path = f"IncomingPhoneNumbers/{number_sid}.json"
         return _phone_number(await self._request("POST", path, form=form, repeatable=True))
 
@@ -427,5 +435,6 @@ def _phone_number(fields: Mapping[str, Any]) -> PhoneNumber:
         "voice_application_sid",
         "trunk_sid",
         "status_callback",
+        "voice_fallback_url",
     )
     return PhoneNumber(*(_text(fields, name) for name in names))

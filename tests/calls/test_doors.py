@@ -380,6 +380,8 @@ async def test_a_start_needs_its_calls_ticket(autojump_clock: Clock) -> None:
         good = start_message(world.app, SID)
         without = changed(good, customParameters={"From": "+15550100001"})
         assert await refused_at_start(world, without) == "no ticket"
+        ended = [line for line in world.logs if line["event"] == "call ended"][-1]
+        assert "<Redirect> to /incoming-call" in ended["remedy"]
         nonsense = changed(good, customParameters={"ticket": "nonsense"})
         assert await refused_at_start(world, nonsense) == "not a ticket"
         other = changed(good, callSid="CA" + "6" * 32)

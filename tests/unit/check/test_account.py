@@ -13,6 +13,7 @@ from tests.world import settings
 
 PUBLIC = "https://voice.example.com"
 HOOK = f"{PUBLIC}/incoming-call"
+STATUS = f"{PUBLIC}/call-status"
 GOOD = Secrets(twilio_account_sid=ACCOUNT_SID, twilio_auth_tokens=(AUTH_TOKEN,))
 USING = settings(server={"public_url": PUBLIC})
 
@@ -82,8 +83,14 @@ async def test_without_a_token_the_server_does_not_start():
 @pytest.mark.parametrize(
     ("fields", "status", "words"),
     [
-        ({"voice_url": HOOK}, "ok", "is answered by"),
-        ({"voice_url": HOOK, "voice_method": "GET"}, "wrong", "accepts POST only"),
+        ({"voice_url": HOOK, "status_callback": STATUS}, "ok", "is answered by"),
+        (
+            {"voice_url": HOOK, "status_callback": STATUS, "voice_method": "GET"},
+            "ok",
+            "is answered by",
+        ),
+        ({"voice_url": HOOK}, "warning", "status callback is not set"),
+        ({"voice_url": HOOK, "status_callback": "https://old/s"}, "warning", "https://old/s"),
         ({"voice_url": "https://old.example/voice"}, "wrong", "https://old.example/voice"),
         ({}, "wrong", "has no voice webhook"),
         ({"voice_url": HOOK, "trunk_sid": "TK" + "0" * 32}, "wrong", "trunk"),

@@ -16,6 +16,7 @@ from tests.twilio_standin import ACCOUNT_SID, AUTH_TOKEN, OWN_NUMBER, TwilioStan
 
 PUBLIC = "https://voice.example.com"
 HOOK = f"{PUBLIC}/incoming-call"
+STATUS = f"{PUBLIC}/call-status"
 OLD = "https://old.example/voice"
 
 
@@ -134,11 +135,38 @@ def test_a_number_on_a_trunk_is_left_alone(monkeypatch, capsys):
 
 
 def test_nothing_to_do(monkeypatch, capsys):
-    twilio = standin(monkeypatch, voice_url=HOOK)
+    twilio = standin(monkeypatch, voice_url=HOOK, status_callback=STATUS)
     code, out, _ = run(monkeypatch, capsys, OWN_NUMBER)
     assert code == 0
     assert "already" in out
     assert [method for method, _, _ in twilio.requests] == ["GET"]
+
+
+def test_it_sets_the_status_callback_and_says_so(monkeypatch, capsys):
+    """By it the server learns of a caller who hung up before the media socket (finding B2)."""
+    twilio = standin(monkeypatch, voice_url=HOOK, status_callback="https://old.example/s")
+    code, _, err = run(monkeypatch, capsys, OWN_NUMBER, "--yes")
+    assert code == 0
+    assert f"status callback: https://old.example/s -> {STATUS}" in err
+    (item,) = twilio.numbers.values()
+    assert (item["status_callback"], item["status_callback_method"]) == (STATUS, "POST")
+    assert item["voice_fallback_url"] is None
+
+
+BIN = "https://handler.twilio.com/twiml/EH0123"
+
+
+def test_a_fallback_for_while_the_server_is_away(monkeypatch, capsys):
+    twilio = standin(monkeypatch, voice_url=HOOK, status_callback=STATUS)
+    code, _, err = run(monkeypatch, capsys, OWN_NUMBER, "--fallback", BIN, "--yes")
+    assert code == 0
+    assert f"fallback: none -> {BIN}" in err
+    (item,) = twilio.numbers.values()
+    assert (item["voice_fallback_url"], item["voice_fallback_method"]) == (BIN, "POST")
+    assert "already" in run(monkeypatch, capsys, OWN_NUMBER, "--fallback", BIN)[1]
+    # Without the option what is there stays.
+    assert run(monkeypatch, capsys, OWN_NUMBER, "--yes")[0] == 0
+    assert item["voice_fallback_url"] == BIN
 
 
 def test_a_number_of_somebody_else(monkeypatch, capsys):
@@ -183,6 +211,8 @@ def test_without_credentials(monkeypatch, capsys, missing):
         ([OWN_NUMBER, "--url", "https://a/?b=c"], "public address"),
         ([OWN_NUMBER, "--url", "https://u:p@a/"], "public address"),
         ([OWN_NUMBER, "--url", "https://[::1"], "--url"),
+        ([OWN_NUMBER, "--fallback", "handler.twilio.com"], "--fallback"),
+        ([OWN_NUMBER, "--fallback", "https://[::1"], "--fallback"),
         ([OWN_NUMBER, "--config", "nothere.toml"], "no such file"),
     ],
 )
