@@ -240,7 +240,7 @@ class TwilioStandIn:
             return error(400, 21201, "No 'To' number is specified")
         if not asked.get("From"):
             return error(400, 21213, "No 'From' number is specified")
-        if not _E164.fullmatch(asked["To"]):
+        if not _E164.fullmatch(asked["To"]) and not asked["To"].startswith(("sip:", "client:")):
             return error(
                 400,
                 21211,
@@ -432,8 +432,11 @@ class TwilioStandIn:
         ]
         return await _post(client, call.asked("AsyncAmdStatusCallback"), form)
 
-    async def answer(self, client: httpx.AsyncClient, call: Call) -> bytes:
-        """Somebody answers: the TwiML the call carries out. `Url` wins over `Twiml`."""
+    async def answer(self, client: httpx.AsyncClient, call: Call, answered_by: str = "") -> bytes:
+        """Somebody answers: the TwiML the call carries out. `Url` wins over `Twiml`.
+
+        With synchronous detection of machines, `answered_by` is the verdict.
+        """
         call.status = "in-progress"
         url = call.asked("Url")
         if not url:
@@ -447,6 +450,9 @@ class TwilioStandIn:
             ("ApiVersion", "2010-04-01"),
             ("Direction", "outbound-api"),
         ]
+        if answered_by:
+            assert call.asked("AsyncAmd") == "false", "the verdict would come later"
+            form.append(("AnsweredBy", answered_by))
         return (await _post(client, url, form)).content
 
 

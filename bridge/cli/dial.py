@@ -20,7 +20,7 @@ from bridge.server.kept_token import kept_token
 from bridge.text import printable
 from bridge.transport.http_client import open_client
 from bridge.twilio.call_status import TERMINAL
-from bridge.twilio.numbers import is_number
+from bridge.twilio.numbers import EXPECTED_TARGET, is_target
 
 # Longer than the bridge itself waits for Twilio, so that its own error arrives first.
 ANSWER_SECONDS = 15.0
@@ -39,7 +39,7 @@ _STATUS_WORDS = {
 
 
 @click.command()
-@click.argument("number", metavar="+15551234567")
+@click.argument("target", metavar="+15551234567")
 @click.option("--from", "from_", metavar="+1555…", default="", help="The number to call from.")
 @click.option(
     "--var",
@@ -49,39 +49,56 @@ _STATUS_WORDS = {
     help="A variable for prompt and greeting; may be repeated.",
 )
 @click.option("--agent", default="", help="The agent to use: NAME of [agents.NAME].")
+@click.option(
+    "--timeout", type=click.IntRange(1, 600), help="How long it may ring, in seconds. [default: 60]"
+)
+@click.option("--send-digits", default="", help="Keys to press once it is answered, e.g. W1234#.")
+@click.option(
+    "--machine-detection",
+    type=click.Choice(["Enable", "DetectMessageEnd"]),
+    help="Let Twilio find out who answers before the agent speaks; with DetectMessageEnd it waits"
+    " for a machine's own greeting to end.",
+)
+@click.option(
+    "--machine-detection-timeout",
+    type=click.IntRange(3, 59),
+    help="How long that may take, in seconds. [default: 30]",
+)
+@click.option(
+    "--on-machine",
+    type=click.Choice(["hang_up", "message", "stay"]),
+    help="What a machine gets: nothing, --message, or the agent. [default: hang_up, or message]",
+)
 @click.option("--message", default="", help="A message for an answering machine.")
+@click.option("--async-amd", is_flag=True, help="Detect a machine while the agent speaks already.")
 @click.option("--url", default="http://127.0.0.1:5000", show_default=True, help="The bridge.")
 @click.option("--wait", is_flag=True, help="Wait until the call has ended.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def dial(
-    number: str,
+    target: str,
     from_: str,
     variables: tuple[str, ...],
-    agent: str,
-    message: str,
     url: str,
     wait: bool,
     as_json: bool,
+    **options: object,
 ) -> int:
-    """Place an outbound call through a running bridge.
+    """Place an outbound call through a running bridge: to a number, sip:name@host or client:name.
 
     Prints the call's SID. Set BRIDGE_API_TOKEN to the server's; a bridge that you run on this
     machine without one needs none. With --wait the exit code is 1 unless the call was answered;
     Ctrl-C then stops waiting, and the call goes on.
     """
-    for given in (number, from_):
-        if given and not is_number(given):
-            raise Misconfigured(
-                f"{printable(given)}: expected a phone number such as +15551234567; write + and "
-                "the country code, then digits only"
-            )
+    for given in (target, from_):
+        if given and not is_target(given):
+            raise Misconfigured(f"{printable(given)}: {EXPECTED_TARGET}")
     _check_url(url)
     try:
         token = Secrets.from_environment().api_token or kept_token(url)
     except ConfigError as error:
         raise Misconfigured(str(error)) from None
-    request: dict[str, Any] = {"to": number, "variables": _variables(variables)}
-    request |= {k: v for k, v in (("from", from_), ("agent", agent), ("message", message)) if v}
+    request: dict[str, Any] = {"to": target, "variables": _variables(variables)}
+    request |= {name: value for name, value in {"from": from_, **options}.items() if value}
     return trio.run(_until_interrupted, url.rstrip("/"), token, request, wait, as_json)
 
 

@@ -5,9 +5,14 @@ the media socket, because it may open in another process, and before Twilio has 
 that placed the call.
 
 Answering machines: without `machine_detection` the agent speaks as soon as the call is answered.
-With "Enable" Twilio detects in the background while the agent speaks, and the result goes into the
-call's record. With "DetectMessageEnd" the result for a machine comes when its greeting has ended;
-then `message` is spoken instead of the agent, and the call ends.
+With it Twilio listens first, for `machine_detection_timeout` seconds at most, and requests the
+webhook with its verdict: so the agent is connected, and greets, only when it is known who answered.
+A machine is hung up on, gets `message`, or gets the agent, as `on_machine` says. With
+"DetectMessageEnd" the verdict on a machine comes when its own greeting has ended.
+
+With `async_amd` the agent speaks at once, and the verdict comes during the call.
+
+https://www.twilio.com/docs/voice/answering-machine-detection
 """
 
 from __future__ import annotations
@@ -24,7 +29,20 @@ from msgspec import Meta
 from bridge.addresses import PublicAddress
 from bridge.http.json_api import BadRequest
 from bridge.twilio import twiml
-from bridge.twilio.numbers import EXPECTED_NUMBER, HOW_TO_WRITE_NUMBERS, is_number
+from bridge.twilio.numbers import (
+    EXPECTED_NUMBER,
+    EXPECTED_TARGET,
+    HOW_TO_WRITE_NUMBERS,
+    is_number,
+    is_target,
+)
+
+MachineDetection = Literal["Enable", "DetectMessageEnd"]
+OnMachine = Literal["hang_up", "message", "stay"]
+
+# Twilio's, in seconds. https://www.twilio.com/docs/voice/api/call-resource
+DEFAULT_TIMEOUT: Final = 60
+DEFAULT_DETECTION_TIMEOUT: Final = 30
 
 # In characters. Twilio limits a message only as TwiML; here it has to fit an address, encoded.
 MAX_MESSAGE: Final = 600
@@ -42,14 +60,20 @@ _FIELD_NAMED: Final = re.compile(r"(?:unknown|required) field `([^`]*)`")
 
 
 class DialRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The JSON of `POST /calls`. Numbers are E.164; `from` may be left out where the agent, or
-    any agent, has a number of its own."""
+    """The JSON of `POST /calls`. `to` is a number in E.164, `sip:name@host` or `client:name`;
+    `from` may be left out where the agent, or any agent, has a number of its own. Times are in
+    seconds. Fields that Twilio has, too, mean what they mean there."""
 
     to: str
     from_: str = msgspec.field(default="", name="from")
     variables: dict[str, str | int | float | bool] = msgspec.field(default_factory=dict)
     agent: str = ""
-    machine_detection: Literal["Enable", "DetectMessageEnd"] | None = None
+    timeout: Annotated[int, Meta(ge=1, le=600)] | None = None
+    send_digits: Annotated[str, Meta(max_length=32, pattern=r"^[0-9A-D#*wW]*$")] = ""
+    machine_detection: MachineDetection | None = None
+    machine_detection_timeout: Annotated[int, Meta(ge=3, le=59)] | None = None
+    async_amd: bool = False
+    on_machine: OnMachine | None = None
     message: Annotated[str, Meta(max_length=MAX_MESSAGE)] = ""
 
 
@@ -61,8 +85,21 @@ class OutboundCall:
     from_: str
     agent: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
-    machine_detection: Literal["Enable", "DetectMessageEnd"] | None = None
+    timeout: int | None = None
+    send_digits: str = ""
+    machine_detection: MachineDetection | None = None
+    machine_detection_timeout: int | None = None
+    async_amd: bool = False
+    on_machine: OnMachine = "stay"
     message: str = ""
+
+    @property
+    def seconds_to_answer(self) -> int:
+        """How long it may take until Twilio asks the webhook, if nothing is slow."""
+        seconds = self.timeout or DEFAULT_TIMEOUT
+        if self.machine_detection is not None and not self.async_amd:
+            seconds += self.machine_detection_timeout or DEFAULT_DETECTION_TIMEOUT
+        return seconds
 
 
 def webhook_address(address: PublicAddress, call: OutboundCall) -> str:
@@ -75,6 +112,8 @@ def webhook_address(address: PublicAddress, call: OutboundCall) -> str:
     query = {_VARIABLE_PREFIX + name: value for name, value in call.variables.items()}
     if call.agent:
         query["agent"] = call.agent
+    if call.machine_detection is not None and not call.async_amd:
+        query |= _machine_query(call)
     url = f"{address.web}/incoming-call" + (f"?{urlencode(query)}" if query else "")
     return _short_enough(url, "variables")
 
@@ -94,13 +133,32 @@ def outbound_parameters(query: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def message_address(address: PublicAddress, message: str) -> str:
-    """Return the address to which Twilio reports who answered. It carries the message, so that any
-    worker process can leave it. Raises BadRequest if it is too long."""
-    url = f"{address.web}/call-status/answered-by"
-    if message:
-        url += f"?{urlencode({'message': message})}"
+def verdict_address(address: PublicAddress, call: OutboundCall) -> str:
+    """Return the address to which Twilio reports who answered, with `async_amd`. It carries what a
+    machine gets, so that any worker process can see to it. Raises BadRequest if it is too long."""
+    query = _machine_query(call)
+    url = f"{address.web}/call-status/answered-by" + (f"?{urlencode(query)}" if query else "")
     return _short_enough(url, "message")
+
+
+def words_for(answered_by: str, query: Mapping[str, str]) -> str | None:
+    """Return what whoever answered is told before the call ends: "" for nothing. None if the agent
+    talks to him.
+
+    `answered_by` is Twilio's verdict, and `query` that of `webhook_address` or `verdict_address`.
+    """
+    message, hangs_up = query.get("message", ""), query.get("on_machine") == "hang_up"
+    if answered_by.startswith("machine_end_") and message:
+        return message
+    if answered_by == "fax" and (message or hangs_up):
+        return ""
+    return "" if answered_by.startswith("machine_") and hangs_up else None
+
+
+def _machine_query(call: OutboundCall) -> dict[str, str]:
+    if call.message:
+        return {"message": call.message}
+    return {"on_machine": "hang_up"} if call.on_machine == "hang_up" else {}
 
 
 def read_request(body: bytes) -> DialRequest:
@@ -119,37 +177,58 @@ def read_request(body: bytes) -> DialRequest:
 
 _REMEDY: Final = (
     'write {"to": "+15551234567", "from": "+15557654321"}, and if wanted "variables": '
-    '{"name": "Ann"}, "agent", "machine_detection" (Enable or DetectMessageEnd), "message"'
+    '{"name": "Ann"}, "agent", "timeout", "send_digits", "machine_detection" (Enable or '
+    'DetectMessageEnd), "on_machine" (hang_up, message or stay), "message"; see GET /openapi.json'
 )
 
 
 def check_request(request: DialRequest, agents: Mapping[str, Iterable[str]]) -> OutboundCall:
     """Return the requested call. `agents` are the agents' numbers, by name. Raises BadRequest."""
-    if not is_number(request.to):
-        raise BadRequest("to", _NUMBER)
+    if not is_target(request.to):
+        raise BadRequest("to", EXPECTED_TARGET)
     if request.agent and request.agent not in agents:
         known = ", ".join(agents) or "none"
         raise BadRequest("agent", f"there is no such agent; there are: {known}")
     from_ = request.from_ or _own_number(request.agent, agents)
     if not from_:
         raise BadRequest("from", "no agent has a number of its own; name the number to call from")
-    if not is_number(from_):
+    if not is_number(from_) and (is_number(request.to) or not is_target(from_)):
         raise BadRequest("from", _NUMBER)
-    detection = request.machine_detection
-    if request.message:
-        if detection == "Enable":
-            raise BadRequest(
-                "machine_detection", "a message needs DetectMessageEnd, or it would be cut off"
-            )
-        detection = "DetectMessageEnd"
+    detection, on_machine = _detection(request)
     return OutboundCall(
         to=request.to,
         from_=from_,
         agent=request.agent,
         variables=_variables(request.variables),
+        timeout=request.timeout,
+        send_digits=request.send_digits,
         machine_detection=detection,
+        machine_detection_timeout=request.machine_detection_timeout,
+        async_amd=request.async_amd,
+        on_machine=on_machine,
         message=request.message,
     )
+
+
+def _detection(request: DialRequest) -> tuple[MachineDetection | None, OnMachine]:
+    """Return how to detect a machine, and what it gets. Raises BadRequest for contradictions."""
+    detection, on_machine = request.machine_detection, request.on_machine
+    if on_machine is None:
+        on_machine = "message" if request.message else "hang_up"
+        if detection is None and not request.message:
+            if request.machine_detection_timeout or request.async_amd:
+                raise BadRequest("machine_detection", "set it, or leave out what belongs to it")
+            return None, "stay"
+    if (on_machine == "message") != bool(request.message):
+        raise BadRequest("message", "goes with on_machine = message, and with no other")
+    if request.send_digits:
+        # https://www.twilio.com/docs/voice/api/call-resource (SendDigits)
+        raise BadRequest("send_digits", "Twilio detects no machine when it sends digits")
+    if on_machine == "message" and detection == "Enable":
+        raise BadRequest(
+            "machine_detection", "a message needs DetectMessageEnd, or it would be cut off"
+        )
+    return detection or ("DetectMessageEnd" if request.message else "Enable"), on_machine
 
 
 _NUMBER: Final = f"{EXPECTED_NUMBER}; {HOW_TO_WRITE_NUMBERS}"

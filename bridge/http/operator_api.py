@@ -36,8 +36,8 @@ from bridge.http.call_records import latest_records, record_of, shown_call
 from bridge.http.current import client, current_bridge, origin_of
 from bridge.http.dialling import (
     check_request,
-    message_address,
     read_request,
+    verdict_address,
     webhook_address,
 )
 from bridge.http.json_api import (
@@ -61,9 +61,9 @@ log = get_logger(__name__)
 DEFAULT_LIST: Final = 50
 MAX_LIST: Final = 500
 
-# How long a slot is reserved for a call that rings, in seconds: Twilio rings for 60 s by default,
-# and places one call a second at most.
-RINGING_SECONDS: Final = 90.0
+# How much longer a slot is reserved for a call than it may ring, in seconds: Twilio places one call
+# a second at most, and may add five seconds to the ringing.
+SLOW_SECONDS: Final = 30
 
 # The longest call that Twilio allows an account by default, in seconds.
 # https://www.twilio.com/docs/voice/api/call-resource#create-a-call-resource (TimeLimit)
@@ -102,8 +102,8 @@ async def dial() -> Answer:
         raise ApiError(NO_CREDENTIALS, 503)
     address = _reachable(settings.server.public_url)
     url = webhook_address(address, call)
-    callback = message_address(address, call.message) if call.machine_detection else None
-    async with _line(bridge, settings) as placed_as:
+    callback = verdict_address(address, call) if call.async_amd else None
+    async with _line(bridge, settings, call.seconds_to_answer + SLOW_SECONDS) as placed_as:
         result = "failed"
         try:
             placed = await bridge.twilio.create_call(
@@ -112,8 +112,12 @@ async def dial() -> Answer:
                 url=url,
                 status_callback=f"{address.web}/call-status",
                 machine_detection=call.machine_detection,
+                machine_detection_timeout=call.machine_detection_timeout,
+                async_amd=call.async_amd,
                 async_amd_status_callback=callback,
+                timeout=call.timeout,
                 time_limit=_time_limit(settings),
+                send_digits=call.send_digits or None,
             )
             result = placed.call_sid
             placed_as(placed.call_sid)
@@ -234,18 +238,21 @@ def _live_calls(bridge: Bridge) -> dict[str, Call]:
 
 
 @asynccontextmanager
-async def _line(bridge: Bridge, settings: Settings) -> AsyncIterator[Callable[[str], None]]:
-    """Reserve a slot while Twilio is asked to place a call; it is freed if the body fails.
+async def _line(
+    bridge: Bridge, settings: Settings, seconds: float
+) -> AsyncIterator[Callable[[str], None]]:
+    """Reserve a slot for `seconds` while Twilio is asked to place a call; it is freed if the body
+    fails.
 
     The body calls what it is given with the call's SID, which keeps the slot. Raises ApiError.
     """
     slots, name = bridge.entrance.slots, f"dialled {secrets.token_hex(8)}"
     try:
-        await bridge.entrance.reserve(settings, name, "", seconds=RINGING_SECONDS)
+        await bridge.entrance.reserve(settings, name, "", seconds=seconds)
     except NotAdmitted as error:
         raise ApiError(f"no call may be placed now: {error}", 503) from None
     try:
-        yield lambda call_sid: slots.rename(name, call_sid, seconds=RINGING_SECONDS)
+        yield lambda call_sid: slots.rename(name, call_sid, seconds=seconds)
     finally:
         slots.release(name)
 

@@ -17,7 +17,7 @@ from bridge.call.introduction import TICKET, info_of
 from bridge.call_setup import agent_of
 from bridge.caller import OUTBOUND
 from bridge.http.current import current_bridge, origin_of
-from bridge.http.dialling import outbound_parameters
+from bridge.http.dialling import outbound_parameters, words_for
 from bridge.http.media_socket import accepted
 from bridge.http.twilio_auth import TwilioAuth
 from bridge.log import get_logger
@@ -79,6 +79,14 @@ async def incoming_call() -> Response | tuple[str, int]:
         parameters = {**outbound_parameters(request.args), **parameters, "direction": OUTBOUND}
     agent = agent_of(settings, info_of(call_sid, parameters))
     own = settings.for_agent(agent)
+    if outbound and form.get("AnsweredBy"):
+        update = bridge.note_status(read_status(form))
+        if (words := words_for(update.answered_by, request.args)) is not None:
+            bridge.entrance.slots.release(call_sid)
+            log.info(
+                "a machine answered", call_sid=call_sid, what=update.answered_by, told=bool(words)
+            )
+            return _twiml(twiml.hang_up(words, own.words.spoken))
     try:
         await bridge.entrance.reserve(own, call_sid, "" if outbound else counted_as(caller))
     except NotAdmitted as error:
@@ -139,13 +147,13 @@ async def call_status() -> tuple[str, int]:
 
 @twilio_hooks.route("/call-status/answered-by", methods=METHODS)
 async def answered_by() -> tuple[str, int]:
-    """Note whether a person or a machine answered, and leave the message for a machine."""
+    """Note whether a person or a machine answered, and end the call with a machine."""
     bridge, update = current_bridge(), read_status(await _form())
     bridge.note_status(update)
-    message = request.args.get("message", "")
-    if message and bridge.twilio is not None and update.answered_by.startswith("machine_end_"):
+    words = words_for(update.answered_by, request.args)
+    if words is not None and bridge.twilio is not None:
         voice = bridge.settings_now().words.spoken
-        await _leave_message(bridge.twilio, update.call_sid, message, voice)
+        await _leave_message(bridge.twilio, update.call_sid, words, voice)
     return "", 204
 
 
@@ -162,8 +170,9 @@ async def too_many_sockets(error: NotAdmitted) -> tuple[str, int]:
 
 
 async def _leave_message(rest: TwilioRest, call_sid: str, message: str, voice: twiml.Voice) -> None:
-    """Speak to the answering machine instead of the agent. A call that is over is no error."""
-    result = "left"
+    """Speak to the answering machine instead of the agent, or hang up on it if there is no message.
+    A call that is over is no error."""
+    result = "left" if message else "hung up"
     try:
         await rest.update_call(call_sid, twiml=twiml.hang_up(message, voice))
     except TwilioError as error:

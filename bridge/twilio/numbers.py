@@ -32,6 +32,10 @@ _CALL_SID: Final = re.compile(CALL_SID_PATTERN.strip("^$"))
 
 EXPECTED_NUMBER: Final = "expected a phone number such as +15551234567"
 HOW_TO_WRITE_NUMBERS: Final = "write + and the country code, then digits alone"
+EXPECTED_TARGET: Final = (
+    f"{EXPECTED_NUMBER}, sip:name@example.com or client:name; {HOW_TO_WRITE_NUMBERS}"
+)
+_TARGET: Final = re.compile(r"sips?:[^\s<>@]{1,100}@[^\s<>@]{1,150}|client:[^\s<>]{1,121}")
 
 
 def is_number(number: str) -> bool:
@@ -76,6 +80,19 @@ def counted_as(caller: str) -> str:
     """Return what a caller is counted as: all who withhold their number count as one caller, or
     else withholding it would evade a limit."""
     return known_caller(caller) or "withheld"
+def is_target(target: str) -> bool:
+    """Return whether Twilio can call this: a number in E.164, `sip:name@host` or `client:name`.
+
+    https://www.twilio.com/docs/voice/api/call-resource#create-a-call-resource (To)
+    """
+    return is_number(target) or _TARGET.fullmatch(target) is not None
+
+
+def check_target(target: str) -> str:
+    """Return `target`. Raises ValueError, with the remedy, if Twilio cannot call it."""
+    if not is_target(target):
+        raise ValueError(f'{EXPECTED_TARGET}, got "{printable(target[:40])}"')
+    return target
 
 
 def is_call_sid(call_sid: str) -> bool:

@@ -29,7 +29,7 @@ from bridge.addresses import is_loopback
 from bridge.text import printable
 from bridge.transport.http_client import open_client, sockets_closed_on_failure
 from bridge.twilio.login import api_url, login_names
-from bridge.twilio.numbers import check_call_sid, check_number, is_call_sid
+from bridge.twilio.numbers import check_call_sid, check_number, check_target, is_call_sid
 
 API_URL: Final = api_url()
 
@@ -227,16 +227,20 @@ class TwilioRest:
         status_callback: str | None = None,
         status_callback_events: Sequence[Event] = ALL_EVENTS,
         machine_detection: MachineDetection | None = None,
-        async_amd: bool = True,
+        machine_detection_timeout: int | None = None,
+        async_amd: bool = False,
         async_amd_status_callback: str | None = None,
         timeout: int | None = None,
         time_limit: int | None = None,
+        send_digits: str | None = None,
     ) -> PlacedCall:
         """Place a call. When it is answered, Twilio executes `twiml`, or the answer of `url`.
 
-        `timeout` is how long it may ring and `time_limit` how long it may last, in seconds. With
-        `machine_detection` Twilio listens for an answering machine: in the background if
-        `async_amd`, and then reports to `async_amd_status_callback`; else before the call goes on.
+        `timeout` is how long it may ring and `time_limit` how long it may last, in seconds.
+        `send_digits` are keys to press once it is answered, such as "W1234#". With
+        `machine_detection` Twilio listens for an answering machine, for
+        `machine_detection_timeout` seconds at most: in the background if `async_amd`, and then
+        reports to `async_amd_status_callback`; else before the call goes on, and then tells `url`.
 
         The media socket can open before this returns, so its TwiML must hold all that it needs.
 
@@ -248,13 +252,15 @@ class TwilioRest:
             raise ValueError(f"timeout: expected 1 to {MAX_RING_SECONDS} seconds, got {timeout}")
         if time_limit is not None and time_limit < 1:
             raise ValueError(f"time_limit: expected at least 1 second, got {time_limit}")
-        form: dict[str, Any] = {"To": check_number(to), "From": check_number(from_)}
+        form: dict[str, Any] = {"To": check_target(to), "From": check_target(from_)}
         form |= {"Twiml": _document(twiml)} if twiml is not None else {"Url": url}
         if status_callback is not None:
             form |= {"StatusCallback": status_callback, "StatusCallbackMethod": "POST"}
             form["StatusCallbackEvent"] = list(status_callback_events)
         if machine_detection is not None:
             form |= {"MachineDetection": machine_detection, "AsyncAmd": str(async_amd).lower()}
+            if machine_detection_timeout is not None:
+                form["MachineDetectionTimeout"] = str(machine_detection_timeout)
             if async_amd_status_callback is not None:
                 form["AsyncAmdStatusCallback"] = async_amd_status_callback
                 form["AsyncAmdStatusCallbackMethod"] = "POST"
@@ -262,6 +268,8 @@ class TwilioRest:
             form["Timeout"] = str(timeout)
         if time_limit is not None:
             form["TimeLimit"] = str(time_limit)
+        if send_digits is not None:
+            form["SendDigits"] = send_digits
         answer = await self._request("POST", "Calls.json", form=form, repeatable=False)
         call_sid = _text(answer, "sid")
         if not is_call_sid(call_sid):

@@ -176,12 +176,13 @@ def recorded(tmp_path: Path) -> Settings:
 
 
 async def bridge(folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    """Run the command to its end in an environment in which nothing is set for it."""
+    """Run the command to its end in an environment in which only the API token is set for it."""
     ours = ("BRIDGE_", "DEEPGRAM_", "TWILIO_", "PYTEST_")
+    others = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return await trio.run_process(
         [sys.executable, "-c", BRIDGE, *arguments],
         cwd=folder,
-        env={name: value for name, value in os.environ.items() if not name.startswith(ours)},
+        env={**others, "BRIDGE_API_TOKEN": SECRETS.api_token},
         stdin=b"",
         capture_stdout=True,
         capture_stderr=True,
@@ -359,7 +360,7 @@ async def test_an_unanswered_call_is_recorded_as_that(recorded: Settings) -> Non
 async def test_who_answered_is_recorded(recorded: Settings) -> None:
     """Twilio's verdict on who answered comes in a report without status or number, and lasts."""
     async with office(recorded) as place:
-        call = await place.dial(machine_detection="Enable")
+        call = await place.dial(machine_detection="Enable", async_amd=True)
         reports = place.twilio.reports(call)
         await place.report(call, reports[:3])
         response = await place.twilio.report_answerer(place.outside, call, "human")

@@ -63,9 +63,30 @@ def test_a_call_is_placed(monkeypatch, capsys, world):
     call = world.standin.calls[CALL_SID]
     assert (call.asked("To"), call.asked("From")) == (TO, OWN_NUMBER)
     asked = dict(parse_qsl(urlsplit(call.asked("Url")).query, keep_blank_values=True))
-    assert asked == {"var.name": "Ann=Bob", "var.empty": "", "agent": "sales"}
-    callback = urlsplit(call.asked("AsyncAmdStatusCallback"))
-    assert dict(parse_qsl(callback.query)) == {"message": "Call back."}
+    assert asked == {
+        "var.name": "Ann=Bob",
+        "var.empty": "",
+        "agent": "sales",
+        "message": "Call back.",
+    }
+
+
+def test_everything_about_ringing_and_machines_can_be_said(monkeypatch, capsys, world):
+    options = ["--timeout", "20", "--machine-detection", "DetectMessageEnd", "--async-amd"]
+    options += ["--machine-detection-timeout", "15", "--on-machine", "stay"]
+    code, _, err = run(monkeypatch, capsys, "sip:desk@example.com", *options)
+    assert (code, err) == (0, [])
+    call = world.standin.calls[CALL_SID]
+    assert call.asked("To") == "sip:desk@example.com"
+    asked = [call.asked(name) for name in ("Timeout", "MachineDetection", "AsyncAmd")]
+    assert asked == ["20", "DetectMessageEnd", "true"]
+    assert call.asked("MachineDetectionTimeout") == "15"
+    code, _, err = run(monkeypatch, capsys, TO, "--send-digits", "W12#")
+    assert (code, err) == (0, [])
+    assert list(world.standin.calls.values())[-1].asked("SendDigits") == "W12#"
+    code, _, err = run(monkeypatch, capsys, TO, "--on-machine", "message")
+    assert code == 1
+    assert err[-1].startswith("bridge: message: ")
 
 
 def test_the_result_for_programs(monkeypatch, capsys, world):

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlsplit
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from twilio.rest.api.v2010.account.call import CallList
 
 from bridge.addresses import PublicAddress
 from bridge.http.dialling import (
+    DialRequest,
     OutboundCall,
     check_request,
-    message_address,
     outbound_parameters,
     read_request,
+    verdict_address,
     webhook_address,
+    words_for,
 )
 from bridge.http.json_api import BadRequest
 
+MDT = "machine_detection_timeout"
 TO, FROM = "+15551234567", "+15557654321"
 ADDRESS = PublicAddress("https://voice.example.com", "wss://voice.example.com")
 AGENTS = {"sales": [FROM], "night": ["+15550000002"], "mute": []}
@@ -52,6 +58,7 @@ def test_a_request_becomes_the_call_that_it_describes() -> None:
         agent="sales",
         variables={"name": "Ann <&> 山田", "age": "30", "rate": "1.5", "vip": "true"},
         machine_detection="DetectMessageEnd",
+        on_machine="message",
         message="Please call back.",
     )
 
@@ -69,11 +76,69 @@ def test_a_message_implies_waiting_for_its_turn() -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "detection", "on_machine"),
+    [
+        ({}, None, "stay"),
+        ({"machine_detection": "Enable"}, "Enable", "hang_up"),
+        ({"on_machine": "hang_up"}, "Enable", "hang_up"),
+        ({"on_machine": "stay"}, "Enable", "stay"),
+        ({"machine_detection": "DetectMessageEnd"}, "DetectMessageEnd", "hang_up"),
+        (
+            {"machine_detection": "DetectMessageEnd", "on_machine": "stay"},
+            "DetectMessageEnd",
+            "stay",
+        ),
+        ({"message": "Hi"}, "DetectMessageEnd", "message"),
+        ({"message": "Hi", "on_machine": "message"}, "DetectMessageEnd", "message"),
+    ],
+)
+def test_what_a_machine_gets(
+    fields: dict[str, Any], detection: str | None, on_machine: str
+) -> None:
+    call = checked(**fields)
+    assert (call.machine_detection, call.on_machine) == (detection, on_machine)
+
+
+def test_what_twilio_has_too_is_named_as_its_own_client_names_it() -> None:
+    ours = {field.encode_name for field in msgspec.structs.fields(DialRequest)}
+    theirs = set(inspect.signature(CallList.create).parameters)
+    assert ours - theirs - {"from"} == {"variables", "agent", "on_machine", "message"}
+
+
+@pytest.mark.parametrize("to", ["sip:desk@example.com;transport=tls", "client:alice", TO])
+def test_who_can_be_called(to: str) -> None:
+    assert checked(to=to).to == to
+    assert checked(to=to, send_digits="W12#*AwD").send_digits == "W12#*AwD"
+
+
+def test_a_client_calls_no_number() -> None:
+    assert checked(**{"to": "client:bob", "from": "client:alice"}).from_ == "client:alice"
+    assert refused(**{"from": "client:alice"}).field == "from"
+
+
+@pytest.mark.parametrize(
+    ("fields", "seconds"),
+    [
+        ({}, 60),
+        ({"timeout": 20}, 20),
+        ({"machine_detection": "Enable"}, 90),
+        ({"machine_detection": "Enable", "machine_detection_timeout": 10, "timeout": 20}, 30),
+        ({"machine_detection": "Enable", "async_amd": True}, 60),
+    ],
+)
+def test_how_long_the_webhook_may_be_away(fields: dict[str, Any], seconds: int) -> None:
+    assert checked(**fields).seconds_to_answer == seconds
+
+
+@pytest.mark.parametrize(
     ("fields", "field"),
     [
         ({"to": "5551234567"}, "to"),
         ({"to": "+15551234567\n"}, "to"),
-        ({"to": "sip:a@b"}, "to"),
+        ({"to": "sip:a"}, "to"),
+        ({"to": "sip:a@b c"}, "to"),
+        ({"to": "client:"}, "to"),
+        ({"to": "mailto:a@b"}, "to"),
         ({"to": ""}, "to"),
         ({"to": 15551234567}, "to"),
         ({"from": "anonymous"}, "from"),
@@ -96,6 +161,18 @@ def test_a_message_implies_waiting_for_its_turn() -> None:
         ({"variables": {f"v{n}": "x" for n in range(21)}}, "variables"),
         ({"machine_detection": "Maybe"}, "machine_detection"),
         ({"message": "x" * 601}, "message"),
+        ({"message": "x", "on_machine": "hang_up"}, "message"),
+        ({"on_machine": "message"}, "message"),
+        ({"on_machine": "run"}, "on_machine"),
+        ({"timeout": 0}, "timeout"),
+        ({"timeout": 601}, "timeout"),
+        ({"send_digits": "1x"}, "send_digits"),
+        ({"send_digits": "1" * 33}, "send_digits"),
+        ({"send_digits": "1", "machine_detection": "Enable"}, "send_digits"),
+        ({"machine_detection_timeout": 2, "machine_detection": "Enable"}, MDT),
+        ({"machine_detection_timeout": 60, "machine_detection": "Enable"}, MDT),
+        ({"machine_detection_timeout": 10}, "machine_detection"),
+        ({"async_amd": True}, "machine_detection"),
         ({"number": "+1"}, "number"),
     ],
 )
@@ -150,9 +227,43 @@ def test_only_what_could_have_been_put_into_an_address_is_read_from_it() -> None
     assert outbound_parameters(query) == {"name": "Ann"}
 
 
-def test_the_message_goes_with_the_address() -> None:
-    assert message_address(ADDRESS, "") == "https://voice.example.com/call-status/answered-by"
-    url = message_address(ADDRESS, "Grüße & <bye>?")
-    assert parse_qs(urlsplit(url).query) == {"message": ["Grüße & <bye>?"]}
+@pytest.mark.parametrize("async_amd", [False, True])
+def test_what_a_machine_gets_goes_with_the_address(async_amd: bool) -> None:
+    """Of the webhook, which is told the verdict; or of the report, where that comes later."""
+
+    def query(**fields: Any) -> dict[str, list[str]]:
+        call = checked(**fields, async_amd=async_amd)
+        webhook = parse_qs(urlsplit(webhook_address(ADDRESS, call)).query)
+        report = parse_qs(urlsplit(verdict_address(ADDRESS, call)).query)
+        if not async_amd:
+            return webhook
+        assert webhook == {}
+        return report
+
+    assert query(message="Grüße & <bye>?") == {"message": ["Grüße & <bye>?"]}
+    assert query(on_machine="hang_up") == {"on_machine": ["hang_up"]}
+    assert query(on_machine="stay") == {}
     with pytest.raises(BadRequest, match="4000"):
-        message_address(ADDRESS, "山" * 600)
+        query(message="山" * 600)
+
+
+@pytest.mark.parametrize(
+    ("answered_by", "with_message", "hanging_up", "staying"),
+    [
+        ("human", None, None, None),
+        ("unknown", None, None, None),
+        ("", None, None, None),
+        ("machine_start", None, "", None),
+        ("machine_end_beep", "Hi", "", None),
+        ("machine_end_silence", "Hi", "", None),
+        ("machine_end_other", "Hi", "", None),
+        ("fax", "", "", None),
+    ],
+)
+def test_who_is_told_what(
+    answered_by: str, with_message: str | None, hanging_up: str | None, staying: str | None
+) -> None:
+    assert words_for(answered_by, {"message": "Hi"}) == with_message
+    assert words_for(answered_by, {"on_machine": "hang_up"}) == hanging_up
+    assert words_for(answered_by, {"on_machine": "stay"}) == staying
+    assert words_for(answered_by, {}) == staying

@@ -549,9 +549,72 @@ async def test_what_twilio_would_not_send_is_refused(
 # ---- answering machines -------------------------------------------------------------------------
 
 
-async def test_a_machine_gets_the_message_in_the_agents_place(world: ControlWorld) -> None:
+async def test_the_verdict_comes_before_the_greeting(world: ControlWorld) -> None:
+    """Twilio detects before it asks the webhook: no agent greets a mailbox's own greeting."""
     words = "Grüße & <goodbye>? Call +1 555."
-    call = await dialled(world, message=words)
+    call = await dialled(world, message=words, machine_detection_timeout=20, timeout=25)
+    assert call.asked("MachineDetection") == "DetectMessageEnd"
+    assert (call.asked("AsyncAmd"), call.asked("AsyncAmdStatusCallback")) == ("false", "")
+    assert (call.asked("MachineDetectionTimeout"), call.asked("Timeout")) == ("20", "25")
+    slots = world.bridge.entrance.slots
+    assert len(slots) == 1
+    document = await world.standin.answer(world.twilio_side, call, "machine_end_beep")
+    assert read_twiml(document, "text/xml", BASE) == [Say(words), Hangup()]
+    assert len(slots) == 0
+    assert (await world.ask("GET", f"/calls/{call.sid}")).json()["answered_by"] == (
+        "machine_end_beep"
+    )
+
+
+@pytest.mark.parametrize("answered_by", ["human", "unknown"])
+async def test_a_person_gets_the_agent(world: ControlWorld, answered_by: str) -> None:
+    call = await dialled(world, message="Call back.", variables={"name": "Ann"})
+    document = await world.standin.answer(world.twilio_side, call, answered_by)
+    (verb,) = read_twiml(document, "text/xml", BASE)
+    assert isinstance(verb, ConnectStream)
+    parameters = dict(verb.parameters)
+    assert parameters["name"] == "Ann"
+    assert "message" not in parameters
+    assert len(world.bridge.entrance.slots) == 1
+    assert world.records.reports[-1][-1] == answered_by
+
+
+@pytest.mark.parametrize(
+    ("fields", "answered_by", "verbs"),
+    [
+        ({"machine_detection": "Enable"}, "machine_start", [Hangup()]),
+        ({"on_machine": "hang_up"}, "fax", [Hangup()]),
+        ({"message": "Call back."}, "fax", [Hangup()]),
+    ],
+)
+async def test_a_machine_is_hung_up_on(
+    world: ControlWorld, fields: dict[str, Any], answered_by: str, verbs: list[Any]
+) -> None:
+    call = await dialled(world, **fields)
+    document = await world.standin.answer(world.twilio_side, call, answered_by)
+    assert read_twiml(document, "text/xml", BASE) == verbs
+    assert len(world.bridge.entrance.slots) == 0
+
+
+async def test_an_agent_may_talk_to_a_machine(world: ControlWorld) -> None:
+    call = await dialled(world, on_machine="stay", machine_detection="DetectMessageEnd")
+    document = await world.standin.answer(world.twilio_side, call, "machine_end_beep")
+    (verb,) = read_twiml(document, "text/xml", BASE)
+    assert isinstance(verb, ConnectStream)
+
+
+async def test_an_inbound_call_has_no_verdict(world: ControlWorld) -> None:
+    form = {"CallSid": SID, "AnsweredBy": "machine_start", "Direction": "inbound"}
+    response = await world.webhook("/incoming-call", form, "?on_machine=hang_up")
+    (verb,) = read_twiml(response.content, response.headers["Content-Type"], BASE)
+    assert isinstance(verb, ConnectStream)
+
+
+async def test_with_async_amd_a_machine_gets_the_message_in_the_agents_place(
+    world: ControlWorld,
+) -> None:
+    words = "Grüße & <goodbye>? Call +1 555."
+    call = await dialled(world, message=words, async_amd=True)
     assert call.asked("MachineDetection") == "DetectMessageEnd"
     assert call.asked("AsyncAmd") == "true"
     call.status = "in-progress"
@@ -563,26 +626,30 @@ async def test_a_machine_gets_the_message_in_the_agents_place(world: ControlWorl
     )
 
 
-@pytest.mark.parametrize("answered_by", ["human", "fax", "unknown", "machine_start"])
+@pytest.mark.parametrize("answered_by", ["human", "unknown", "machine_start"])
 async def test_a_person_does_not_get_it(world: ControlWorld, answered_by: str) -> None:
-    call = await dialled(world, message="Call back.")
+    call = await dialled(world, message="Call back.", async_amd=True)
     call.status = "in-progress"
     await world.standin.report_answerer(world.twilio_side, call, answered_by)
     assert call.updates == []
     assert world.records.reports[-1][-1] == answered_by
 
 
-async def test_without_a_message_the_agent_goes_on(world: ControlWorld) -> None:
-    call = await dialled(world, machine_detection="Enable")
+@pytest.mark.parametrize(("on_machine", "verbs"), [("hang_up", [Hangup()]), ("stay", None)])
+async def test_with_async_amd_a_machine_is_hung_up_on_or_not(
+    world: ControlWorld, on_machine: str, verbs: list[Any] | None
+) -> None:
+    call = await dialled(world, machine_detection="Enable", async_amd=True, on_machine=on_machine)
     assert call.asked("MachineDetection") == "Enable"
     call.status = "in-progress"
     await world.standin.report_answerer(world.twilio_side, call, "machine_start")
-    assert call.updates == []
+    told = read_twiml(call.twiml.encode(), "text/xml", BASE) if call.updates else None
+    assert told == verbs
     assert world.records.reports[-1][-1] == "machine_start"
 
 
 async def test_too_late_for_the_message_is_no_error(world: ControlWorld) -> None:
-    call = await dialled(world, message="Call back.")
+    call = await dialled(world, message="Call back.", async_amd=True)
     call.status = "completed"
     response = await world.standin.report_answerer(world.twilio_side, call, "machine_end_other")
     assert response.status_code == 204

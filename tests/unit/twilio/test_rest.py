@@ -58,9 +58,12 @@ async def test_a_call_with_everything() -> None:
             status_callback="https://voice.example.com/call-status",
             status_callback_events=["ringing", "completed"],
             machine_detection="DetectMessageEnd",
+            machine_detection_timeout=20,
+            async_amd=True,
             async_amd_status_callback="https://voice.example.com/amd?message=a+%26+b",
             timeout=30,
             time_limit=3600,
+            send_digits="W1234#",
         )
     assert call == PlacedCall("CA" + "0" * 31 + "1", "queued")
     assert standin.calls[call.call_sid].form == [
@@ -73,10 +76,12 @@ async def test_a_call_with_everything() -> None:
         ("StatusCallbackEvent", "completed"),
         ("MachineDetection", "DetectMessageEnd"),
         ("AsyncAmd", "true"),
+        ("MachineDetectionTimeout", "20"),
         ("AsyncAmdStatusCallback", "https://voice.example.com/amd?message=a+%26+b"),
         ("AsyncAmdStatusCallbackMethod", "POST"),
         ("Timeout", "30"),
         ("TimeLimit", "3600"),
+        ("SendDigits", "W1234#"),
     ]
 
 
