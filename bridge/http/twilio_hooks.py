@@ -81,12 +81,12 @@ async def incoming_call() -> Response | tuple[str, int]:
     own = settings.for_agent(agent)
     if outbound and form.get("AnsweredBy"):
         update = bridge.note_status(read_status(form))
-        if (words := words_for(update.answered_by, request.args)) is not None:
+        if (told := words_for(update.answered_by, request.args)) is not None:
             bridge.entrance.slots.release(call_sid)
             log.info(
-                "a machine answered", call_sid=call_sid, what=update.answered_by, told=bool(words)
+                "a machine answered", call_sid=call_sid, what=update.answered_by, told=bool(told)
             )
-            return _twiml(twiml.hang_up(words, own.words.spoken))
+            return _twiml(twiml.hang_up(told, own.words.spoken))
     try:
         await bridge.entrance.reserve(own, call_sid, "" if outbound else counted_as(caller))
     except NotAdmitted as error:
