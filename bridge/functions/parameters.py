@@ -38,13 +38,16 @@ class Parameters:
     schema: Schema
     info: tuple[str, ...]
     _decoder: msgspec.json.Decoder[msgspec.Struct]
+    _lenient: msgspec.json.Decoder[msgspec.Struct]
 
     def read(self, text: str) -> dict[str, Any]:
         """Return the keyword arguments in the JSON `text`; an empty text and null mean none.
 
         Arguments that the agent omitted are omitted, so Python's defaults apply. Unknown names are
         refused, although the schema does not say so (some models reject `additionalProperties`):
-        the agent probably misspelt a parameter, and using its default would hide that.
+        the agent probably misspelt a parameter, and using its default would hide that. Models
+        write numbers as text, and whole numbers as 4.0: where the value fits no other way, "4",
+        4.0 and "true" are read as the int and the bool they stand for.
 
         Raises BadArguments, also for a ValueError or TypeError from the `__post_init__` of a user's
         class, whose text it repeats. Other exceptions of a user's class pass through.
@@ -52,9 +55,13 @@ class Parameters:
         if text.strip() in ("", "null"):
             text = "{}"
         try:
-            values = self._decoder.decode(text)
-        except msgspec.ValidationError as error:
-            raise BadArguments(self._explain(str(error))) from None
+            try:
+                values = self._decoder.decode(text)
+            except msgspec.ValidationError as strictly:
+                try:
+                    values = self._lenient.decode(text)
+                except msgspec.ValidationError:
+                    raise BadArguments(self._explain(str(strictly))) from None
         except (msgspec.DecodeError, RecursionError, UnicodeError):
             raise BadArguments("the arguments are not a JSON object") from None
         given = ((name, getattr(values, name)) for name in self.schema["properties"])
@@ -89,7 +96,8 @@ def parameters_of(implementation: Callable[..., Any], where: str) -> Parameters:
                 f"{where}: parameter {name} has no type hint; write {name}: str, or its type"
             )
         hint = hints[name]
-        if hint is CallInfo or (get_origin(hint) is Annotated and get_args(hint)[0] is CallInfo):
+        kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        if isinstance(kind, type) and issubclass(kind, CallInfo):
             info.append(name)
             continue
         hint = _described(hint)
@@ -102,11 +110,11 @@ def parameters_of(implementation: Callable[..., Any], where: str) -> Parameters:
             fields.append((name, hint, msgspec.UNSET))
     try:
         struct = msgspec.defstruct("Arguments", fields, kw_only=True, forbid_unknown_fields=True)
-        decoder = msgspec.json.Decoder(struct)
+        decoders = msgspec.json.Decoder(struct), msgspec.json.Decoder(struct, strict=False)
     except (TypeError, ValueError) as error:
         raise FunctionError(f"{where}: its parameters cannot be used: {error}") from error
     schema = {"type": "object", "properties": properties, "required": required}
-    return Parameters(schema, tuple(info), decoder)
+    return Parameters(schema, tuple(info), *decoders)
 
 
 def _hints(implementation: Callable[..., Any], where: str) -> Mapping[str, Any]:

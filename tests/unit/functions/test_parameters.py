@@ -323,10 +323,34 @@ def test_no_arguments_in_every_spelling(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("hint", "text", "value"),
+    [
+        (int, '"4"', 4),
+        (int, "4.0", 4),
+        (float, '"4.5"', 4.5),
+        (bool, '"true"', True),
+        (bool, '"False"', False),
+        (int | None, '"4"', 4),
+        (Literal[1, 2], '"2"', 2),
+        (list[int], '["1", 2]', [1, 2]),
+        (Guest, '{"name": "7", "age": "7"}', Guest("7", 7)),
+        (str, '"4"', "4"),
+        (int | str, '"4"', "4"),
+        (str, '"true"', "true"),
+    ],
+)
+def test_numbers_and_truths_as_text_are_read(hint: Any, text: str, value: Any) -> None:
+    given = parameters_of(taking(hint), "f").read(f'{{"x":{text}}}')
+    assert repr(given) == repr({"x": value})
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("", "Object missing required field `guests`; the parameters are: guests, hour, host"),
-        ('{"guests":"4"}', "guests: Expected `int`, got `str`"),
+        ('{"guests":"four"}', "guests: Expected `int`, got `str`"),
+        ('{"guests":"4.5"}', "guests: Expected `int`, got `str`"),
+        ('{"guests":4.5}', "guests: Expected `int`, got `float`"),
         ('{"guests":true}', "guests: Expected `int`, got `bool`"),
         ('{"guests":1e400}', "guests: Number out of range"),
         ('{"guests":null}', "guests: Expected `int`, got `null`"),
