@@ -4,7 +4,7 @@
 
     from bridge.functions import CallInfo, function
 
-    @function
+    @function(defer_until_eot=True)
     async def book_table(
         guests: int, hour: Annotated[int, "24-hour clock"], call: CallInfo
     ) -> dict[str, int]:

@@ -27,6 +27,7 @@ session. Rules: https://developers.deepgram.com/docs/voice-agent-function-call-r
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -72,6 +73,15 @@ MAX_REFUSALS: Final = 64
 
 # The model reads the result while the caller waits, and it stays in the conversation.
 MAX_RESULT_BYTES: Final = 32 * 1024
+
+# What a function raises is answered, except these.
+_PASSING: Final = (trio.Cancelled, KeyboardInterrupt)
+
+# How asyncio, and Trio about it, complain in a function that awaits on the wrong event loop.
+_ASYNCIO: Final = re.compile(r"no (running|current) event loop|asyncio")
+_ASYNCIO_HINT: Final = (
+    "async functions run on Trio; for an asyncio library write a plain def that calls asyncio.run()"
+)
 
 # Characters of an unknown function's name that the answer repeats: the longest legal name.
 _NAME_SHOWN: Final = 64
@@ -222,7 +232,8 @@ class FunctionCalls:
     async def _run(self, function: Function, entry: _InFlight) -> str:
         """Run one function within its deadline and return its answer, as JSON text.
 
-        Only cancellation from outside and exceptions such as KeyboardInterrupt pass through.
+        Only cancellation from outside and KeyboardInterrupt pass through: sys.exit() and
+        asyncio.CancelledError, too, are only this function's failure.
         """
         deadline = DEFAULT_DEADLINE if function.deadline is None else function.deadline
         try:
@@ -234,17 +245,18 @@ class FunctionCalls:
         except BadArguments as error:
             entry.ended = "error"
             return _error(str(error))
-        except (Exception, SystemExit) as error:
-            # SystemExit: sys.exit() in a function must not end the server.
-            return _failed(entry, function, error)
+        except _PASSING:
+            raise
         except BaseExceptionGroup as group:
             # A function with its own nursery can fail and be cancelled at the same time.
-            errors, rest = group.split((Exception, SystemExit))
+            passing, errors = group.split(_PASSING)
             if errors is not None:
                 content = _failed(entry, function, errors)
-            if rest is not None:
-                raise rest from None
+            if passing is not None:
+                raise passing from None
             return content
+        except BaseException as error:
+            return _failed(entry, function, error)
         if scope.cancelled_caught:
             entry.ended = "timeout"
             return _error(f"the function did not answer within {deadline:g} seconds")
@@ -284,7 +296,9 @@ def _encoded(entry: _InFlight, function: Function, value: object) -> str:
 
 def _failed(entry: _InFlight, function: Function, error: BaseException) -> str:
     entry.ended = "error"
-    log.error("function failed", function=function.name, id=entry.call.id, exc_info=error)
+    foreign = isinstance(error, RuntimeError | TypeError) and _ASYNCIO.search(str(error))
+    hint = {"hint": _ASYNCIO_HINT} if function.is_async and foreign else {}
+    log.error("function failed", function=function.name, id=entry.call.id, exc_info=error, **hint)
     # Not the exception's text: it was not written for the model or the caller, and may be secret.
     return _error("the function failed")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Callable
@@ -151,7 +152,7 @@ async def test_arguments_that_do_not_fit_run_nothing() -> None:
         ran.append(guests)
 
     async with a_call(f) as phone:
-        phone.ask(fc("f", "a", guests="4"), FunctionCall("b", "f", "{guests"), fc("f", "c"))
+        phone.ask(fc("f", "a", guests="two"), FunctionCall("b", "f", "{guests"), fc("f", "c"))
     assert ran == []
     assert phone.answers == {
         "a": {"error": "guests: Expected `int`, got `str`"},
@@ -284,6 +285,8 @@ def raises(error: BaseException) -> Callable[..., Any]:
         AgentClosed("password hunter2", clean=True),
         SystemExit("password hunter2"),
         StopAsyncIteration("password hunter2"),
+        asyncio.CancelledError("password hunter2"),
+        GeneratorExit("password hunter2"),
         ExceptionGroup("password hunter2", [ValueError(1), KeyError(2)]),
         BaseExceptionGroup("password hunter2", [ValueError(1), SystemExit(2)]),
     ],
@@ -335,6 +338,42 @@ async def test_a_function_for_another_event_loop() -> None:
     async with a_call(f) as phone:
         phone.ask(fc("f"))
     assert phone.answers == {"fc_1": {"error": "the function failed"}}
+
+
+async def sleeps_with_asyncio() -> None:
+    await asyncio.sleep(1)
+
+
+async def waits_with_asyncio() -> None:
+    async with asyncio.timeout(1):
+        await trio.lowlevel.checkpoint()
+
+
+async def awaits_a_future() -> None:
+    loop = asyncio.new_event_loop()
+    try:
+        await loop.create_future()
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize(
+    ("implementation", "hinted"),
+    [
+        (sleeps_with_asyncio, True),
+        (waits_with_asyncio, True),
+        (awaits_a_future, True),
+        (raises(RuntimeError("of its own")), False),
+    ],
+)
+async def test_asyncio_in_an_async_function_is_told_the_way_out(
+    implementation: Callable[..., Any], hinted: bool
+) -> None:
+    async with a_call(implementation) as phone:
+        phone.ask(fc(implementation.__name__))
+    assert phone.answers == {"fc_1": {"error": "the function failed"}}
+    (line,) = [line for line in phone.logs if line["event"] == "function failed"]
+    assert ("plain def that calls asyncio.run()" in line.get("hint", "")) is hinted
 
 
 async def test_failed_and_cancelled_at_the_same_time(autojump_clock: MockClock) -> None:
