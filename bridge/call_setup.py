@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import trio
 from structlog.contextvars import bound_contextvars
@@ -103,17 +103,23 @@ class CallSetup:
             agent = agent_of(settings, info)
             settings = settings.for_agent(agent)
             folder = settings.records.recordings
-            call = Call(
-                phone,
-                info,
-                settings,
-                _AgentOfCall(self, settings, info, agent).open,
-                functions,
-                observer,
-                self._metrics,
-                CallRecording(Path(folder), info.call_sid) if folder else None,
-                self._transfer if self._twilio() is not None else None,
-            )
+            try:
+                call = Call(
+                    phone,
+                    info,
+                    settings,
+                    _AgentOfCall(self, settings, info, agent).open,
+                    functions,
+                    observer,
+                    self._metrics,
+                    CallRecording(Path(folder), info.call_sid) if folder else None,
+                    self._transfer if self._twilio() is not None else None,
+                )
+            except Exception as error:
+                # A call without any of this, which ends as if one of its tasks had crashed: with a
+                # record, the metrics and the apology.
+                crash = partial(_raise, error)
+                call = Call(phone, info, settings, crash, Functions(), observer, self._metrics)
             with self._calls.carrying(call):
                 await call.run()
 
@@ -129,10 +135,10 @@ class CallSetup:
         info = info_of(call_sid, parameters)
         agent = agent_of(settings, info)
         settings = settings.for_agent(agent)
-        schemas = (functions + described(settings.functions)).schemas()
         beside = settings.deepgram.settings
 
         async def prepare() -> Prepared:
+            schemas = (functions + described(settings.functions)).schemas()
             table = await self.filled_in(settings, info)
             return Prepared(agent, table, settings_message(table, schemas, beside=beside))
 
@@ -193,6 +199,11 @@ class CallSetup:
             await twilio.update_call(call_sid, twiml=twiml.dial(number).decode())
         except (TwilioError, ValueError) as error:
             log.warning("transfer by REST failed; leaving it to /call-ended", reason=str(error))
+
+
+def _raise(error: Exception, *_: object) -> NoReturn:
+    """A `bridge.call.parts.OpenAgent` of a call that could not be set up."""
+    raise error
 
 
 class _AgentOfCall:

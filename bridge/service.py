@@ -35,7 +35,8 @@ from bridge.config.settings import (
     warnings_for,
 )
 from bridge.deepgram.prewarm import Prewarming
-from bridge.functions import FunctionError, Functions
+from bridge.functions import FunctionError
+from bridge.functions.modules import FunctionModules
 from bridge.live.hub import Live
 from bridge.outcome import Outcome
 from bridge.records.from_call import RecordKeeper
@@ -52,7 +53,13 @@ from bridge.twilio.rest import TwilioRest
 
 log = logs.get_logger(__name__)
 
+
 NO_CREDENTIALS: Final = "no Twilio credentials; set TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN"
+
+
+def modules_of(settings: Settings) -> set[str]:
+    """Return the modules of functions that the settings name."""
+    return {settings.functions.module} - {""}
 
 
 class Stalls(NamedTuple):
@@ -82,8 +89,7 @@ class Bridge:
         self._secrets = secrets
         self._settings = Settings()
         self._prepared = False
-        self._functions = Functions(())
-        self._functions_module = ""
+        self.functions = FunctionModules()
         self.metrics = Metrics()
         self.calls = LiveCalls()
         self.live = Live(self.calls, self.facts)
@@ -134,7 +140,7 @@ class Bridge:
             for warning in (*warnings_for(settings), *map(quoted_warning, self._secrets.quoted)):
                 log.warning(warning)
             try:
-                self._load_functions(settings.functions.module)
+                self.functions.load(modules_of(settings))
             except FunctionError as error:
                 raise ConfigError(str(error)) from error
             self.recorder = recorder_for(settings.records)
@@ -195,22 +201,12 @@ class Bridge:
         """Return the settings for a call that begins now, from the file if it has changed."""
         assert self._config is not None
         settings = await self._config.current()
-        if settings.functions.module != self._functions_module:
-            # In a thread, because importing users' code may take long.
-            try:
-                await trio.to_thread.run_sync(self._load_functions, settings.functions.module)
-            except FunctionError as error:
-                self._functions_module = settings.functions.module
-                log.error("functions not reloaded; keeping the previous ones", reason=str(error))
+        await self.functions.bring_up_to_date(modules_of(settings))
         if self.tunnel and not settings.server.public_url:
             server = msgspec.structs.replace(settings.server, public_url=self.tunnel)
             settings = msgspec.structs.replace(settings, server=server)
         self._settings = settings
         return settings
-
-    def _load_functions(self, module: str) -> None:
-        self._functions = Functions.from_module(module) if module else Functions(())
-        self._functions_module = module
 
     def settings_now(self) -> Settings:
         """Return the settings last read, without waiting for the file."""
@@ -326,7 +322,8 @@ class Bridge:
         ]
         if self.tracing is not None:
             observers.append(self.tracing)
-        await self.setup.carry(phone, settings, self._functions, admit, Observers(*observers))
+        functions = self.functions.of(settings.functions.module)
+        await self.setup.carry(phone, settings, functions, admit, Observers(*observers))
 
     def prewarm(self, settings: Settings, call_sid: str, parameters: Mapping[str, str]) -> None:
         """Open the agent's session for a call that has a slot, if `deepgram.prewarm` is set.
@@ -336,7 +333,8 @@ class Bridge:
         if not settings.deepgram.prewarm:
             return
         if not self.entrance.spans_processes(settings):
-            self.setup.prewarm(settings, self._functions, call_sid, parameters)
+            functions = self.functions.of(settings.functions.module)
+            self.setup.prewarm(settings, functions, call_sid, parameters)
         elif not self._told_of_prewarming:
             self._told_of_prewarming = True
             log.warning(

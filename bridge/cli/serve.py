@@ -25,7 +25,8 @@ from bridge.server.tunnel import TunnelError, open_tunnel
     "--bind", metavar="HOST:PORT", help="The address to listen on, instead of server.bind."
 )
 @click.option("--tunnel", is_flag=True, help="Get a public address through cloudflared or ngrok.")
-def serve(config: str | None, bind: str | None, tunnel: bool) -> int:
+@click.option("--reload", is_flag=True, help="Load edited functions for the next call.")
+def serve(config: str | None, bind: str | None, tunnel: bool, reload: bool) -> int:
     """Run the server.
 
     Settings come from config.toml in the working directory, or from the file that BRIDGE_CONFIG
@@ -38,6 +39,7 @@ def serve(config: str | None, bind: str | None, tunnel: bool) -> int:
     if config is not None:
         os.environ["BRIDGE_CONFIG"] = config
     bridge = asgi.app.extensions["bridge"]
+    bridge.functions.reload = reload
     with StopSignals() as signals:
         try:
             settings = bridge.prepare()
@@ -49,8 +51,11 @@ def serve(config: str | None, bind: str | None, tunnel: bool) -> int:
                 hypercorn.bind = [checked_bind(bind)]
             except ValueError as error:
                 raise Misconfigured(f"--bind: {error}") from None
-        if tunnel and settings.server.workers > 1:
-            raise Misconfigured("--tunnel: works with one worker only; set server.workers to 1")
+        for option, given in (("--tunnel", tunnel), ("--reload", reload)):
+            if given and settings.server.workers > 1:
+                raise Misconfigured(
+                    f"{option}: works with one worker only; set server.workers to 1"
+                )
         status = 0
         try:
             if tunnel:

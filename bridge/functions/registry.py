@@ -25,6 +25,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 # The names that model providers accept, and that Deepgram therefore passes on.
 _NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
+# The names of bridge's own functions, which `builtin` adds to each call's.
+_BUILT_IN: Final = frozenset({"end_call", "transfer_call"})
+
 _MARK: Final = "__bridge_function__"
 
 
@@ -189,10 +192,11 @@ class Functions:
         """Import a module and collect what it marks with `@function`, imported functions included.
 
         Blocks. The module is found as `python -m` finds it; the working directory goes to the front
-        of `sys.path` and stays there, because functions may import when they run. A module is
-        imported once per process: an edit takes effect with the next start.
+        of `sys.path` and stays there, because functions may import when they run. Python imports a
+        module once per process; `FunctionModules` imports it again.
 
-        Raises FunctionError when it cannot be imported, marks nothing, or marks an unfit function.
+        Raises FunctionError when it cannot be imported, marks nothing, marks an unfit function, or
+        one with the name of a function of bridge's own.
         """
         module = import_module(name)
         marked = {
@@ -205,7 +209,14 @@ class Functions:
                 f"functions.module: {name} ({getattr(module, '__file__', None) or 'built in'}) "
                 "marks no function; put @function above one, or name another module"
             )
-        return cls.of(*marked.values())
+        functions = cls.of(*marked.values())
+        for one in functions:
+            if one.name in _BUILT_IN:
+                raise FunctionError(
+                    f"{one.source}: bridge has its own {one.name}; rename yours, or give it "
+                    "@function(name=...)"
+                )
+        return functions
 
     def get(self, name: str) -> Function | None:
         """Return the function of this name, if there is one."""

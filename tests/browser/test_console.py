@@ -89,7 +89,7 @@ async def stage(browser: Browser, folder: Path, **tables: Any) -> AsyncIterator[
 
     async with on_loopback(script, msgspec.structs.replace(QUIET, stale_chunks=0), using) as world:
         made.append(Stage(world))
-        world.app.extensions["bridge"]._functions = Functions.of(book_table, look_up)
+        world.app.extensions["bridge"].functions.loaded[""] = Functions.of(book_table, look_up)
         yield made[0]
         await aside(browser.open, "about:blank")
 

@@ -322,7 +322,7 @@ async def test_functions_know_the_call(autojump_clock: Clock) -> None:
 
     answers: list[dict[str, str]] = []
     async with in_memory(script) as world:
-        world.app.extensions["bridge"]._functions = Functions.of(who)
+        world.app.extensions["bridge"].functions.loaded[""] = Functions.of(who)
         async with world.call(from_number="+15551234567") as phone:
             await world.agent.wait_for_session()
             await phone.wait_quiet(1)

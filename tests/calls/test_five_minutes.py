@@ -77,7 +77,7 @@ async def test_five_minutes_with_everything_in_them(autojump_clock: Clock) -> No
     using = settings(call={"idle_seconds": 30, "max_minutes": 10}, deepgram={"max_reconnects": 2})
     async with in_memory(waiter, QUIET, using) as world:
         bridge = world.app.extensions["bridge"]
-        bridge._functions = Functions.of(opening_hours, book_table)
+        bridge.functions.loaded[""] = Functions.of(opening_hours, book_table)
         async with world.call() as phone:
             first = await world.agent.wait_for_session()
             (call,) = bridge.calls

@@ -356,7 +356,7 @@ async def test_arguments_that_do_not_fit_are_answered_and_nothing_is_called(
         answered.set()
 
     async with in_memory(script) as world:
-        world.app.extensions["bridge"]._functions = Functions.of(book)
+        world.app.extensions["bridge"].functions.loaded[""] = Functions.of(book)
         async with world.call() as phone:
             await answered.wait()
             await phone.hang_up()

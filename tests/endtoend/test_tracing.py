@@ -59,7 +59,7 @@ async def conversation(agent: AgentSession) -> None:
 
 
 async def a_call(world: World) -> str:
-    world.app.extensions["bridge"]._functions = Functions.of(book_table, look_up)
+    world.app.extensions["bridge"].functions.loaded[""] = Functions.of(book_table, look_up)
     async with world.call() as phone:
         session = await world.agent.wait_for_session()
         await phone.wait_heard(2 * len(WORDS) / 8000)

@@ -236,7 +236,7 @@ def play(
     async def main() -> None:
         if not bridge._prepared:
             await app.startup()
-            bridge._functions = Functions.of(get_time)
+            bridge.functions.loaded[""] = Functions.of(get_time)
         # Whatever test ran before may have left the log configured for its own output.
         structlog.configure(processors=[log])
         with trio.move_on_after(GUARD_SECONDS) as guard:

@@ -60,7 +60,7 @@ async def script(agent: AgentSession) -> None:
 
 
 async def one_call(world: World) -> None:
-    world.app.extensions["bridge"]._functions = Functions.of(get_time)
+    world.app.extensions["bridge"].functions.loaded[""] = Functions.of(get_time)
     async with world.call() as phone:
         await trio.sleep(10)
         await phone.hang_up()
@@ -264,7 +264,7 @@ async def test_viewers_cost_a_call_nothing(autojump_clock: Clock) -> None:
     for watched in (False, True):
         async with in_memory(script, quiet(speed=2.0, stale_chunks=0)) as world:
             live = live_of(world)
-            world.app.extensions["bridge"]._functions = Functions.of(get_time)
+            world.app.extensions["bridge"].functions.loaded[""] = Functions.of(get_time)
             with live.watching() as sleeps:
                 if not watched:
                     live._everything.discard(sleeps)
