@@ -222,6 +222,7 @@ class _AgentOfCall:
         ending: Ending[Outcome],
         schemas: Sequence[Mapping[str, Any]],
         history: Sequence[Mapping[str, Any]] | None,
+        table: dict[str, Any],
     ) -> AsyncIterator[OpenedAgent]:
         """A `bridge.call.parts.OpenAgent`."""
         deepgram, setup = self._settings.deepgram, self._setup
@@ -239,6 +240,8 @@ class _AgentOfCall:
                 await warm.aclose()
             if self._table is None:
                 self._table = await setup.filled_in(self._settings, self._info)
+            elif table:
+                self._table = table
             message = self._message(self._table, schemas, history)
             # The time spent on the prewarmed session counts, but one attempt always remains.
             budget, spent = deepgram.connect_budget, trio.current_time() - began
@@ -252,7 +255,7 @@ class _AgentOfCall:
 
     def _opened(self, session: AgentSession) -> OpenedAgent:
         assert self._table is not None
-        return OpenedAgent(session, self._name, _is_flux(self._table))
+        return OpenedAgent(session, self._name, self._table)
 
     def _message(
         self,
@@ -268,10 +271,3 @@ def agent_of(settings: Settings, info: CallInfo) -> str:
     chosen_by_name = info.parameters.get("direction") in (OUTBOUND, "softphone")
     wanted = info.parameters.get("agent", "") if chosen_by_name else None
     return settings.agent_for(info.called, wanted)
-
-
-def _is_flux(agent: Mapping[str, Any]) -> bool:
-    """Return whether the agent uses Flux, which alone accepts ForceEndTurn."""
-    listen = agent.get("listen")
-    provider = listen.get("provider") if isinstance(listen, Mapping) else None
-    return isinstance(provider, Mapping) and provider.get("version") == "v2"

@@ -29,6 +29,7 @@ from bridge.call.report import CallReport
 from bridge.deepgram.retry import worth_another_try
 from bridge.deepgram.session import AgentClosed, AgentFailed, AgentSession, AgentUnavailable
 from bridge.functions.in_flight import FunctionCalls
+from bridge.functions.phone_call import PhoneCall
 from bridge.log import get_logger
 from bridge.outcome import Outcome
 from bridge.twilio import messages as phone_says
@@ -104,7 +105,8 @@ class Call(CallParts):
             schemas = self.functions.schemas()
             history = self.conversation.history if self.has_had_agent else None
             try:
-                async with self.open_agent(self.ending, schemas, history) as agent:
+                table = self.table.now
+                async with self.open_agent(self.ending, schemas, history, table) as agent:
                     offer.send_nowait(agent.session)
                     # What ends a session is recorded before it is closed: closing takes time, in
                     # which other tasks would find reasons of their own.
@@ -143,12 +145,13 @@ class Call(CallParts):
 
     async def _converse(self, agent: OpenedAgent) -> None:
         """Let one session and the caller talk until it is over, and decide what comes next."""
-        session, self.report.agent, self.typed.ends_turns = agent
+        session, self.report.agent, table = agent
+        self.table.opened(table)
         if not self.has_had_agent:
             self.report.setup_seconds = self.seconds_so_far
         functions = FunctionCalls(
             self.functions,
-            self.report.info,
+            PhoneCall.of(self.report.info, self.actions),
             session.send,
             self.silence.function_began,
             self.silence.function_ended,
@@ -157,9 +160,12 @@ class Call(CallParts):
         try:
             await self.conversation.follow(session, functions, self.ending)
         except (AgentFailed, AgentClosed) as error:
+            refused = isinstance(error, AgentFailed) and self.table.take_back()
             if isinstance(error, AgentClosed) and error.clean:
                 self.end(Outcome.AGENT_ENDED, str(error), error)
-            elif self.report.reconnects >= self.max_reconnects or not worth_another_try(error):
+            elif self.report.reconnects >= self.max_reconnects or not (
+                refused or worth_another_try(error)
+            ):
                 self.end(Outcome.AGENT_FAILED, str(error), error)
             elif self.ending.first is None:
                 self.report.reconnects += 1

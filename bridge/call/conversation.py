@@ -18,6 +18,7 @@ from bridge.call.silence import Silence
 from bridge.call.story import Story
 from bridge.deepgram import messages as agent_says
 from bridge.deepgram.session import AgentClosed, AgentFailed, AgentSession
+from bridge.deepgram.updates import AgentTable
 from bridge.functions.in_flight import FunctionCalls, Tasks
 from bridge.log import get_logger
 
@@ -27,7 +28,11 @@ log = get_logger(__name__)
 # memory of a call of hours must stay bounded; the oldest items are dropped first.
 HISTORY_ITEMS: Final = 300
 
-# Words given to the agent as the caller's, whose echo has not come: MAX_TYPED, and some more.
+# How long the agent may take to say or refuse words it was given. It says them later if others are
+# in the queue.
+DECISION_SECONDS: Final = 5.0
+
+# Words given to the agent, its own and the caller's, whose echo is known: MAX_TYPED, and more.
 ECHOES: Final = 32
 
 
@@ -43,6 +48,7 @@ class Conversation:
         downlink: Downlink,
         story: Story,
         silence: Silence,
+        table: AgentTable,
         *,
         changed: Callable[[], object],
         greeting_protected: bool,
@@ -50,10 +56,14 @@ class Conversation:
         self._downlink = downlink
         self._story = story
         self._silence = silence
+        self._table = table
         self._changed = changed
         self._greeting_protected = greeting_protected
         # Words that bridge gave the agent to say; ConversationText repeats them as the agent's.
-        self._given: list[str] = []
+        self._given: deque[str] = deque(maxlen=ECHOES)
+        # Set when the agent says, or refuses to say, what `say` gave it.
+        self._decided = trio.Event()
+        self._refused = False
         # Words that bridge gave it as the caller's; they are in the story already.
         self._echoes: deque[str] = deque(maxlen=ECHOES)
         self.history: list[dict[str, Any]] = []
@@ -142,6 +152,17 @@ class Conversation:
                 item = msgspec.to_builtins(message)
                 self.history.append({k: v for k, v in item.items() if v is not None})
                 del self.history[:-HISTORY_ITEMS]
+            case (
+                agent_says.PromptUpdated()
+                | agent_says.ThinkUpdated()
+                | agent_says.SpeakUpdated()
+                | agent_says.ListenUpdated()
+            ):
+                self._table.acknowledged()
+            case agent_says.InjectionRefused():
+                log.info("agent refused words", reason=message.message)
+                self._refused = True
+                self._decided.set()
             case agent_says.Warning(code=code, description=words):
                 log.warning("agent warning", code=code, words=words)
             case agent_says.Error():
@@ -159,7 +180,9 @@ class Conversation:
 
     def _agent_said(self, words: str, now: float) -> None:
         self._story.agent_line(words, now, self._downlink.unsent)
-        if not any(words in given for given in self._given):
+        if any(words in given for given in self._given):
+            self._decided.set()
+        else:
             self._silence.agent_said(now)
         if self.goodbye is not None:
             self.goodbye.agent_said(words)
@@ -186,6 +209,22 @@ class Conversation:
         self._downlink.gate.new_turn()
         self._silence.injected(trio.current_time())
         await self._session().send(agent_says.InjectAgentMessage(words, behavior))
+
+    async def say(self, words: str) -> bool:
+        """Give the agent words to say, and return whether it takes them: it refuses while the
+        caller speaks.
+
+        Raises AgentClosed when there is no session.
+        """
+        self._decided, self._refused = trio.Event(), False
+        await self.inject(words, "queue")
+        with trio.move_on_after(DECISION_SECONDS):
+            await self._decided.wait()
+        return not self._refused
+
+    async def send(self, message: agent_says.ToAgent) -> None:
+        """Send the agent a message. Raises AgentClosed when there is no session."""
+        await self._session().send(message)
 
     async def give_callers_words(self, words: str, *, cut_in: bool) -> None:
         """Give the agent words that the caller wrote or keyed in, as if they had been spoken. With

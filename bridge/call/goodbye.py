@@ -94,11 +94,12 @@ class PoliteEnd:
         self.handed_over: tuple[Outcome, str] | None = None
         """The outcome to report if Twilio closes the stream, as it does for a transfer."""
 
-    def wind_down(self, outcome: Outcome, reason: str, words: str) -> None:
+    def wind_down(self, outcome: Outcome, reason: str, words: str, transfer_to: str = "") -> None:
         """Have the agent say `words` and end the call when the caller has heard
         them, at the latest after FAREWELL_SECONDS. Without an agent the call ends now. Returns at
-        once; a second call changes nothing."""
+        once; a second call changes nothing. `transfer_to` is as in `end_after_goodbye`."""
         if self._conversation.agent is None:
+            self._report.transfer_to = transfer_to
             self._ending.begin(outcome, reason)
             return
         goodbye = Goodbye(words)
@@ -109,7 +110,7 @@ class PoliteEnd:
                 await self._follow(goodbye, FAREWELL_SECONDS)
             except AgentClosed:
                 pass  # nothing more can be said
-            self._ending.begin(outcome, reason)
+            await self._end(outcome, reason, transfer_to)
 
         self._begin(goodbye, say_and_follow)
 
@@ -125,11 +126,14 @@ class PoliteEnd:
             if goodbye.interrupted:
                 self._conversation.goodbye = None
                 return
-            self._report.transfer_to = transfer_to
-            await self._hand_over(outcome, reason)
-            self._ending.begin(outcome, reason)
+            await self._end(outcome, reason, transfer_to)
 
         self._begin(goodbye, follow)
+
+    async def _end(self, outcome: Outcome, reason: str, transfer_to: str) -> None:
+        self._report.transfer_to = transfer_to
+        await self._hand_over(outcome, reason)
+        self._ending.begin(outcome, reason)
 
     def _begin(self, goodbye: Goodbye, follow: Callable[[], Awaitable[None]]) -> None:
         if self._conversation.goodbye is None:

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import trio
 
+from bridge.call.actions import CallActions
 from bridge.call.conversation import Conversation
 from bridge.call.downlink import Downlink, Recording
 from bridge.call.goodbye import PoliteEnd, Transfer
@@ -23,6 +24,8 @@ from bridge.call.voice import Voice
 from bridge.caller import CallInfo
 from bridge.config.settings import Settings
 from bridge.deepgram.session import AgentSession
+from bridge.deepgram.settings import uses_flux
+from bridge.deepgram.updates import AgentTable
 from bridge.ending import Ending, Sign
 from bridge.functions import Functions
 from bridge.functions.builtin import built_in
@@ -44,17 +47,18 @@ _CLOSE_CODES: Final = {
 
 
 class OpenedAgent(NamedTuple):
-    """A session with the agent, the agent's name, and whether it uses Flux."""
+    """A session with the agent, the agent's name, and its table in the session's Settings."""
 
     session: AgentSession
     name: str
-    is_flux: bool
+    table: dict[str, Any]
 
 
 class OpenAgent(Protocol):
     """Opens a session with the agent of one call, for as long as the context lasts.
 
-    `history` resumes a conversation; None begins one. Closing takes until `ending.by()` at most.
+    `history` resumes a conversation; None begins one. `table` is the agent's table as a function
+    has changed it; empty for the configured one. Closing takes until `ending.by()` at most.
     Raises AgentUnavailable or AgentFailed on entering.
     """
 
@@ -63,6 +67,7 @@ class OpenAgent(Protocol):
         ending: Ending[Outcome],
         schemas: Sequence[Mapping[str, Any]],
         history: Sequence[Mapping[str, Any]] | None,
+        table: dict[str, Any],
     ) -> AbstractAsyncContextManager[OpenedAgent]: ...
 
 
@@ -114,10 +119,12 @@ class CallParts:
         self.voice = Voice()
         self.uplink = Uplink(call.frame_ms, delays.uplink_delay)
         self.downlink = Downlink(phone, self.story, self.silence, recording, delays.downlink_delay)
+        self.table = AgentTable()
         self.conversation = Conversation(
             self.downlink,
             self.story,
             self.silence,
+            self.table,
             changed=partial(observer.changed, self),
             greeting_protected=not call.interruptible_greeting,
         )
@@ -125,7 +132,15 @@ class CallParts:
             self.conversation, self.downlink.wait_played, self.ending, self.report, transfer
         )
         self.functions = functions + built_in(self.polite_end, settings.functions)
-        self.typed = TypedInput(self.conversation, self.words)
+        self.typed = TypedInput(self.conversation, self.words, lambda: uses_flux(self.table.now))
+        self.actions = CallActions(
+            self.conversation,
+            self.table,
+            lambda: self.functions,
+            self.polite_end,
+            self.ending,
+            settings.functions.transfer_to,
+        )
         self.timekeeper = Timekeeper(
             self.conversation,
             self.silence,

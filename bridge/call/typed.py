@@ -6,6 +6,7 @@ wait here, in order, MAX_TYPED of them at most.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import trio
@@ -35,14 +36,16 @@ class _Typed(NamedTuple):
 class TypedInput:
     """The typed input of one call. Only `run`, a task of the call, waits."""
 
-    def __init__(self, conversation: Conversation, words: Words) -> None:
+    def __init__(
+        self, conversation: Conversation, words: Words, takes_end_of_turn: Callable[[], bool]
+    ) -> None:
         self._conversation = conversation
         self._words = words
+        # Whether the agent accepts ForceEndTurn; only Flux does.
+        self._takes_end_of_turn = takes_end_of_turn
         self._keypad = Keypad()
         self._typed_in, self._typed = trio.open_memory_channel[_Typed](MAX_TYPED)
         self._waiting = 0
-        self.ends_turns = False
-        """Whether the agent accepts ForceEndTurn; only Flux does."""
 
     def key_pressed(self, digit: str) -> None:
         """Add a pressed key: 0 to 9, *, # or A to D."""
@@ -73,7 +76,7 @@ class TypedInput:
             await self._conversation.wait_session()
             try:
                 await self._conversation.give_callers_words(typed.words, cut_in=typed.cut_in)
-                if self.ends_turns:
+                if self._takes_end_of_turn():
                     await self._conversation.end_turn()
                 return
             except AgentClosed:

@@ -213,6 +213,43 @@ class KeepAlive(_ToAgent, frozen=True, tag="KeepAlive"):
     """
 
 
+class UpdatePrompt(_ToAgent, frozen=True, tag="UpdatePrompt"):
+    """Text to add to the prompt; the agent answers PromptUpdated.
+
+    https://developers.deepgram.com/docs/voice-agent-update-prompt
+    """
+
+    prompt: str
+
+
+class UpdateThink(_ToAgent, frozen=True, tag="UpdateThink"):
+    """The whole `agent.think` from now on, functions included; answered with ThinkUpdated.
+
+    https://developers.deepgram.com/docs/voice-agent-update-think
+    """
+
+    think: Any
+
+
+class UpdateSpeak(_ToAgent, frozen=True, tag="UpdateSpeak"):
+    """The whole `agent.speak` from now on; answered with SpeakUpdated.
+
+    https://developers.deepgram.com/docs/voice-agent-update-speak
+    """
+
+    speak: Any
+
+
+class UpdateListen(_ToAgent, frozen=True, tag="UpdateListen"):
+    """Changes of `agent.listen`, with the provider's type, version and model; answered with
+    ListenUpdated.
+
+    https://developers.deepgram.com/docs/voice-agent-update-listen
+    """
+
+    listen: Any
+
+
 class InjectAgentMessage(_ToAgent, frozen=True, tag="InjectAgentMessage"):
     """Words for the agent to speak. `behavior`: "default", "queue" or "interrupt".
 
@@ -248,7 +285,17 @@ class FunctionResult(_ToAgent, frozen=True, tag="FunctionCallResponse"):
     thought_signature: str | None = None
 
 
-ToAgent = KeepAlive | InjectAgentMessage | InjectUserMessage | ForceEndTurn | FunctionResult
+ToAgent = (
+    KeepAlive
+    | UpdatePrompt
+    | UpdateThink
+    | UpdateSpeak
+    | UpdateListen
+    | InjectAgentMessage
+    | InjectUserMessage
+    | ForceEndTurn
+    | FunctionResult
+)
 
 
 def encode(message: ToAgent) -> str:

@@ -58,13 +58,25 @@ def settings_message(
     # Without a think provider there is nothing to add functions to: Deepgram refuses a `think` that
     # has only functions.
     if functions and (think := agent.get("think")):
-        several = isinstance(think, list)
-        added = [
-            {**one, "functions": [*one.get("functions", ()), *functions]}
-            for one in (think if several else [think])
-        ]
-        agent = {**agent, "think": added if several else added[0]}
+        agent = {**agent, "think": with_functions(think, functions)}
     return _written(agent, beside)
+
+
+def with_functions(think: Any, functions: Sequence[Mapping[str, Any]]) -> Any:
+    """Return `think`, one table or several to fall back on, with the functions that bridge runs
+    behind each table's own."""
+    if not functions:
+        return think
+    if isinstance(think, list):
+        return [with_functions(one, functions) for one in think]
+    return {**think, "functions": [*think.get("functions", ()), *functions]}
+
+
+def uses_flux(agent: Mapping[str, Any]) -> bool:
+    """Return whether an agent's table is for Flux, which alone accepts ForceEndTurn."""
+    listen = agent.get("listen")
+    provider = listen.get("provider") if isinstance(listen, Mapping) else None
+    return isinstance(provider, Mapping) and provider.get("version") == "v2"
 
 
 def _written(agent: Mapping[str, Any] | str, beside: Mapping[str, Any] | None) -> str:

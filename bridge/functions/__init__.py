@@ -2,11 +2,11 @@
 
     from typing import Annotated
 
-    from bridge.functions import CallInfo, function
+    from bridge.functions import PhoneCall, function
 
     @function(defer_until_eot=True)
     async def book_table(
-        guests: int, hour: Annotated[int, "24-hour clock"], call: CallInfo
+        guests: int, hour: Annotated[int, "24-hour clock"], call: PhoneCall
     ) -> dict[str, int]:
         \"\"\"Book a table for tonight.\"\"\"
         number = await bookings.add(guests, hour, phone=call.caller)
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from bridge.caller import CallInfo
 from bridge.functions.errors import FunctionError
+from bridge.functions.phone_call import PhoneCall
 from bridge.functions.registry import Function, Functions, function
 
-__all__ = ["CallInfo", "Function", "FunctionError", "Functions", "function"]
+__all__ = ["CallInfo", "Function", "FunctionError", "Functions", "PhoneCall", "function"]

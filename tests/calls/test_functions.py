@@ -2,15 +2,278 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
 import pytest
+import trio
 import trio.testing
 
+from bridge.call.actions import MAX_WAITING, SAY_SECONDS
 from bridge.config.settings import Settings
-from bridge.functions import Functions
+from bridge.functions import Functions, PhoneCall
+from bridge.testing.agent.server import AgentSession, Behaviour, silent
 from bridge.testing.phone.twiml import Hangup, Say
-from tests.world import in_memory, settings
+from tests.world import QUIET, World, settings
+from tests.world import in_memory as in_memory_with
 
 Clock = trio.testing.MockClock
+SECOND = bytes(range(1, 251)) * 32
+RECEPTION = {"transfer_to": {"reception": "+15551112222"}}
+Act = Callable[[PhoneCall], Awaitable[Any]]
+
+
+def in_memory(
+    act: Act | None = None,
+    script: Any = silent,
+    behaviour: Behaviour = QUIET,
+    **tables: Any,
+) -> AbstractAsyncContextManager[World]:
+    """A world whose agent has one function, `act`."""
+    world = in_memory_with(script, behaviour, settings(**tables))
+    return _with(world, act) if act is not None else world
+
+
+@asynccontextmanager
+async def _with(opening: AbstractAsyncContextManager[World], act: Act) -> AsyncIterator[World]:
+    async def f(call: PhoneCall) -> Any:
+        return await act(call)
+
+    async with opening as world:
+        world.app.extensions["bridge"].functions.loaded[""] = Functions.of(f)
+        yield world
+
+
+def said(world: World) -> list[str]:
+    """What the agents said, in order."""
+    return [one.text for session in world.agent.sessions for one in session.mouth.spoken]
+
+
+# ---- what a function may do ---------------------------------------------------------------------
+
+
+async def test_a_function_has_the_agent_speak_while_it_runs(autojump_clock: Clock) -> None:
+    async def act(call: PhoneCall) -> str:
+        call.say("I am asking the kitchen.")
+        call.say("It takes a moment.")
+        await trio.sleep(6)
+        return call.caller
+
+    async def script(agent: AgentSession) -> None:
+        await agent.user_said("A table, please.")
+        (call,) = await agent.call_functions([{"name": "f"}])
+        await agent.say(f"Done, {json.loads(call.response or '')}.", SECOND)
+        await trio.sleep_forever()
+
+    async with in_memory(act, script) as world:
+        async with world.call(from_number="+15551234567") as phone:
+            await phone.wait_heard(3.0)
+            await phone.wait_quiet(1)
+            await phone.hang_up()
+        await world.quiet()
+    assert said(world) == [
+        "I am asking the kitchen.",
+        "It takes a moment.",
+        "Done, +15551234567.",
+    ]
+    assert world.agent.opened == 1
+
+
+async def test_words_wait_for_a_caller_who_speaks(autojump_clock: Clock) -> None:
+    async def act(call: PhoneCall) -> None:
+        call.say("There is a table.")
+
+    async def script(agent: AgentSession) -> None:
+        await agent.user_started_speaking()
+        await agent.call_functions([{"name": "f"}])
+        await trio.sleep(4)
+        assert said(world) == []
+        await agent.user_said("... by the window.")
+        await trio.sleep(2)
+        assert said(world) == ["There is a table."]
+        await trio.sleep_forever()
+
+    async with in_memory(act, script) as world:
+        async with world.call() as phone:
+            await phone.wait_heard(0.5)
+            await phone.wait_quiet(10)
+            await phone.hang_up()
+        await world.quiet()
+    assert said(world) == ["There is a table."], "once"
+
+
+async def test_words_for_a_caller_who_does_not_stop_are_dropped(autojump_clock: Clock) -> None:
+    async def act(call: PhoneCall) -> None:
+        call.say("There is a table.")
+
+    async def script(agent: AgentSession) -> None:
+        await agent.user_started_speaking()
+        await agent.call_functions([{"name": "f"}])
+        for _ in range(10):
+            await trio.sleep(SAY_SECONDS / 5)
+            await agent.user_started_speaking()
+        await agent.user_said("That is all.")
+        await agent.say("Thank you.", SECOND)
+        await trio.sleep_forever()
+
+    async with in_memory(act, script, call={"stall_seconds": 60}) as world:
+        async with world.call() as phone:
+            await phone.wait_heard(1.0)
+            await phone.wait_quiet(5)
+            await phone.hang_up()
+        await world.quiet()
+    assert said(world) == ["Thank you."]
+    assert [line for line in world.logs if line["event"].startswith("words not said")]
+
+
+async def test_a_function_hangs_up_behind_the_agents_next_words(autojump_clock: Clock) -> None:
+    async def act(call: PhoneCall) -> str:
+        call.hang_up()
+        return "say goodbye"
+
+    async def script(agent: AgentSession) -> None:
+        await agent.call_functions([{"name": "f"}])
+        await agent.say("Goodbye!", SECOND * 2)
+        await trio.sleep_forever()
+
+    async with in_memory(act, script) as world:
+        async with world.call() as phone:
+            await phone.wait_ended()
+    assert phone.heard_seconds == pytest.approx(2.0, abs=0.01)
+    assert world.ending["outcome"] == "agent_ended"
+    assert world.ending["reason"] == "a function hung up"
+
+
+@pytest.mark.parametrize("target", ["reception", "+15551112222"])
+async def test_a_function_transfers_behind_its_own_words(
+    autojump_clock: Clock, target: str
+) -> None:
+    async def act(call: PhoneCall) -> None:
+        call.say("I connect you.")
+        call.transfer(target)
+
+    async def script(agent: AgentSession) -> None:
+        await agent.call_functions([{"name": "f"}])
+        await trio.sleep_forever()
+
+    async with in_memory(act, script, functions=RECEPTION) as world:
+        async with world.call() as phone:
+            await phone.wait_ended()
+    assert said(world) == ["I connect you."]
+    assert phone.heard_seconds > 0.3
+    assert phone.ending == "dialled"
+    assert "+15551112222" in str(phone.verbs[-1])
+    assert world.ending["outcome"] == "transferred"
+
+
+REFUSALS: dict[str, tuple[Callable[[PhoneCall], Any], str]] = {
+    "nowhere": (lambda call: call.transfer("kitchen"), "functions.transfer_to has reception"),
+    "nothing": (lambda call: call.say(" "), "words: expected something to say"),
+    "no change": (lambda call: call.update(), "update: expected prompt, voice, think, speak or"),
+    "twice": (
+        lambda call: call.update(voice="aura-2-agathe-fr", speak={"provider": {}}),
+        "voice: it is a part of speak",
+    ),
+    "too much": (
+        lambda call: [call.say("again") for _ in range(MAX_WAITING + 1)],
+        "too much is waiting for the agent",
+    ),
+    "after the end": (
+        lambda call: (call.hang_up(), call.transfer("reception")),
+        "the call is ending",
+    ),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+async def test_what_a_function_may_not_do_is_its_own_failure(
+    autojump_clock: Clock, refusal: str
+) -> None:
+    does, why = REFUSALS[refusal]
+
+    async def act(call: PhoneCall) -> None:
+        does(call)
+
+    async def script(agent: AgentSession) -> None:
+        (call,) = await agent.call_functions([{"name": "f"}])
+        answers.append(call.response or "")
+        await agent.say("I am sorry.", SECOND)
+        await trio.sleep_forever()
+
+    answers: list[str] = []
+    async with in_memory(act, script, functions=RECEPTION) as world:
+        async with world.call() as phone:
+            await phone.wait_heard(1.0)
+            await phone.hang_up()
+        await world.quiet()
+    assert answers == ['{"error":"the function failed"}']
+    (line,) = [line for line in world.logs if line["event"] == "function failed"]
+    assert why in str(line["exc_info"])
+
+
+# ---- changes of the agent -----------------------------------------------------------------------
+
+
+async def test_changes_reach_the_agent_and_the_next_session(autojump_clock: Clock) -> None:
+    async def act(call: PhoneCall) -> None:
+        call.update(think={"prompt": "You are a pirate."})
+        call.update(prompt="Be brief.", voice="aura-2-agathe-fr")
+        call.update(listen={"provider": {"language": "fr"}})
+
+    async def script(agent: AgentSession) -> None:
+        if agent is world.agent.sessions[0]:
+            await agent.call_functions([{"name": "f"}])
+            await trio.sleep(1)
+            seen.append((agent.prompt, agent.speak, agent.listen, agent.think["functions"]))
+            await agent.reset()
+        seen.append((agent.prompt, agent.speak, agent.listen, agent.think["functions"]))
+        await agent.say("Ahoy.", SECOND)
+        await trio.sleep_forever()
+
+    seen: list[Any] = []
+    async with in_memory(act, script, deepgram={"max_reconnects": 1}) as world:
+        async with world.call() as phone:
+            await phone.wait_heard(1.0)
+            await phone.hang_up()
+        await world.quiet()
+    assert seen[0] == seen[1]
+    prompt, speak, listen, functions = seen[0]
+    assert prompt == "You are a pirate.\nBe brief."
+    assert speak == {"provider": {"type": "deepgram", "model": "aura-2-agathe-fr"}}
+    assert listen == {"provider": {"type": "deepgram", "model": "nova-3", "language": "fr"}}
+    assert [one["name"] for one in functions] == ["f", "end_call"]
+    kinds = [message["type"] for _, message in world.agent.sessions[0].sent]
+    acknowledged = ["ThinkUpdated", "PromptUpdated", "SpeakUpdated", "ListenUpdated"]
+    assert [kind for kind in kinds if kind.endswith("Updated")] == acknowledged
+    assert [session.faults for session in world.agent.sessions] == [[], []]
+
+
+async def test_a_change_that_the_agent_refuses_costs_a_session_and_not_the_call(
+    autojump_clock: Clock,
+) -> None:
+    async def act(call: PhoneCall) -> None:
+        call.update(prompt="Be brief.")
+        await trio.sleep(1)
+        call.update(speak={"provider": {"colour": "blue"}})
+
+    async def script(agent: AgentSession) -> None:
+        if agent is world.agent.sessions[0]:
+            await agent.call_functions([{"name": "f"}])
+        await agent.say("Still here.", SECOND)
+        await trio.sleep_forever()
+
+    async with in_memory(act, script, deepgram={"max_reconnects": 1}) as world:
+        async with world.call() as phone:
+            await phone.wait_heard(1.0)
+            await phone.hang_up()
+        await world.quiet()
+    first, second = world.agent.sessions
+    assert "unknown field `colour`" in str(first.sent[-1])
+    assert second.prompt.endswith("Be brief.")
+    assert "colour" not in str(second.settings)
+    assert world.ending["outcome"] == "caller_hung_up"
 
 
 # ---- a call that cannot be set up ---------------------------------------------------------------
@@ -25,13 +288,13 @@ async def test_a_call_that_cannot_be_set_up_ends_like_any_other(
     async def end_call() -> None: ...
 
     using = settings(deepgram={"prewarm": prewarm}, server={"max_calls": 1})
-    async with in_memory(using=using) as world:
+    async with in_memory_with(using=using) as world:
         bridge = world.app.extensions["bridge"]
         bridge.functions.loaded[""] = Functions.of(end_call)
         for _ in range(2):
             async with world.call() as phone:
                 await phone.wait_ended()
-            assert phone.verbs[1:] == [Say(Settings().call.apology), Hangup()]
+            assert phone.verbs[1:] == [Say(Settings().words.apology), Hangup()]
         await world.quiet()
         assert not bridge.entrance.is_full(using)
         metrics, _ = bridge.metrics.expose(None)

@@ -1,0 +1,146 @@
+"""What functions and operators do with a call: say, update, transfer, hang up.
+
+What has to be sent to the agent waits here, in order, until there is a session that takes it; at
+most MAX_WAITING at once, and more is refused.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Final
+
+import trio
+
+from bridge.call.conversation import Conversation
+from bridge.call.goodbye import PoliteEnd
+from bridge.call.typed import RETRY_SECONDS, NotTaken
+from bridge.deepgram.session import AgentClosed
+from bridge.deepgram.updates import AgentTable, Changes
+from bridge.ending import Ending
+from bridge.functions import Functions
+from bridge.log import get_logger
+from bridge.outcome import Outcome
+from bridge.twilio.numbers import check_number
+
+log = get_logger(__name__)
+
+# A function says a sentence or two; an operator's clicks are fewer.
+MAX_WAITING: Final = 16
+
+# How long words wait for a caller who does not stop speaking: later they would answer nothing.
+SAY_SECONDS: Final = 15.0
+
+
+class CallActions:
+    """Acts on one call. Every method returns at once."""
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        table: AgentTable,
+        functions: Callable[[], Functions],
+        end: PoliteEnd,
+        ending: Ending[Outcome],
+        transfer_to: Mapping[str, str],
+    ) -> None:
+        self._conversation = conversation
+        self._table = table
+        self._functions = functions
+        self._end = end
+        self._ending = ending
+        self._transfer_to = transfer_to
+        self._waiting: deque[Callable[[], Awaitable[None]]] = deque()
+
+    @property
+    def targets(self) -> list[str]:
+        """The names that a call may be transferred to."""
+        return list(self._transfer_to)
+
+    def say(self, words: str) -> None:
+        """Have the agent say these words when neither side speaks."""
+        if not words.strip():
+            raise ValueError("words: expected something to say")
+        self._add(partial(self._say, words))
+
+    def update(self, changes: Changes, voice: str = "") -> None:
+        """Change the agent for the rest of the call; `voice` stands for a change of `speak`."""
+        if voice:
+            if changes.speak:
+                raise ValueError("voice: it is a part of speak; give one of them")
+            changes = changes._replace(speak=self._table.voice(voice))
+        if not any(changes):
+            raise ValueError("update: expected prompt, voice, think, speak or listen")
+        self._add(partial(self._update, changes))
+
+    def hang_up(self) -> None:
+        """End the call behind the agent's next words."""
+        self._check()
+        self._end.end_after_goodbye(Outcome.AGENT_ENDED, "a function hung up")
+
+    def transfer(self, target: str) -> None:
+        """Connect the caller to `target`, a name or a number, behind the agent's next words."""
+        number = self.number_of(target)
+        self._check()
+        self._end.end_after_goodbye(
+            Outcome.TRANSFERRED, f"a function transferred: {target}", transfer_to=number
+        )
+
+    def transfer_now(self, target: str, words: str) -> None:
+        """Connect the caller to `target`, a name or a number, behind these words of the agent."""
+        number = self.number_of(target)
+        self._check()
+        self._end.wind_down(
+            Outcome.TRANSFERRED, f"an operator transferred: {target}", words, transfer_to=number
+        )
+
+    def number_of(self, target: str) -> str:
+        """Return where to connect the caller to. Raises ValueError, with the remedy."""
+        if target in self._transfer_to:
+            return self._transfer_to[target]
+        try:
+            return check_number(target)
+        except ValueError as error:
+            names = ", ".join(self._transfer_to) or "no names yet"
+            raise ValueError(f"{error}; functions.transfer_to has {names}") from None
+
+    # ---- what waits for the agent ---------------------------------------------------------------
+
+    def _check(self) -> None:
+        if self._ending.first is not None or self._conversation.goodbye is not None:
+            raise NotTaken("the call is ending")
+
+    def _add(self, send: Callable[[], Awaitable[None]]) -> None:
+        if self._ending.first is not None:
+            raise NotTaken("the call is ending")
+        if len(self._waiting) >= MAX_WAITING:
+            raise NotTaken("too much is waiting for the agent")
+        self._waiting.append(send)
+        if len(self._waiting) == 1:
+            self._ending.start_soon(self._send_all, name="actions")
+
+    async def _send_all(self) -> None:
+        while self._waiting:
+            await self._waiting[0]()
+            self._waiting.popleft()
+
+    async def _say(self, words: str) -> None:
+        until = trio.current_time() + SAY_SECONDS
+        while trio.current_time() < until:
+            await self._conversation.wait_session()
+            try:
+                if await self._conversation.say(words):
+                    return
+            except AgentClosed:
+                pass  # the agent reader notices, too, and opens another session
+            await trio.sleep(RETRY_SECONDS)
+        log.warning("words not said: the caller did not stop speaking", seconds=SAY_SECONDS)
+
+    async def _update(self, changes: Changes) -> None:
+        await self._conversation.wait_session()
+        for message in self._table.update(changes, self._functions().schemas()):
+            try:
+                await self._conversation.send(message)
+            except AgentClosed:
+                return  # the next session is opened with it
