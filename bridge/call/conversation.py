@@ -193,6 +193,11 @@ class Conversation:
             self.goodbye.caller_cut_in()
         log.debug("barge-in")
 
+    @property
+    def agent_may_be_heard(self) -> bool:
+        """Whether the phone may be playing audio of the agent."""
+        return self._downlink.playback.may_be_playing
+
     # ---- from us --------------------------------------------------------------------------------
 
     async def wait_session(self) -> None:
@@ -206,6 +211,8 @@ class Conversation:
         """
         if words not in self._given:
             self._given.append(words)
+        if self.running is not None:
+            self.running.fill_silence()
         self._downlink.gate.new_turn()
         self._silence.injected(trio.current_time())
         await self._session().send(agent_says.InjectAgentMessage(words, behavior))

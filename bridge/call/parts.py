@@ -149,6 +149,7 @@ class CallParts:
             call,
             self.words,
             began_at=self.began_at,
+            filler_seconds=settings.functions.filler_seconds,
         )
 
     @property

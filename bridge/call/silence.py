@@ -42,6 +42,8 @@ with each event that the table lists, even where the state stays the same:
     WORDS     ConversationText of the assistant, if     OWING → TOLD; FILLED, DOUBTED → QUIET
               not words that bridge injected
     AUDIO     audio of the agent, sent to the phone     OWING, TOLD → QUIET; PRODDED → DOUBTED
+    GIVEN     the agent was given a filler, since a     OWING, TOLD → FILLED
+              function takes long
     RESULT    the last running function has ended       QUIET, DOUBTED → OWING
     INJECTED  the agent was given words to say          QUIET, DOUBTED, ASKED, PRODDED, FILLED:
                                                         the clock only
@@ -108,6 +110,7 @@ class Event(enum.Enum):
     THINKING = enum.auto()
     WORDS = enum.auto()
     AUDIO = enum.auto()
+    GIVEN = enum.auto()
     RESULT = enum.auto()
     INJECTED = enum.auto()
 
@@ -161,6 +164,7 @@ _TABLE: Final[Mapping[Event, Mapping[State, State]]] = {
         **_all_to(State.QUIET, State.OWING, State.TOLD),
         State.PRODDED: State.DOUBTED,
     },
+    Event.GIVEN: _all_to(State.FILLED, State.OWING, State.TOLD),
     Event.RESULT: _all_to(State.OWING, State.QUIET, State.DOUBTED),
     Event.INJECTED: _clock_only(
         State.QUIET, State.DOUBTED, State.ASKED, State.PRODDED, State.FILLED
@@ -213,6 +217,11 @@ class Silence:
         step = _STEPS[self._state]
         self._go(step.then, now)
         return step.action
+
+    @property
+    def caller_speaks(self) -> bool:
+        """Whether the caller has begun to speak and not ended, as far as is known."""
+        return self._state in (State.CALLER, State.AGAIN)
 
     # ---- what happens ----------------------------------------------------------------------
 
@@ -279,6 +288,10 @@ class Silence:
         """bridge has started a function for the agent."""
         self._functions += 1
         self.agent_thinking(now)
+
+    def filler_given(self, now: float) -> None:
+        """The agent was given a filler while a function runs; its audio is no reply."""
+        self._on(Event.GIVEN, now)
 
     def function_ended(self, now: float) -> None:
         """One function is over: answered, failed or cancelled. Ignored if no function is known to

@@ -1,4 +1,4 @@
-"""Timers of a call: silence, stalls, pauses on the keypad, the longest call.
+"""Timers of a call: silence, stalls, slow functions, pauses on the keypad, the longest call.
 
 A task of the call's own beside its three: it acts when nothing is received.
 """
@@ -41,6 +41,7 @@ class Timekeeper:
         words: Words,
         *,
         began_at: float,
+        filler_seconds: float,
     ) -> None:
         self._conversation = conversation
         self._silence = silence
@@ -48,6 +49,8 @@ class Timekeeper:
         self._end = end
         self._words = words
         self._stall_seconds = settings.stall_seconds
+        self._filler_seconds = filler_seconds
+        self._quiet_since = began_at
         self._ends_at = began_at + 60 * settings.max_minutes
         self._warn_at = self._ends_at - WARNING_SECONDS
 
@@ -73,6 +76,7 @@ class Timekeeper:
             await self._conversation.inject(self._words.last_minute, "queue")
         else:
             await self._break_silence(now)
+            await self._fill_in(now)
 
     async def _break_silence(self, now: float) -> None:
         match self._silence.next(now):
@@ -91,3 +95,14 @@ class Timekeeper:
                     await self._conversation.agent.abandon("it heard the caller and says nothing")
             case None:
                 pass
+
+    async def _fill_in(self, now: float) -> None:
+        """Let the caller hear something while a function runs, once for each function call."""
+        conversation, functions = self._conversation, self._conversation.running
+        if self._silence.caller_speaks or conversation.agent_may_be_heard:
+            self._quiet_since = now
+        elif functions is not None and self._filler_seconds and conversation.goodbye is None:
+            silent_since = max(functions.silent_since, self._quiet_since)
+            if now - silent_since >= self._filler_seconds:
+                self._silence.filler_given(now)
+                await conversation.inject(self._words.one_moment, "queue")

@@ -100,6 +100,7 @@ class FunctionSettings(Struct, frozen=True, kw_only=True):
 
     module: str = ""
     end_call: bool = True
+    filler_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 1.5
     transfer_to: dict[str, str] = msgspec.field(default_factory=dict)
 
 

@@ -27,6 +27,7 @@ session. Rules: https://developers.deepgram.com/docs/voice-agent-function-call-r
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -90,7 +91,8 @@ _NAME_SHOWN: Final = 64
 @dataclass(eq=False)
 class _InFlight:
     """One function call. `scope` encloses running it; `unwanted`: the agent wants no answer;
-    `told`: its result is known; `ended`: its result, unless it is unwanted.
+    `told`: its result is known; `filled`: the caller has been given something to hear meanwhile;
+    `ended`: its result, unless it is unwanted.
     """
 
     call: FunctionCall
@@ -98,6 +100,7 @@ class _InFlight:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     unwanted: bool = False
     told: bool = False
+    filled: bool = False
     ended: Literal["ok", "error", "timeout", "cancelled"] = "cancelled"
 
 
@@ -140,6 +143,18 @@ class FunctionCalls:
     def running(self) -> list[tuple[str, float]]:
         """The function calls without a result yet: name, and start on Trio's clock."""
         return [(one.call.name, one.began) for one in self._in_flight.values() if not one.told]
+
+    @property
+    def silent_since(self) -> float:
+        """When the first function call began that runs while the caller hears nothing; inf: there
+        is none."""
+        calls = self._in_flight.values()
+        return min((one.began for one in calls if not (one.told or one.filled)), default=math.inf)
+
+    def fill_silence(self) -> None:
+        """Note that the agent was given something to say while these function calls run."""
+        for one in self._in_flight.values():
+            one.filled = True
 
     def start(self, nursery: Tasks, request: FunctionCallRequest) -> None:
         """Start a task in `nursery` for each function call of the request. Does not block.

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -22,6 +23,7 @@ from tests.world import in_memory as in_memory_with
 Clock = trio.testing.MockClock
 SECOND = bytes(range(1, 251)) * 32
 RECEPTION = {"transfer_to": {"reception": "+15551112222"}}
+ONE_MOMENT = Settings().words.one_moment
 Act = Callable[[PhoneCall], Awaitable[Any]]
 
 
@@ -44,6 +46,10 @@ async def _with(opening: AbstractAsyncContextManager[World], act: Act) -> AsyncI
     async with opening as world:
         world.app.extensions["bridge"].functions.loaded[""] = Functions.of(f)
         yield world
+
+
+def quiet(**knobs: Any) -> Behaviour:
+    return msgspec.structs.replace(QUIET, **knobs)
 
 
 def said(world: World) -> list[str]:
@@ -211,6 +217,116 @@ async def test_what_a_function_may_not_do_is_its_own_failure(
     assert answers == ['{"error":"the function failed"}']
     (line,) = [line for line in world.logs if line["event"] == "function failed"]
     assert why in str(line["exc_info"])
+
+
+# ---- a function that takes long -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "filler_seconds", "filler"),
+    [(1.0, 1.5, []), (9.0, 1.5, [ONE_MOMENT]), (9.0, 0, []), (4.0, 3, [ONE_MOMENT])],
+)
+async def test_a_slow_function_is_filled_in_once(
+    autojump_clock: Clock, seconds: float, filler_seconds: float, filler: list[str]
+) -> None:
+    async def act(call: PhoneCall) -> None:
+        await trio.sleep(seconds)
+
+    async def script(agent: AgentSession) -> None:
+        for _ in range(2):
+            await agent.user_said("A table, please.")
+            began = trio.current_time()
+            await agent.call_functions([{"name": "f"}])
+            await agent.say("Done.", SECOND)
+            begins.append(
+                [at - began for at, message in agent.messages if "Inject" in message["type"]]
+            )
+        done.set()
+        await trio.sleep_forever()
+
+    begins: list[list[float]] = []
+    done = trio.Event()
+    functions = {"filler_seconds": filler_seconds}
+    async with in_memory(act, script, functions=functions) as world:
+        async with world.call() as phone:
+            await done.wait()
+            await phone.hang_up()
+        await world.quiet()
+    assert said(world) == [*filler, "Done."] * 2, "once for each function call"
+    for at in begins[0][:1]:
+        assert filler_seconds <= at <= filler_seconds + 0.5
+    assert world.agent.opened == 1
+
+
+@pytest.mark.parametrize("who", ["agent", "caller", "the function"])
+async def test_nobody_is_talked_over(autojump_clock: Clock, who: str) -> None:
+    async def act(call: PhoneCall) -> None:
+        if who == "the function":
+            call.say("I am asking the kitchen.")
+        await trio.sleep(4)
+
+    async def script(agent: AgentSession) -> None:
+        if who == "agent":
+            await agent.say("Let me look that up for you.", SECOND * 5)
+        if who == "caller":
+            await agent.user_started_speaking()
+        await agent.call_functions([{"name": "f"}])
+        if who == "caller":
+            await agent.user_said("Are you there?")
+        await agent.say("Done.", SECOND)
+        await trio.sleep_forever()
+
+    async with in_memory(act, script, quiet(speed=0.0)) as world:
+        async with world.call() as phone:
+            await phone.wait_heard(1.0)
+            await phone.wait_quiet(10)
+            await phone.hang_up()
+        await world.quiet()
+    assert ONE_MOMENT not in said(world)
+
+
+async def test_the_filler_is_no_answer(autojump_clock: Clock) -> None:
+    """An agent that says nothing after the function has stalled, though it spoke the filler."""
+
+    async def act(call: PhoneCall) -> None:
+        await trio.sleep(3)
+
+    async def script(agent: AgentSession) -> None:
+        if agent is world.agent.sessions[0]:
+            await agent.user_said("A table, please.")
+            await agent.call_functions([{"name": "f"}])
+            await trio.sleep_forever()
+        times.append(trio.current_time())
+        await agent.say("Where were we?", SECOND)
+        await trio.sleep_forever()
+
+    times: list[float] = []
+    began = trio.current_time()
+    deepgram = {"max_reconnects": 1}
+    async with in_memory(act, script, deepgram=deepgram, call={"stall_seconds": 10}) as world:
+        async with world.call() as phone:
+            await phone.wait_heard(1.5, timeout=120)
+            await phone.hang_up()
+        await world.quiet()
+    assert said(world) == [ONE_MOMENT, "Where were we?"]
+    assert times[0] - began <= 3 + 10 + 1.5
+
+
+async def test_a_goodbye_is_not_filled_in(autojump_clock: Clock) -> None:
+    async def act(call: PhoneCall) -> None:
+        call.hang_up()
+        await trio.sleep(3)
+
+    async def script(agent: AgentSession) -> None:
+        await agent.call_functions([{"name": "f"}])
+        await agent.say("Goodbye!", SECOND)
+        await trio.sleep_forever()
+
+    async with in_memory(act, script) as world:
+        async with world.call() as phone:
+            await phone.wait_ended()
+    assert said(world) == ["Goodbye!"]
+    assert phone.heard_seconds == pytest.approx(1.0, abs=0.01)
 
 
 # ---- changes of the agent -----------------------------------------------------------------------
