@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 import trio
@@ -11,11 +11,13 @@ from werkzeug.exceptions import HTTPException
 
 from bridge.addresses import BadHost
 
+T = TypeVar("T", bound=msgspec.Struct)
+
 # Twenty variables of 500 characters, each six bytes in JSON's longest spelling, fit.
 MAX_BODY: Final = 64 * 1024
 BODY_SECONDS: Final = 5
 
-# The longest text that `POST /calls/{sid}/say` takes, in characters; one sentence is a fifth of it.
+# The longest text that is said in a call by request, in characters; one sentence is a fifth of it.
 MAX_WORDS: Final = 1000
 
 
@@ -41,9 +43,15 @@ class BadRequest(ApiError):
 
 
 class Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The JSON of `POST /calls/{sid}/say`."""
+    """The JSON of `POST /calls/{sid}/say` and `/calls/{sid}/say-as-agent`."""
 
     text: str
+
+
+class Transferred(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The JSON of `POST /calls/{sid}/transfer`: a name of `functions.transfer_to`, or a number."""
+
+    to: str
 
 
 async def json_body() -> bytes:
@@ -90,13 +98,23 @@ def read_words(body: bytes) -> str:
 
     Raises BadRequest, with status 400 for other JSON, and 422 for an empty or too long text.
     """
-    try:
-        text = msgspec.json.decode(body, type=Said).text
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise BadRequest("", f'expected {{"text": "..."}}: {error}', status=400) from error
+    text = _decoded(body, Said).text
     words = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     if not words:
         raise BadRequest("text", "expected some words")
     if len(words) > MAX_WORDS:
         raise BadRequest("text", f"expected at most {MAX_WORDS} characters")
     return words
+
+
+def read_target(body: bytes) -> str:
+    """Return the target of `{"to": "..."}`. Raises BadRequest, with status 400, for other JSON."""
+    return _decoded(body, Transferred).to
+
+
+def _decoded(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        (field,) = (one.name for one in msgspec.structs.fields(kind))
+        raise BadRequest("", f'expected {{"{field}": "..."}}: {error}', status=400) from error

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from bridge.http.dialling import DialRequest
-from bridge.http.json_api import Said
+from bridge.http.json_api import Said, Transferred
 from bridge.http.softphone import CallRequest
 from bridge.twilio.numbers import CALL_SID_PATTERN
 
@@ -59,13 +59,14 @@ _WORDS: Final = {
     503: "not now: draining, full, or something is not configured",
 }
 _CLOSED: Final = (401, 403, 429)
+_NOT_TAKEN: Final = (400, 404, 408, 409, 413, 415, 422, 503)
 
 
 def description() -> Json:
     """Return the whole description, ready for JSON."""
-    types = (DialRequest, Said, CallRequest)
+    types = (DialRequest, Said, Transferred, CallRequest)
     bodies, components = msgspec.json.schema_components(types, ref_template=_REFERENCE)
-    dial, said, softphone = bodies
+    dial, said, transferred, softphone = bodies
     return {
         "openapi": "3.1.0",
         "info": {
@@ -83,21 +84,16 @@ def description() -> Json:
                 "get": _api("show a call", None, {200: "#Call"}, 404),
                 "delete": _api("hang up", None, {200: "#Placed"}, 404, 409, 422, 502, 503),
             },
-            "/calls/{call_sid}/say": {
-                "parameters": [_PATH],
-                "post": _api(
-                    "send text to the agent as if the caller had spoken it",
-                    said,
-                    {202: "#Placed"},
-                    400,
-                    404,
-                    408,
-                    409,
-                    413,
-                    415,
-                    422,
-                    503,
-                ),
+            **{
+                f"/calls/{{call_sid}}/{name}": {
+                    "parameters": [_PATH],
+                    "post": _api(summary, body, {202: "#Placed"}, *_NOT_TAKEN),
+                }
+                for name, summary, body in (
+                    ("say", "send text to the agent as if the caller had spoken it", said),
+                    ("say-as-agent", "have the agent say text", said),
+                    ("transfer", "connect the caller to a name or a number", transferred),
+                )
             },
             "/calls/{call_sid}/events": {
                 "parameters": [_PATH],

@@ -1,7 +1,8 @@
-"""The control API: dial, list, show and hang up calls, and say something in the caller's place.
+"""The control API: dial, list, show and hang up calls, and take part in a live one.
 
 `POST /calls` dials, `GET /calls` lists, `GET /calls/{sid}` shows, `DELETE /calls/{sid}` hangs up,
-`POST /calls/{sid}/say` says something in the caller's place; `operator_auth` authorises them.
+`POST /calls/{sid}/say` says something in the caller's place, `/say-as-agent` in the agent's, and
+`/transfer` connects the caller to somebody else; `operator_auth` authorises them.
 `live` is true of the calls that this process carries; `elsewhere` of those that, by their records,
 another process carries, or carried when it died.
 
@@ -46,6 +47,7 @@ from bridge.http.json_api import (
     BadRequest,
     answer_errors_in_json,
     json_body,
+    read_target,
     read_words,
 )
 from bridge.http.operator_auth import protect
@@ -194,19 +196,30 @@ async def hang_up(call_sid: str) -> Answer:
 @operator_api.post("/calls/<call_sid>/say")
 async def say(call_sid: str) -> Answer:
     """Send text to the agent as if the caller had spoken it."""
-    _check_sid(call_sid)
-    words, bridge = read_words(await json_body()), current_bridge()
-    live = _live_calls(bridge).get(call_sid)
-    if live is None:
-        if bridge.progress.get(call_sid) is None and await record_of(bridge, call_sid) is None:
-            raise NoSuchCall
-        raise ApiError("this process does not carry the call, or no longer", 409)
-    try:
-        live.say(words)
-    except NotTaken as error:
-        raise ApiError(str(error), 409) from None
-    # Without the words: the log holds nothing that is said in calls.
-    _audit("wrote to a call", "taken", call_sid=call_sid)
+    words = read_words(await json_body())
+    async with _acting_on(call_sid, "wrote to a call") as call:
+        call.say(words)
+    return jsonify(call_sid=call_sid), 202
+
+
+@operator_api.post("/calls/<call_sid>/say-as-agent")
+async def say_as_agent(call_sid: str) -> Answer:
+    """Have the agent say something, when neither side speaks."""
+    words = read_words(await json_body())
+    async with _acting_on(call_sid, "spoke in a call") as call:
+        call.actions.say(words)
+    return jsonify(call_sid=call_sid), 202
+
+
+@operator_api.post("/calls/<call_sid>/transfer")
+async def transfer(call_sid: str) -> Answer:
+    """Connect the caller to somebody else, after a word of the agent's."""
+    target = read_target(await json_body())
+    async with _acting_on(call_sid, "transferred a call", to=target) as call:
+        try:
+            call.actions.transfer_now(target, call.words.one_moment)
+        except ValueError as error:
+            raise BadRequest("to", str(error)) from None
     return jsonify(call_sid=call_sid), 202
 
 
@@ -235,6 +248,24 @@ async def twilio_refused(error: TwilioError) -> Answer:
 def _live_calls(bridge: Bridge) -> dict[str, Call]:
     """Return the calls that this process carries, by SID."""
     return {call.report.info.call_sid: call for call in bridge.calls}
+
+
+@asynccontextmanager
+async def _acting_on(call_sid: str, what: str, **facts: str) -> AsyncIterator[Call]:
+    """Let the body act on a call that this process carries. Raises ApiError if it does not, or if
+    the call does not take it. The log says who acted; it holds nothing that is said in calls."""
+    _check_sid(call_sid)
+    bridge = current_bridge()
+    call = _live_calls(bridge).get(call_sid)
+    if call is None:
+        if bridge.progress.get(call_sid) is None and await record_of(bridge, call_sid) is None:
+            raise NoSuchCall
+        raise ApiError("this process does not carry the call, or no longer", 409)
+    try:
+        yield call
+    except NotTaken as error:
+        raise ApiError(str(error), 409) from None
+    _audit(what, "taken", call_sid=call_sid, **facts)
 
 
 @asynccontextmanager

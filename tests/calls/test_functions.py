@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from bridge.call.actions import MAX_WAITING, SAY_SECONDS
+from bridge.call.typed import NotTaken
 from bridge.config.settings import Settings
 from bridge.functions import Functions, PhoneCall
 from bridge.testing.agent.server import AgentSession, Behaviour, silent
@@ -390,6 +391,44 @@ async def test_a_change_that_the_agent_refuses_costs_a_session_and_not_the_call(
     assert second.prompt.endswith("Be brief.")
     assert "colour" not in str(second.settings)
     assert world.ending["outcome"] == "caller_hung_up"
+
+
+# ---- what an operator may do --------------------------------------------------------------------
+
+
+async def test_an_operator_has_the_agent_speak(autojump_clock: Clock) -> None:
+    async with in_memory() as world:
+        async with world.call() as phone:
+            await world.agent.wait_for_session()
+            await phone.wait_quiet(1)
+            (call,) = world.app.extensions["bridge"].calls
+            call.actions.say("I have asked the kitchen.")
+            await phone.wait_heard(0.5)
+            await phone.hang_up()
+        await world.quiet()
+    assert said(world) == ["I have asked the kitchen."]
+    assert [(line.role, line.words) for line in call.story.lines] == [
+        ("agent", "I have asked the kitchen.")
+    ]
+
+
+@pytest.mark.parametrize("agent_is_there", [True, False])
+async def test_an_operator_transfers(autojump_clock: Clock, agent_is_there: bool) -> None:
+    behaviour = quiet(applies_settings=agent_is_there)
+    async with in_memory(behaviour=behaviour, functions=RECEPTION) as world:
+        async with world.call() as phone:
+            await phone.wait_quiet(1)
+            (call,) = world.app.extensions["bridge"].calls
+            call.actions.transfer_now("reception", ONE_MOMENT)
+            await phone.wait_ended()
+            with pytest.raises(NotTaken, match="the call is ending"):
+                call.actions.transfer_now("reception", ONE_MOMENT)
+    assert said(world) == [ONE_MOMENT] * agent_is_there
+    assert (phone.heard_seconds > 0.3) is agent_is_there
+    assert phone.ending == "dialled"
+    assert "+15551112222" in str(phone.verbs[-1])
+    assert world.ending["outcome"] == "transferred"
+    assert world.ending["reason"] == "an operator transferred: reception"
 
 
 # ---- a call that cannot be set up ---------------------------------------------------------------

@@ -690,3 +690,64 @@ def test_the_dial_document() -> None:
     plain.append(verb)
     plain.hangup()
     assert ElementTree.canonicalize(twiml.dial(TO).decode()) == ElementTree.canonicalize(str(plain))
+
+
+# ---- acting on a call ---------------------------------------------------------------------------
+
+
+async def test_the_agent_says_words(world: ControlWorld) -> None:
+    live = FakeCall()
+    world.live.append(live)
+    response = await world.ask("POST", f"/calls/{SID}/say-as-agent", json={"text": " I\nasked. "})
+    assert (response.status_code, response.json()) == (202, {"call_sid": SID})
+    assert live.actions.done == [("say", "I asked.")]
+
+
+@pytest.mark.parametrize("target", ["reception", TO])
+async def test_a_caller_is_transferred_after_a_word(world: ControlWorld, target: str) -> None:
+    live = FakeCall()
+    world.live.append(live)
+    with capture_logs() as logs:
+        response = await world.ask("POST", f"/calls/{SID}/transfer", json={"to": target})
+    assert (response.status_code, response.json()) == (202, {"call_sid": SID})
+    assert live.actions.done == [("transfer", target, "One moment, please.")]
+    (line,) = [line for line in logs if line["event"] == "operator transferred a call"]
+    assert (line["to"], line["call_sid"]) == (target, SID)
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "status", "field"),
+    [
+        ("say-as-agent", {"text": " "}, 422, "text"),
+        ("say-as-agent", {"text": "x" * 1001}, 422, "text"),
+        ("say-as-agent", {"words": "Hello"}, 400, None),
+        ("transfer", {"to": "nobody"}, 422, "to"),
+        ("transfer", {"to": 5}, 400, None),
+        ("transfer", {}, 400, None),
+    ],
+)
+async def test_an_action_that_is_not_possible(
+    world: ControlWorld, route: str, body: Any, status: int, field: str | None
+) -> None:
+    live = FakeCall()
+    world.live.append(live)
+    response = await world.ask("POST", f"/calls/{SID}/{route}", json=body)
+    assert (response.status_code, response.json().get("field")) == (status, field)
+    assert live.actions.done == []
+
+
+@pytest.mark.parametrize(
+    ("route", "body"), [("say-as-agent", {"text": "Hello."}), ("transfer", {"to": TO})]
+)
+async def test_an_action_on_a_call_that_is_not_here_or_ends(
+    world: ControlWorld, route: str, body: Any
+) -> None:
+    async def ask() -> Any:
+        return await world.ask("POST", f"/calls/{SID}/{route}", json=body)
+
+    assert (await ask()).status_code == 404
+    world.records.stored[SID] = {"call_sid": SID, "outcome": ""}
+    assert (await ask()).status_code == 409
+    world.live.append(FakeCall(deaf="the call is ending"))
+    response = await ask()
+    assert (response.status_code, response.json()) == (409, {"error": "the call is ending"})

@@ -11,6 +11,7 @@ from bridge.call.typed import NotTaken
 from bridge.caller import CallInfo
 from bridge.config.file import FixedConfig
 from bridge.config.settings import Secrets
+from bridge.config.words import Words
 from bridge.http.app import create_app
 from bridge.outcome import Outcome
 from bridge.records.recorder import Recorder
@@ -40,6 +41,8 @@ class FakeCall:
         self.reasons: list[str] = []
         self.said: list[str] = []
         self.deaf = deaf
+        self.words = Words()
+        self.actions = FakeActions(deaf)
 
     def say(self, words: str) -> None:
         if self.deaf:
@@ -49,6 +52,27 @@ class FakeCall:
     def end(self, outcome: Outcome, reason: str) -> None:
         assert outcome == Outcome.OPERATOR_HUNG_UP
         self.reasons.append(reason)
+
+
+class FakeActions:
+    """What the API does with a call, in place of `bridge.call.actions.CallActions`."""
+
+    def __init__(self, deaf: str) -> None:
+        self.done: list[tuple[str, ...]] = []
+        self._deaf = deaf
+
+    def say(self, words: str) -> None:
+        self._do("say", words)
+
+    def transfer_now(self, target: str, words: str) -> None:
+        if target == "nobody":
+            raise ValueError("expected a phone number")
+        self._do("transfer", target, words)
+
+    def _do(self, *what: str) -> None:
+        if self._deaf:
+            raise NotTaken(self._deaf)
+        self.done.append(what)
 
 
 class FakeRecords(Recorder):
