@@ -118,6 +118,7 @@ def whole(call: CallParts, now: float) -> dict[str, Any]:
         "direction": direction_of(info),
         "started_at": (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(),
         "seconds": round(seconds, 3),
+        "transfer_targets": call.actions.targets,
         **facts(call, now),
         **audio(call, now),
         **{name: [msgspec.Raw(item) for item in items[name]] for name in LISTS},

@@ -237,6 +237,51 @@ def record_is_shown(browser: Browser, sid: str) -> None:
     browser.look()
 
 
+async def test_an_operator_takes_part_in_a_call(browser: Browser, tmp_path: Path) -> None:
+    """Speaks as the agent, and hands the caller to a person; what is refused is told."""
+    targets = {"reception": "+15551112222", "night desk": "+15551113333"}
+    async with stage(browser, tmp_path, functions={"transfer_to": targets}) as on:
+        await aside(browser.open, on.world.base_url)
+        await aside(shows, browser, "#feed", "Live")
+        async with on.world.call() as phone:
+            agent = await on.session()
+            await agent.user_said("Is there a table by the window?")
+            await aside(speak_as_the_agent, browser)
+            await agent.wait_for_message("InjectAgentMessage")
+            await phone.wait_heard(0.5)
+            await aside(transfer_by_button, browser)
+            await phone.wait_ended()
+            with trio.fail_after(10):
+                await on.world.quiet()
+        assert phone.ending == "dialled"
+        assert "+15551113333" in str(phone.verbs[-1])
+        await aside(shows, browser, ".call .state", "Transferred")
+        await aside(lambda: browser.until(lambda: not browser.find(".compose").is_displayed()))
+
+
+def speak_as_the_agent(browser: Browser) -> None:
+    shows(browser, ".words", "by the window?")
+    browser.tab_to("Have the agent say")
+    browser.type("I will ask the kitchen.\n")
+    shows(browser, ".line.agent .words", "I will ask the kitchen.")
+    browser.until(lambda: browser.find(".compose .field").get_attribute("value") == "")
+    browser.pictures("console-act")
+
+
+def transfer_by_button(browser: Browser) -> None:
+    browser.find(".call .foot .button:not(.danger)").click()
+    browser.until(lambda: browser.all("dialog"))
+    assert browser.focused() == "Transfer to"
+    browser.find("dialog .foot .button:not(.primary)").click()
+    browser.until(lambda: not browser.all("dialog"))
+    browser.find(".call .foot .button:not(.danger)").click()
+    browser.until(lambda: browser.all("dialog"))
+    browser.find("#dial-target").send_keys("night")
+    browser.pictures("console-transfer")
+    browser.find("dialog .button.primary").click()
+    browser.until(lambda: not browser.all("dialog"))
+
+
 async def test_two_people_see_the_same(browser: Browser, tmp_path: Path) -> None:
     async with stage(browser, tmp_path) as on:
         await aside(browser.open, on.world.base_url)

@@ -34,6 +34,10 @@ GUARDED = [
     ("POST", "/calls"),
     ("GET", "/calls/CA" + "5" * 32),
     ("DELETE", "/calls/CA" + "5" * 32),
+    *(
+        ("POST", "/calls/CA" + "5" * 32 + action)
+        for action in ("/say", "/say-as-agent", "/transfer")
+    ),
     ("GET", "/events"),
     ("GET", "/calls/CA" + "5" * 32 + "/events"),
     ("POST", "/softphone/call"),

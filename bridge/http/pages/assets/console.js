@@ -3,7 +3,7 @@
 // It applies the events of GET /events (documented in bridge/live/hub.py) and redraws at most once a
 // frame. All data comes from the API, through session.js.
 
-import { confirmHangUp, openDialForm, tell } from "./dialling.js";
+import { chooseTarget, confirmHangUp, openDialForm, tell } from "./dialling.js";
 import { h, setChildren, setText } from "./dom.js";
 import { LiveCall } from "./live-call.js";
 import { RecentCalls } from "./recent-calls.js";
@@ -70,7 +70,7 @@ for (const name of ["transcript", "turns", "functions"]) {
 function add(call) {
   cards.get(call.call_sid)?.element.remove();
   const going = [...cards.values()].filter((card) => !card.over);
-  cards.set(call.call_sid, new LiveCall(call, { open: going.length < OPEN_UP_TO, hangUp }));
+  cards.set(call.call_sid, new LiveCall(call, { open: going.length < OPEN_UP_TO, say: sayAsAgent, transfer, hangUp }));
 }
 
 function change(sid, how) {
@@ -87,12 +87,27 @@ function drop(sid, card = cards.get(sid)) {
 }
 
 async function hangUp(card) {
-  if (!(await confirmHangUp(card.call))) return;
+  if (await confirmHangUp(card.call)) await act("hang up", card, "", { method: "DELETE" });
+}
+
+async function transfer(card) {
+  const to = await chooseTarget(card.call);
+  if (to) await act("transfer", card, "/transfer", { method: "POST", body: { to } });
+}
+
+function sayAsAgent(card, text) {
+  return act("say that", card, "/say-as-agent", { method: "POST", body: { text } });
+}
+
+// Ask the API to act on a call. Resolves to whether it does; the page says why not.
+async function act(what, card, path, request) {
   try {
-    await api(`/calls/${card.call.call_sid}`, { method: "DELETE" });
+    await api(`/calls/${card.call.call_sid}${path}`, request);
+    return true;
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    alertOnce(`Could not hang up. ${error.message}`);
+    alertOnce(`Could not ${what}. ${error.message}`);
+    return false;
   }
 }
 

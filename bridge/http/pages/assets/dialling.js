@@ -1,4 +1,4 @@
-// The dialog that dials a number, and the one that confirms a hang-up.
+// The dialogs that dial a number, choose who takes a call over, and confirm a hang-up.
 
 import { h, openDialog } from "./dom.js";
 import { ApiError, api } from "./session.js";
@@ -97,6 +97,36 @@ export function confirmHangUp(call) {
       ),
     );
     dialog.addEventListener("close", () => resolve(wanted));
+  });
+}
+
+// Ask who is to take a call over. Resolves to the name, or to "" if nobody is.
+export function chooseTarget(call) {
+  return new Promise((resolve) => {
+    let chosen = "";
+    const target = h(
+      "select",
+      { class: "field", id: "dial-target" },
+      call.transfer_targets.map((name) => h("option", {}, name)),
+    );
+    const dialog = openDialog(
+      `Transfer ${who(call.caller)}?`,
+      "sheet small-sheet",
+      h(
+        "form",
+        { method: "dialog", class: "dial" },
+        labelled("target", "Transfer to", target),
+        h("p", { class: "small muted" }, "The agent asks for a moment, and leaves the call."),
+        h(
+          "div",
+          { class: "foot" },
+          h("button", { class: "button", type: "submit" }, "Keep call"),
+          h("button", { class: "button primary", type: "submit", onclick: () => (chosen = target.value) }, "Transfer"),
+        ),
+      ),
+    );
+    dialog.addEventListener("close", () => resolve(chosen));
+    target.focus();
   });
 }
 

@@ -12,8 +12,9 @@ const UPLINK_CEILING = 500;
 const PLAYBACK_CEILING = 2000;
 
 export class LiveCall {
-  // `call` is the call as in the events, which keep changing it; `hangUp(this)` ends the call.
-  constructor(call, { open, hangUp }) {
+  // `call` is the call as in the events, which keep changing it. `say(this, words)` has the agent
+  // speak and resolves to whether it will; `transfer(this)` and `hangUp(this)` ask and then act.
+  constructor(call, { open, say, transfer, hangUp }) {
     this.call = call;
     this.over = false;
     this._beganAt = performance.now() - 1000 * call.seconds;
@@ -27,7 +28,15 @@ export class LiveCall {
     this._queues = h("div", { class: "queues" });
     this._functions = h("div", {});
     this._facts = h("dl", { class: "facts" });
-    this._button = h("button", { class: "button danger", type: "button", onclick: () => hangUp(this) }, "Hang up");
+    this._compose = compose((words) => say(this, words));
+    this._foot = h(
+      "div",
+      { class: "foot" },
+      call.transfer_targets?.length
+        ? h("button", { class: "button", type: "button", onclick: () => transfer(this) }, "Transfer")
+        : null,
+      h("button", { class: "button danger", type: "button", onclick: () => hangUp(this) }, "Hang up"),
+    );
     this.element = h(
       "details",
       { class: "card call", open },
@@ -47,7 +56,7 @@ export class LiveCall {
       h(
         "div",
         { class: "body" },
-        h("div", { class: "spoken" }, this._transcript.element),
+        h("div", { class: "spoken" }, this._transcript.element, this._compose),
         h(
           "div",
           { class: "figures" },
@@ -55,7 +64,7 @@ export class LiveCall {
           this._queues,
           this._functions,
           this._facts,
-          h("div", { class: "foot" }, this._button),
+          this._foot,
         ),
       ),
     );
@@ -76,8 +85,8 @@ export class LiveCall {
     Object.assign(this.call, { outcome, reason, seconds, state: "ending" });
     this.over = true;
     this.element.classList.add("over");
-    this._button.disabled = true;
-    this._button.hidden = true;
+    this._compose.hidden = true;
+    this._foot.hidden = true;
     this.show();
   }
 
@@ -146,6 +155,29 @@ export class LiveCall {
     if (this.over) facts.push(["Ended", `${outcomeWords(call.outcome)}: ${call.reason}`]);
     return facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", { class: "numbers" }, value)]);
   }
+}
+
+// The field for words that the agent is to say. They stay in it until they are taken.
+function compose(say) {
+  const words = h("input", {
+    class: "field",
+    type: "text",
+    maxlength: 1000,
+    autocomplete: "off",
+    enterkeyhint: "send",
+    placeholder: "Have the agent say",
+    "aria-label": "Have the agent say",
+  });
+  const button = h("button", { class: "button", type: "submit" }, "Say");
+  const form = h("form", { class: "compose" }, words, button);
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    if (!words.value.trim() || button.disabled) return;
+    button.disabled = true;
+    if (await say(words.value)) words.value = "";
+    button.disabled = false;
+  });
+  return form;
 }
 
 function fact(name, value) {
