@@ -151,7 +151,7 @@ async def test_a_newcomer_is_told_what_to_do(browser: Browser, tmp_path: Path) -
 
 
 async def test_a_call_from_its_first_word_to_its_record(browser: Browser, tmp_path: Path) -> None:
-    async with stage(browser, tmp_path) as on:
+    async with stage(browser, tmp_path, functions={"filler_seconds": 0}) as on:
         await aside(browser.open, on.world.base_url)
         await aside(shows, browser, "#feed", "Live")
         async with on.world.call() as phone:
