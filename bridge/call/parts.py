@@ -148,6 +148,7 @@ class CallParts:
             self.polite_end,
             call,
             self.words,
+            self.voice,
             began_at=self.began_at,
             filler_seconds=settings.functions.filler_seconds,
         )

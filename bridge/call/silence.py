@@ -218,11 +218,6 @@ class Silence:
         self._go(step.then, now)
         return step.action
 
-    @property
-    def caller_speaks(self) -> bool:
-        """Whether the caller has begun to speak and not ended, as far as is known."""
-        return self._state in (State.CALLER, State.AGAIN)
-
     # ---- what happens ----------------------------------------------------------------------
 
     def session_opened(self, now: float) -> None:

@@ -13,6 +13,7 @@ from bridge.call.conversation import Conversation
 from bridge.call.goodbye import PoliteEnd
 from bridge.call.silence import Action, Silence
 from bridge.call.typed import TypedInput
+from bridge.call.voice import Voice
 from bridge.config.settings import CallSettings
 from bridge.config.words import Words
 from bridge.deepgram.session import AgentClosed
@@ -39,6 +40,7 @@ class Timekeeper:
         end: PoliteEnd,
         settings: CallSettings,
         words: Words,
+        voice: Voice,
         *,
         began_at: float,
         filler_seconds: float,
@@ -48,6 +50,7 @@ class Timekeeper:
         self._typed = typed
         self._end = end
         self._words = words
+        self._voice = voice
         self._stall_seconds = settings.stall_seconds
         self._filler_seconds = filler_seconds
         self._quiet_since = began_at
@@ -99,10 +102,10 @@ class Timekeeper:
     async def _fill_in(self, now: float) -> None:
         """Let the caller hear something while a function runs, once for each function call."""
         conversation, functions = self._conversation, self._conversation.running
-        if self._silence.caller_speaks or conversation.agent_may_be_heard:
+        if conversation.agent_may_be_heard:
             self._quiet_since = now
         elif functions is not None and self._filler_seconds and conversation.goodbye is None:
-            silent_since = max(functions.silent_since, self._quiet_since)
-            if now - silent_since >= self._filler_seconds:
+            spoke_at = max(self._quiet_since, self._voice.last_voiced_at)
+            if now - max(functions.silent_since, spoke_at) >= self._filler_seconds:
                 self._silence.filler_given(now)
                 await conversation.inject(self._words.one_moment, "queue")
