@@ -55,10 +55,7 @@ class FunctionModules:
 
     def load(self, names: Collection[str]) -> None:
         """Load the modules now, blocking. Raises FunctionError for the first that cannot be."""
-        self._load(names)
-        for name in names:
-            if name in self._problems:
-                raise FunctionError(self._problems[name])
+        self._load(names, strict=True)
 
     def of(self, module: str, agent: str = "") -> Functions:
         """Return the functions of `module` for a call of `agent`. Where that module could not be
@@ -83,7 +80,7 @@ class FunctionModules:
     def _missing(self, names: Collection[str]) -> set[str]:
         return {name for name in names if name not in self.loaded}
 
-    def _load(self, names: Collection[str]) -> None:
+    def _load(self, names: Collection[str], *, strict: bool = False) -> None:
         """Blocks. One thread at a time runs it, and only it changes what it changes."""
         again = self.reload and (bool(self._problems) or self._were_edited())
         wanted = {*names} - {""} if again else self._missing(names)
@@ -95,6 +92,8 @@ class FunctionModules:
                     self.loaded[name] = Functions.from_module(name)
                 self._problems.pop(name, None)
             except FunctionError as error:
+                if strict:
+                    raise
                 if self._problems.get(name) != str(error):
                     log.error("functions not loaded; keeping the previous ones", reason=str(error))
                 self._problems[name] = str(error)

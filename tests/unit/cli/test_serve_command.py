@@ -90,6 +90,33 @@ def test_a_protection_that_is_switched_off_is_mentioned_once(monkeypatch, capsys
     assert "twilio.require_ticket is false" in line
 
 
+@pytest.mark.parametrize("option", [[], ["--reload"]])
+def test_functions_are_loaded_again_only_on_request(monkeypatch, capsys, served, option):
+    Path("config.toml").write_text(LOCAL)
+    assert run(monkeypatch, capsys, *option) == (0, [])
+    assert bridge.asgi.app.extensions["bridge"].functions.reload is bool(option)
+
+
+@pytest.mark.parametrize("option", ["--reload", "--tunnel"])
+def test_an_option_for_one_worker(monkeypatch, capsys, served, option):
+    Path("config.toml").write_text(LOCAL.replace("[server]", "[server]\nworkers = 2"))
+    code, (line,) = run(monkeypatch, capsys, option)
+    assert (code, served) == (2, [])
+    assert f"{option}: works with one worker only; set server.workers to 1" in line
+
+
+def test_a_function_with_the_name_of_a_built_in_one_is_refused(monkeypatch, capsys, served):
+    name = "functions_named_like_ours"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    module = "from bridge.functions import function\n@function\ndef end_call() -> None: ...\n"
+    Path(f"{name}.py").write_text(module)
+    Path("config.toml").write_text(f'{LOCAL}[functions]\nmodule = "{name}"\n')
+    code, (line,) = run(monkeypatch, capsys)
+    assert (code, served) == (2, [])
+    assert f"{name}.end_call: bridge has its own end_call; rename yours" in line
+
+
 @pytest.mark.parametrize(
     ("text", "environment", "words"),
     [
