@@ -31,6 +31,7 @@ from bridge.deepgram.template import fill_in, variables_of
 from bridge.ending import Ending
 from bridge.functions import Functions
 from bridge.functions.builtin import described
+from bridge.functions.modules import FunctionModules
 from bridge.log import get_logger
 from bridge.outcome import Outcome
 from bridge.records.wav import CallRecording
@@ -62,6 +63,7 @@ class CallSetup:
         calls: LiveCalls,
         metrics: Metrics,
         prewarming: Prewarming,
+        functions: FunctionModules,
         twilio: Callable[[], TwilioRest | None],
         key: Callable[[], str],
         open_stream: OpenStream | None = None,
@@ -69,6 +71,7 @@ class CallSetup:
         self._calls = calls
         self._metrics = metrics
         self._prewarming = prewarming
+        self._functions = functions
         self._twilio = twilio
         self._key = key
         self.open_stream = open_stream
@@ -77,7 +80,6 @@ class CallSetup:
         self,
         phone: MediaStream,
         settings: Settings,
-        functions: Functions,
         admit: Callable[[StartDetails], object],
         observer: Observer,
     ) -> None:
@@ -109,7 +111,7 @@ class CallSetup:
                     info,
                     settings,
                     _AgentOfCall(self, settings, info, agent).open,
-                    functions,
+                    self._functions.of(settings.functions.module, agent),
                     observer,
                     self._metrics,
                     CallRecording(Path(folder), info.call_sid) if folder else None,
@@ -126,7 +128,6 @@ class CallSetup:
     def prewarm(
         self,
         settings: Settings,
-        functions: Functions,
         call_sid: str,
         parameters: Mapping[str, str],
     ) -> None:
@@ -138,6 +139,7 @@ class CallSetup:
         beside = settings.deepgram.settings
 
         async def prepare() -> Prepared:
+            functions = self._functions.of(settings.functions.module, agent)
             schemas = (functions + described(settings.functions)).schemas()
             table = await self.filled_in(settings, info)
             return Prepared(agent, table, settings_message(table, schemas, beside=beside))

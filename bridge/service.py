@@ -36,7 +36,7 @@ from bridge.config.settings import (
 )
 from bridge.deepgram.prewarm import Prewarming
 from bridge.functions import FunctionError
-from bridge.functions.modules import FunctionModules
+from bridge.functions.modules import FunctionModules, modules_of
 from bridge.live.hub import Live
 from bridge.outcome import Outcome
 from bridge.records.from_call import RecordKeeper
@@ -55,11 +55,6 @@ log = logs.get_logger(__name__)
 
 
 NO_CREDENTIALS: Final = "no Twilio credentials; set TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN"
-
-
-def modules_of(settings: Settings) -> set[str]:
-    """Return the modules of functions that the settings name."""
-    return {settings.functions.module} - {""}
 
 
 class Stalls(NamedTuple):
@@ -101,6 +96,7 @@ class Bridge:
             self.calls,
             self.metrics,
             self.prewarming,
+            self.functions,
             twilio=lambda: self.twilio,
             key=lambda: self.secrets.deepgram_api_key,
             open_stream=open_stream,
@@ -322,8 +318,7 @@ class Bridge:
         ]
         if self.tracing is not None:
             observers.append(self.tracing)
-        functions = self.functions.of(settings.functions.module)
-        await self.setup.carry(phone, settings, functions, admit, Observers(*observers))
+        await self.setup.carry(phone, settings, admit, Observers(*observers))
 
     def prewarm(self, settings: Settings, call_sid: str, parameters: Mapping[str, str]) -> None:
         """Open the agent's session for a call that has a slot, if `deepgram.prewarm` is set.
@@ -333,8 +328,7 @@ class Bridge:
         if not settings.deepgram.prewarm:
             return
         if not self.entrance.spans_processes(settings):
-            functions = self.functions.of(settings.functions.module)
-            self.setup.prewarm(settings, functions, call_sid, parameters)
+            self.setup.prewarm(settings, call_sid, parameters)
         elif not self._told_of_prewarming:
             self._told_of_prewarming = True
             log.warning(

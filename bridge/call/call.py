@@ -146,7 +146,7 @@ class Call(CallParts):
     async def _converse(self, agent: OpenedAgent) -> None:
         """Let one session and the caller talk until it is over, and decide what comes next."""
         session, self.report.agent, table = agent
-        self.table.opened(table)
+        again = self.table.opened(table)
         if not self.has_had_agent:
             self.report.setup_seconds = self.seconds_so_far
         functions = FunctionCalls(
@@ -158,6 +158,8 @@ class Call(CallParts):
             self.conversation.function_over,
         )
         try:
+            for message in again:
+                await session.send(message)
             await self.conversation.follow(session, functions, self.ending)
         except (AgentFailed, AgentClosed) as error:
             refused = isinstance(error, AgentFailed) and self.table.take_back()

@@ -31,6 +31,7 @@ from bridge.deepgram.settings import settings_message
 from bridge.deepgram.template import fill, fill_in
 from bridge.functions import FunctionError, Functions
 from bridge.functions.builtin import described
+from bridge.functions.modules import FunctionModules, modules_of
 from bridge.transport.websocket_client import OpenStream
 
 # From Settings to the first audio: the voice is synthesised then, and perhaps rejected.
@@ -59,17 +60,17 @@ _STATUSES = {
 
 
 def check_functions(settings: Settings) -> tuple[Functions, list[Finding]]:
-    """Import the functions' module as the server does. Blocks; it runs the user's code."""
-    module = settings.functions.module
+    """Import the functions' modules as the server does. Blocks; it runs the user's code."""
     # Only their descriptions are wanted: no call of theirs will ever be made.
-    own = described(settings.functions)
-    if not module:
+    own, modules = described(settings.functions), FunctionModules()
+    if not (names := modules_of(settings)):
         return Functions(()), []
     try:
-        functions = Functions.from_module(module)
+        modules.load(names)
     except FunctionError as error:
         reason = str(error)
         return Functions(()), [wrong("functions", "the agent's functions cannot be loaded", reason)]
+    functions = modules.of(settings.functions.module)
     return functions, [ok("functions", f"{len(functions + own)} for the agent to call")]
 
 

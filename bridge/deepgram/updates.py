@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bridge.config.agent import merged
+from bridge.config.agent import ID, merged
 from bridge.deepgram import messages
 from bridge.deepgram.settings import with_functions
 
@@ -50,11 +50,17 @@ class AgentTable:
         """The table with all changes so far; empty before the first session."""
         self._acknowledged: dict[str, Any] = {}
         self._awaited = 0
+        self._sent: list[messages.ToAgent] = []
 
-    def opened(self, table: dict[str, Any]) -> None:
-        """A session was opened with this table, and has accepted it."""
+    def opened(self, table: dict[str, Any]) -> list[messages.ToAgent]:
+        """A session was opened with this table, and has accepted it.
+
+        Returns the messages to send again: Settings that only name a configuration which Deepgram
+        stores cannot hold the changes of it.
+        """
         self.now = self._acknowledged = table
         self._awaited = 0
+        return self._sent
 
     def voice(self, name: str) -> Table:
         """Return the change of `speak` that a voice is, by the provider's own key for it.
@@ -97,6 +103,8 @@ class AgentTable:
             sent.append(messages.UpdateListen({"provider": kept}))
         self.now = table
         self._awaited += len(sent)
+        if ID in table:
+            self._sent += sent
         return sent
 
     def acknowledged(self) -> None:
@@ -109,6 +117,7 @@ class AgentTable:
         """Return to the table that the agent has acknowledged, because it ended the session with an
         Error. Returns whether that changes anything."""
         changed = self.now is not self._acknowledged
+        self._sent = self._sent[: max(0, len(self._sent) - self._awaited)]
         self.now, self._awaited = self._acknowledged, 0
         return changed
 

@@ -21,6 +21,7 @@ from typing import Final
 
 import trio
 
+from bridge.config.settings import Settings
 from bridge.functions.errors import FunctionError
 from bridge.functions.registry import Functions
 from bridge.log import get_logger
@@ -33,6 +34,12 @@ log = get_logger(__name__)
 LOAD_SECONDS: Final = 5.0
 
 Signature = tuple[int, int]
+
+
+def modules_of(settings: Settings) -> set[str]:
+    """Return the modules that `functions.module` names, of any agent."""
+    own = (table.get("functions", {}) for table in settings.agents.values())
+    return {settings.functions.module, *(table.get("module", "") for table in own)} - {""}
 
 
 class FunctionModules:

@@ -14,6 +14,7 @@ import trio.testing
 
 from bridge.call.actions import MAX_WAITING, SAY_SECONDS
 from bridge.call.typed import NotTaken
+from bridge.config.file import FixedConfig
 from bridge.config.settings import Settings
 from bridge.functions import Functions, PhoneCall
 from bridge.testing.agent.server import AgentSession, Behaviour, silent
@@ -430,6 +431,57 @@ async def test_an_operator_transfers(autojump_clock: Clock, agent_is_there: bool
     assert "+15551112222" in str(phone.verbs[-1])
     assert world.ending["outcome"] == "transferred"
     assert world.ending["reason"] == "an operator transferred: reception"
+
+
+# ---- one agent's own ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prewarm", [False, True])
+async def test_each_agent_has_functions_and_transfers_of_its_own(
+    autojump_clock: Clock, prewarm: bool
+) -> None:
+    def hours() -> None: ...
+
+    def prices() -> None: ...
+
+    async def script(agent: AgentSession) -> None:
+        assert agent.settings is not None
+        functions = agent.settings["agent"]["think"]["functions"]
+        told.append([one["name"] for one in functions])
+        targets.append(functions[-1]["parameters"]["properties"].get("destination"))
+        await agent.say("Hello.", SECOND)
+        await trio.sleep_forever()
+
+    told: list[list[str]] = []
+    targets: list[Any] = []
+    sales = {
+        "numbers": ["+15557654321"],
+        "functions": {"module": "sales_functions", "transfer_to": {"desk": "+15551113333"}},
+    }
+    using = settings(
+        agents={"sales": sales},
+        functions={"module": "our_functions", "end_call": False},
+        deepgram={"prewarm": prewarm},
+    )
+    config = FixedConfig(using)
+    async with in_memory_with(script, using=settings(deepgram={"prewarm": prewarm})) as world:
+        bridge = world.app.extensions["bridge"]
+        bridge._config = config
+        bridge.functions.loaded |= {
+            "our_functions": Functions.of(hours),
+            "sales_functions": Functions.of(prices),
+        }
+        async with world.call() as phone:
+            await phone.wait_heard(1.0)
+            await phone.hang_up()
+        async with world.call(to_number="+15557654321") as phone:
+            await phone.wait_heard(1.0)
+            (call,) = bridge.calls
+            assert call.actions.targets == ["desk"]
+            await phone.hang_up()
+        await world.quiet()
+    assert told == [["hours"], ["prices", "transfer_call"]]
+    assert targets[1]["enum"] == ["desk"]
 
 
 # ---- a call that cannot be set up ---------------------------------------------------------------

@@ -182,3 +182,17 @@ def test_a_table_that_calls_share_is_not_changed() -> None:
     everything = Changes("p", {"prompt": "x"}, one.voice("aura-2-agathe-fr"), FLUX)
     assert len(one.update(everything, FUNCTIONS)) == 3
     assert shared == default_agent()
+
+
+def test_a_stored_configuration_is_told_its_changes_again() -> None:
+    one = AgentTable()
+    stored = {"id": "f81d4fae"}
+    assert one.opened(stored) == []
+    first = one.update(Changes(prompt="Be brief."), FUNCTIONS)
+    one.acknowledged()
+    second = one.update(Changes(listen=FLUX), FUNCTIONS)
+    assert one.opened(one.now) == [*first, *second]
+
+    one.update(Changes(speak={"provider": {"colour": "blue"}}), FUNCTIONS)
+    assert one.take_back()
+    assert one.opened(one.now) == [*first, *second], "without what was refused"
