@@ -53,10 +53,12 @@ class Start(msgspec.Struct, frozen=True, tag="start", tag_field="event", rename=
 
 
 class MediaDetails(msgspec.Struct, frozen=True):
-    """`payload` is µ-law at 8 kHz, base64 already undone; usually 160 bytes, 20 ms."""
+    """`payload` is µ-law at 8 kHz, base64 already undone; usually 160 bytes, 20 ms. `timestamp` is
+    when it was spoken, in milliseconds since the stream began; see `media_clock`."""
 
     payload: bytes
     track: str = "inbound"
+    timestamp: str | float | None = None
 
 
 class Media(msgspec.Struct, frozen=True, tag="media", tag_field="event", rename="camel"):
