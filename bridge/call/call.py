@@ -126,8 +126,10 @@ class Call(CallParts):
                 for message in await self.phone.receive():
                     match message:
                         case phone_says.Media(media=media):
-                            self.uplink.put(media.payload, self.phone.received_at)
-                            self.voice.heard(media.payload, self.phone.received_at)
+                            received_at = self.phone.received_at
+                            spoken_at = self.media_clock.spoken_at(media.timestamp, received_at)
+                            self.uplink.put(media.payload, received_at)
+                            self.voice.heard(media.payload, spoken_at)
                             if self.recording is not None:
                                 self.recording.caller(media.payload, self.seconds_so_far)
                         case phone_says.Dtmf(dtmf=dtmf):

@@ -15,7 +15,7 @@ import trio
 from bridge.call.downlink import Downlink
 from bridge.call.goodbye import Goodbye
 from bridge.call.silence import Silence
-from bridge.call.story import Story
+from bridge.call.story import Role, Story
 from bridge.deepgram import messages as agent_says
 from bridge.deepgram.session import AgentClosed, AgentFailed, AgentSession
 from bridge.deepgram.updates import AgentTable
@@ -172,15 +172,16 @@ class Conversation:
 
     def _caller_said(self, words: str, now: float) -> None:
         self._silence.caller_said(now)
-        self._story.turn_confirmed(now)
         if words in self._echoes:
             self._echoes.remove(words)
+            self._story.echoed(now)
         else:
-            self._story.caller_line(words, now)
+            self._story.caller_said(words, now)
 
     def _agent_said(self, words: str, now: float) -> None:
-        self._story.agent_line(words, now, self._downlink.unsent)
-        if any(words in given for given in self._given):
+        given = any(words in given for given in self._given)
+        self._story.agent_line(words, now, self._downlink.unsent, given=given)
+        if given:
             self._decided.set()
         else:
             self._silence.agent_said(now)
@@ -269,18 +270,18 @@ class Conversation:
             self.goodbye.mark_returned(name, played=played)
         self._changed()
 
-    def keys_pressed(self, digits: str) -> None:
-        """The caller entered these digits on the keypad."""
-        self._written(digits, keypad=True)
+    def keys_pressed(self, digits: str, pressed_at: float) -> None:
+        """The caller entered these digits on the keypad, the last of them at `pressed_at`."""
+        self._written(digits, "keypad", pressed_at)
 
     def words_written(self, words: str) -> None:
         """The caller wrote these words instead of saying them."""
-        self._written(words, keypad=False)
+        self._written(words, "caller", trio.current_time())
 
-    def _written(self, text: str, *, keypad: bool) -> None:
+    def _written(self, text: str, role: Role, at: float) -> None:
         now = trio.current_time()
         self._silence.caller_pressed(now)
-        self._story.caller_line(text, now, role="keypad" if keypad else "caller")
+        self._story.caller_typed(text, now, role, at)
         self._changed()
 
     def function_over(self, name: str, seconds: float, result: str) -> None:

@@ -78,6 +78,7 @@ class Downlink:
         """Reset the gate and the framer: a new session has no stale or partial audio."""
         self.gate = StaleAudioGate()
         self._frames.flush()
+        self._story.utterance_done()
 
     @property
     def unsent(self) -> int:
@@ -110,8 +111,8 @@ class Downlink:
             now = trio.current_time()
             if self._phone.frames_sent % DELAYS_SAMPLED == 1:
                 self._delay(now - self._oldest_at)
-            began |= self.playback.sent(len(piece), now)
-            began |= self._story.audio_sent(len(piece), now)
+            plays_at = self.playback.sent(len(piece), now)
+            began |= self._story.audio_sent(len(piece), now, plays_at) or plays_at == now
             self._silence.agent_audio(now)
             if self._recording is not None:
                 self._recording.agent(piece, self._story.seconds(now))
@@ -123,6 +124,7 @@ class Downlink:
         self.gate.audio_done()
         self._audio += self._frames.flush()
         await self.play()
+        self._story.utterance_done()
         if not self.playback.may_be_playing:
             return None
         mark = self.playback.next_mark()
@@ -147,7 +149,7 @@ class Downlink:
         unheard = self.playback.cleared(now)
         self._story.barge_in_seconds.append(now - signalled_at)
         self._story.barge_ins += unsent > 0 or unheard > 0
-        self._story.cleared(unheard)
+        self._story.cleared(unheard, now)
         if self._recording is not None:
             self._recording.cleared(self._story.seconds(now))
         self._silence.agent_done_playing(now)

@@ -10,6 +10,7 @@ https://www.twilio.com/docs/voice/media-streams/websocket-messages#dtmf-message
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 # Longer than any card, account or conference number; more keys mean that a key is held down.
@@ -30,8 +31,11 @@ class Keypad:
         if pause <= 0:
             raise ValueError(f"pause must be above 0 seconds, not {pause:g}")
         self.refused = 0
+        self.entered_at = -math.inf
+        """When the last key of the latest complete entry was pressed."""
         self._pause = pause
         self._digits = ""
+        self._pressed_at = -math.inf
         self._due_at: float | None = None
 
     @property
@@ -50,9 +54,11 @@ class Keypad:
             self.refused += 1
             return None
         if digit == "#":
+            self._pressed_at = now
             # Alone it is an ordinary key: "press the pound key to continue".
             return self._complete() or digit
         late = self.take(now)
+        self._pressed_at = now
         self._digits += digit
         self._due_at = now + self._pause
         return self._complete() if len(self._digits) >= MAX_KEYS else late
@@ -65,4 +71,5 @@ class Keypad:
 
     def _complete(self) -> str:
         digits, self._digits, self._due_at = self._digits, "", None
+        self.entered_at = self._pressed_at
         return digits

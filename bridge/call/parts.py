@@ -30,6 +30,7 @@ from bridge.ending import Ending, Sign
 from bridge.functions import Functions
 from bridge.functions.builtin import built_in
 from bridge.outcome import Outcome
+from bridge.twilio.media_clock import MediaClock
 from bridge.twilio.media_stream import MediaStream
 
 # Shares of `call.teardown_seconds`, counted from the first sign of the end: the caller's last words
@@ -114,9 +115,10 @@ class CallParts:
         self.open_agent = open_agent
         self.observer = observer
         self.recording = recording
-        self.story = Story(self.began_at)
-        self.silence = Silence(call.idle_seconds, call.stall_seconds)
+        self.media_clock = MediaClock()
         self.voice = Voice()
+        self.story = Story(self.began_at, self.voice)
+        self.silence = Silence(call.idle_seconds, call.stall_seconds)
         self.uplink = Uplink(call.frame_ms, delays.uplink_delay)
         self.downlink = Downlink(phone, self.story, self.silence, recording, delays.downlink_delay)
         self.table = AgentTable()
@@ -190,6 +192,7 @@ class CallParts:
 
     def _is_ending(self, sign: Sign) -> None:
         self.report.outcome, self.report.reason, self.report.cause, _ = sign
+        self.story.over(sign.at)
         if self.recording is not None:
             self.recording.finish(self.seconds_so_far)
         self.observer.is_ending(self)

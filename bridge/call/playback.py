@@ -25,13 +25,13 @@ class Playback:
         self._unmarked = False
         self._ends_at = float("-inf")
 
-    def sent(self, audio_bytes: int, now: float) -> bool:
-        """Record that `audio_bytes` of µ-law at 8 kHz were written to the phone. Returns whether it
-        had nothing left to play."""
-        starts = self._ends_at <= now
-        self._ends_at = (now if starts else self._ends_at) + audio_bytes / SAMPLE_RATE
+    def sent(self, audio_bytes: int, now: float) -> float:
+        """Record that `audio_bytes` of µ-law at 8 kHz were written to the phone. Returns when it
+        begins to play them: `now`, unless it still plays what was sent before."""
+        plays_at = self._ends_at if self._ends_at > now else now
+        self._ends_at = plays_at + audio_bytes / SAMPLE_RATE
         self._unmarked = True
-        return starts
+        return plays_at
 
     def next_mark(self) -> str:
         """Return the name of the mark to send now, after all audio sent so far."""

@@ -85,7 +85,7 @@ class TypedInput:
     def _entered(self, digits: str | None) -> None:
         # An entry beyond the bound is dropped: the caller notices that nothing happens.
         if digits and self._waiting < MAX_TYPED:
-            self._conversation.keys_pressed(digits)
+            self._conversation.keys_pressed(digits, self._keypad.entered_at)
             self._put(_Typed(self._words.pressed(digits), cut_in=False))
 
     def _put(self, typed: _Typed) -> None:

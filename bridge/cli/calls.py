@@ -201,17 +201,32 @@ def _line(line: Line, words_kept: bool) -> Text:
 
 
 def _timings(record: CallRecord) -> Table:
-    """Make the table of turns: the confirmation of each, then the steps in seconds from it."""
-    table = _table("turn", "caller stopped", "reply received", "sent", "heard", "reported")
+    """Make the table of turns: when the caller finished, the reply time, then the steps in seconds
+    from there; and what Deepgram reports of its part."""
+    table = _table(
+        *("turn", "caller finished", "reply time", "confirmed", "reply received", "sent", "heard"),
+        "reported by Deepgram",
+    )
     for number, turn in enumerate(record.turns, 1):
-        since = turn.caller_said_at
-        steps = (turn.first_audio_received_at, turn.first_audio_sent_at, turn.heard_at)
-        reported = " ".join(f"{name}={value:.3f}" for name, value in turn.latencies.items())
+        typed = turn.typed_at is not None
+        finished = turn.typed_at if typed else turn.speech_ended_at
+        reply = turn.typed_reply_seconds if typed else turn.reply_seconds
+        since = turn.confirmed_at if finished is None else finished
         table.add_row(
             str(number),
-            "" if since is None else _clock(since),
-            *(_step(step, since) for step in steps),
-            _text(reported),
+            "" if finished is None else _clock(finished) + " typed" * typed,
+            _seconds(reply, ""),
+            _step(turn.confirmed_at, finished),
+            *(
+                _step(step, since)
+                for step in (turn.first_audio_received_at, turn.first_audio_sent_at, turn.heard_at)
+            ),
+            _text(
+                " ".join(
+                    f"{name.removesuffix('_latency')}={value:.3f}"
+                    for name, value in turn.latencies.items()
+                )
+            ),
         )
     return table
 

@@ -334,18 +334,19 @@ async def _call(house: House, words: list[bytes], save: Path | None) -> None:
 
 
 def transcript(view: CallView) -> str:
-    """Return the transcript as text, with the delay of each reply."""
+    """Return the transcript as text, with the reply time of each spoken turn."""
     if view.live is None:
         return ""
-    lines, replies = [], iter(view.reply_seconds)
-    answers = False
+    # A line of the caller's is confirmed together with its turn.
+    replies = {turn.get("confirmed_at"): turn.get("reply_seconds") for turn in view.live.turns}
+    lines, seconds = [], None
     for line in view.live.transcript:
         at, role = line.get("at"), str(line.get("role", ""))
         shown = f"{at:6.1f} s" if isinstance(at, int | float) else " " * 8
         took = ""
-        if role == "agent" and answers and (seconds := next(replies, None)) is not None:
+        if role == "agent" and isinstance(seconds, int | float):
             took = f"  ({seconds:.2f} s after the caller)"
-        answers = role != "agent"
+        seconds = None if role == "agent" else replies.get(at)
         heard = "  [cut off]" if line.get("heard") == "cut" else ""
         lines.append(f"{shown}  {role:<7} {printable(str(line.get('words', '')))}{heard}{took}")
     return "\n".join([*lines, ""])

@@ -25,7 +25,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from bridge.call.story import FunctionUse, Line, Turn
+from bridge.call.story import FunctionUse, Line
+from bridge.call.turns import Turn
 from bridge.config.settings import CostSettings
 
 Direction = Literal["inbound", "outbound-api"]
@@ -217,8 +218,9 @@ def upgrade(fields: dict[str, Any]) -> None:
     """Bring the fields of a record that an earlier version wrote to this version's names."""
     turns = fields.get("turns")
     for turn in turns if isinstance(turns, list) else ():
-        if isinstance(turn, dict) and "caller_stopped_at" in turn:
-            turn["caller_said_at"] = turn.pop("caller_stopped_at")
+        for name in ("caller_stopped_at", "caller_said_at"):
+            if isinstance(turn, dict) and name in turn:
+                turn["confirmed_at"] = turn.pop(name)
 
 
 def encode(record: CallRecord) -> bytes:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Final
+
 from bridge.call.observers import Observer
 from bridge.call.parts import CallParts
-from bridge.telemetry.metrics import Metrics
+from bridge.telemetry.metrics import LatencyPart, Metrics
+
+# Deepgram's names for the parts of a reply, from AgentStartedSpeaking and from LatencyReport.
+LATENCIES: Final[Mapping[LatencyPart, Sequence[str]]] = {
+    "ttt": ("ttt_latency", "ttt_text_latency"),
+    "tts": ("tts_latency",),
+    "total": ("total_latency",),
+}
 
 
 class CallMetrics(Observer):
@@ -27,8 +37,14 @@ class CallMetrics(Observer):
         for seconds in story.barge_in_seconds:
             metrics.barge_in(seconds)
         for turn in story.turns:
-            if turn.latency is not None:
-                metrics.turn_latency(turn.latency)
+            if turn.reply_seconds is not None:
+                metrics.reply(turn.reply_seconds)
+            if turn.typed_reply_seconds is not None:
+                metrics.typed_reply(turn.typed_reply_seconds)
+            for part, names in LATENCIES.items():
+                reported = [turn.latencies[name] for name in names if name in turn.latencies]
+                if reported:
+                    metrics.agent_latency(part, reported[0])
         for _ in range(report.reconnects):
             metrics.reconnected()
         metrics.audio_dropped("uplink", report.dropped_bytes)

@@ -24,6 +24,7 @@ from bridge.outcome import Outcome
 from bridge.telemetry.multiprocess import NUMBER, AddedUp, share
 
 Direction = Literal["uplink", "downlink"]
+LatencyPart = Literal["ttt", "tts", "total"]
 
 # Upper bounds of the histograms' buckets, in seconds. A quantile is only as exact as the buckets
 # around it, so they are close where a decision depends on the figure and wide elsewhere. The edges
@@ -55,7 +56,7 @@ DOWNLINK_DELAY: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 
 
 # People answer each other after 0.2 s and take more than 1 s for a fault on the line; agents need
 # 0.5 to 2. At 10, `call.stall_seconds`, bridge gives the agent up.
-TURN_LATENCY: Final = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2, 3, 5, 10)
+REPLY: Final = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2, 3, 5, 10)
 
 # One message in, one out: under a millisecond. Beyond a frame of the phone's, 20 ms, the loop is
 # too busy; beyond 1 s, the phone has stopped reading.
@@ -115,12 +116,27 @@ class Metrics:
             "From receiving the agent's audio to sending it to the phone.",
             DOWNLINK_DELAY,
         )
-        self._turn_latency = histogram(
-            "bridge_turn_latency_seconds",
-            "From the agent's confirmation of the caller's turn (ConversationText) to sending the "
-            "first audio of the reply. The time that the agent takes to confirm is not in it.",
-            TURN_LATENCY,
+        self._reply = histogram(
+            "bridge_reply_seconds",
+            "From the end of the caller's speech, as heard in the audio, to the first audio of the "
+            "reply that the phone plays.",
+            REPLY,
         )
+        self._typed_reply = histogram(
+            "bridge_typed_reply_seconds",
+            "From the last key pressed, or words written, to the first audio of the reply that the "
+            "phone plays.",
+            REPLY,
+        )
+        latency = Histogram(
+            "bridge_agent_latency_seconds",
+            "What Deepgram reports of its own part in each reply: the language model (ttt), the "
+            "voice (tts), and from the end of the caller's speech to the first audio (total).",
+            ("part",),
+            buckets=REPLY,
+            registry=registry,
+        )
+        self._latency = {part: latency.labels(part) for part in get_args(LatencyPart)}
         self._barge_in = histogram(
             "bridge_barge_in_seconds",
             "From the agent's UserStartedSpeaking to sending clear to the phone.",
@@ -185,11 +201,21 @@ class Metrics:
 
     # ---- conversation ----------------------------------------------------------------------
 
-    def turn_latency(self, seconds: float) -> None:
-        """The first audio of a reply was sent, `seconds` after ConversationText confirmed the
-        caller's turn.
+    def reply(self, seconds: float) -> None:
+        """The phone played the first audio of a reply, `seconds` after the end of the caller's
+        speech.
         """
-        self._turn_latency.observe(seconds)
+        self._reply.observe(seconds)
+
+    def typed_reply(self, seconds: float) -> None:
+        """The phone played the first audio of a reply, `seconds` after the caller pressed the last
+        key or wrote the words.
+        """
+        self._typed_reply.observe(seconds)
+
+    def agent_latency(self, part: LatencyPart, seconds: float) -> None:
+        """Deepgram has reported `seconds` for its `part` of a reply."""
+        self._latency[part].observe(seconds)
 
     def barge_in(self, seconds: float) -> None:
         """`clear` was sent to the phone, `seconds` after the agent sent UserStartedSpeaking."""

@@ -2,7 +2,7 @@
 
     call
     ├─ setup ........ from Twilio's `start` to an agent that listens
-    ├─ turn ......... each turn, from its confirmation by the agent until the reply was heard
+    ├─ turn ......... each turn, from the end of the caller's speech until the reply was heard
     ├─ function ..... each function that the agent called
     └─ teardown ..... from the first sign of the end to the last byte
 
@@ -91,7 +91,9 @@ def spans_of(call: CallParts) -> list[Span]:
         spans.append(Span("setup", 0.0, report.setup_seconds, {}))
     for number, turn in enumerate(story.turns):
         times = (
-            turn.caller_said_at,
+            turn.speech_ended_at,
+            turn.typed_at,
+            turn.confirmed_at,
             turn.first_audio_received_at,
             turn.first_audio_sent_at,
             turn.heard_at,
@@ -102,8 +104,10 @@ def spans_of(call: CallParts) -> list[Span]:
         of_turn: dict[str, str | int | float | bool] = {"turn.number": number}
         # The agent's own names for its latencies; the values are numbers only.
         of_turn |= {f"turn.agent.{name}": value for name, value in turn.latencies.items()}
-        if turn.latency is not None:
-            of_turn["turn.latency_seconds"] = turn.latency
+        if turn.reply_seconds is not None:
+            of_turn["turn.reply_seconds"] = turn.reply_seconds
+        if turn.typed_reply_seconds is not None:
+            of_turn["turn.typed_reply_seconds"] = turn.typed_reply_seconds
         spans.append(Span("turn", min(known), max(known), of_turn))
     for one in story.functions:
         of_function = {"function.name": one.name[:100], "function.result": one.result}

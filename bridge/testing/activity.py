@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import audioop
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bridge.testing.speech import RATE, ulaw_to_pcm
@@ -13,6 +13,8 @@ _FRAME_SECONDS = _FRAME_BYTES / RATE
 _LOUD = 300  # root mean square of 16-bit samples: some 40 dB below full scale
 _ONSET_FRAMES = 3  # consecutive loud frames, so that a click is not speech
 _HOLD_SECONDS = 0.5  # of silence, so that a pause between words does not end a turn
+_CUT_SECONDS = 0.2  # until an agent that is interrupted by a key has fallen silent
+_GAP_SECONDS = 0.1  # in the audio of one reply: the network's
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +25,24 @@ class SpeechTurn:
     end: float | None
 
 
-def reply_seconds(
-    start: float, caller: Iterable[SpeechTurn], agent: Iterable[SpeechTurn]
-) -> float | None:
-    """Return how many seconds the caller waited for the agent's turn that begins at `start`.
+def key_press(at: float) -> SpeechTurn:
+    """Return a key pressed `at` seconds as a turn of the caller's, without length."""
+    return SpeechTurn(at, at)
 
-    The wait runs from the end of the caller's last turn before it. None if it is not a reply: the
-    caller has not spoken yet or still speaks, or the agent was speaking when the caller stopped, or
-    has spoken since. Both lists of turns are in order; turns from `start` on are ignored.
+
+def reply_to(
+    start: float,
+    caller: Iterable[SpeechTurn],
+    agent: Iterable[SpeechTurn],
+    played: Sequence[tuple[float, float]] = (),
+) -> tuple[SpeechTurn, float] | None:
+    """Return the caller's turn that the agent's turn from `start` on replies to, and the seconds
+    that the caller waited for it.
+
+    The wait runs from the end of the caller's last turn to the first audio of the reply, which may
+    be silent: `played` is when the phone played audio, from and to. None if it is not a reply: the
+    caller has not spoken yet or still speaks, or the agent was speaking when the caller stopped,
+    or has spoken since. All lists are in order; turns from `start` on are ignored.
     """
     last = None
     for turn in caller:
@@ -39,13 +51,20 @@ def reply_seconds(
     if last is None or last.end is None or last.end > start:
         return None
     for turn in agent:
-        if turn.start < start and (turn.end is None or turn.end > last.end):
+        if turn.start < start and (turn.end is None or turn.end > last.end + _CUT_SECONDS):
             return None
-    return start - last.end
+    began = start
+    for first, end in reversed(played):
+        if first <= start and began - end < _GAP_SECONDS:
+            began = min(began, first)
+    return last, (began if began > last.end else start) - last.end
 
 
 class VoiceDetector:
-    """Detects the turns of one side of a call, whose audio begins `start` seconds into the call."""
+    """Detects the turns of one side of a call, whose audio begins `start` seconds into the call.
+
+    A turn ends with the last piece that has a voice in it.
+    """
 
     def __init__(self, start: float = 0.0) -> None:
         self.turns: list[SpeechTurn] = []  # the finished ones

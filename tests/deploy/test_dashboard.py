@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import trio
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from bridge.telemetry.metrics import Metrics
 from bridge.testing.agent.server import AgentSession
-from tests.world import World, on_loopback
+from bridge.testing.speech import load_clip
+from tests.world import QUIET, World, on_loopback
 
 FILE = Path(__file__).parents[2] / "deploy" / "grafana" / "bridge.json"
 DASHBOARD: dict[str, Any] = json.loads(FILE.read_text())
@@ -32,12 +34,15 @@ QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in pa
 # As Grafana fills them in; a rate needs two scrapes.
 VARIABLES = {"$__rate_interval": "1m", "$job": ".+"}
 WORDS = bytes(range(1, 201)) * 8
+HEARS = msgspec.structs.replace(QUIET, hears=True)
 
 
 async def conversation(agent: AgentSession) -> None:
-    """A turn, an interruption, another turn."""
+    """A turn, an interruption, another turn, keys."""
     await agent.say("Good morning", WORDS)
+    await agent.wait_for_end_of_speech()
     await agent.user_said("I would like a table")
+    await agent.latency_report(ttt_text_latency=0.2, tts_latency=0.1, total_latency=0.8)
     await agent.say("For how many?", WORDS * 4)
 
 
@@ -45,11 +50,17 @@ async def a_call(world: World) -> None:
     number = world.agent.opened + 1
     async with world.call() as phone:
         session = await world.agent.wait_for_session(number)
+        await phone.wait_heard(len(WORDS) / 8000)
+        await phone.say(load_clip("still-there"))
         await phone.wait_heard(len(WORDS) / 8000 + 0.1)
         await session.user_started_speaking()
         await phone.wait_event("clear")
         await session.user_said("for two")
         await session.say("Booked", WORDS)
+        await phone.wait_quiet(0.1)
+        await phone.press("1#")
+        await session.wait_for_message("InjectUserMessage")
+        await session.say("Number one", WORDS)
         await phone.wait_quiet(0.1)
         await phone.hang_up()
 
@@ -124,7 +135,7 @@ class Asking:
 
 async def test_every_panel_has_data_after_a_few_calls(tmp_path: Path) -> None:
     with trio.fail_after(90):
-        async with on_loopback(conversation) as world:
+        async with on_loopback(conversation, HEARS) as world:
             target = world.base_url.removeprefix("http://")
             async with prometheus(tmp_path, target) as address, httpx.AsyncClient() as client:
                 ask = Asking(client, address)

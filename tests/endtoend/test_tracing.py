@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
+import msgspec
 import pytest
 import structlog
 import trio
@@ -27,9 +28,11 @@ from bridge.functions import Functions
 from bridge.telemetry import tracing
 from bridge.telemetry.tracing import Tracing, tracing_for
 from bridge.testing.agent.server import AgentSession
-from tests.world import World, on_loopback, settings
+from bridge.testing.speech import load_clip
+from tests.world import QUIET, World, on_loopback, settings
 
 WORDS = bytes(range(1, 201)) * 4
+HEARS = msgspec.structs.replace(QUIET, hears=True)
 CALLER, CALLED = "+15550100001", "+15550100002"
 
 
@@ -49,6 +52,7 @@ def look_up(name: str) -> str:
 
 async def conversation(agent: AgentSession) -> None:
     await agent.say("Good morning", WORDS)
+    await agent.wait_for_end_of_speech()
     await agent.user_said("a table for two, please")
     (booking,) = await agent.call_functions([{"name": "book_table", "arguments": {"guests": 2}}])
     await booking.settled.wait()
@@ -62,6 +66,8 @@ async def a_call(world: World) -> str:
     world.app.extensions["bridge"].functions.loaded[""] = Functions.of(book_table, look_up)
     async with world.call() as phone:
         session = await world.agent.wait_for_session()
+        await phone.wait_heard(len(WORDS) / 8000)
+        await phone.say(load_clip("still-there"))
         await phone.wait_heard(2 * len(WORDS) / 8000)
         # Until the last mark has come back.
         await phone.wait_quiet(0.2)
@@ -95,7 +101,7 @@ def at(span: ReadableSpan) -> tuple[int, int]:
 async def test_a_call_becomes_a_span_with_its_parts(exporter: InMemorySpanExporter) -> None:
     before = time.time_ns()
     with trio.fail_after(60):
-        async with on_loopback(conversation) as world:
+        async with on_loopback(conversation, HEARS) as world:
             sid = await a_call(world)
     after = time.time_ns()
     spans = exporter.get_finished_spans()
@@ -118,8 +124,10 @@ async def test_a_call_becomes_a_span_with_its_parts(exporter: InMemorySpanExport
     greeting, answer = sorted(called(spans, "turn"), key=at)
     assert greeting.attributes is not None
     assert answer.attributes is not None
-    assert "turn.latency_seconds" not in greeting.attributes
-    assert answer.attributes["turn.latency_seconds"] > 0  # type: ignore[operator]
+    assert "turn.reply_seconds" not in greeting.attributes
+    # Half a second until the agent knows that the caller has finished.
+    assert answer.attributes["turn.reply_seconds"] > 0.4  # type: ignore[operator]
+    assert "turn.typed_reply_seconds" not in answer.attributes
     assert answer.attributes["turn.agent.total_latency"] == 0.25
     booking, looking = called(spans, "function")
     assert dict(booking.attributes or {}) == {
@@ -135,7 +143,7 @@ async def test_a_call_becomes_a_span_with_its_parts(exporter: InMemorySpanExport
 
 async def test_no_span_tells_what_was_said_or_who_called(exporter: InMemorySpanExporter) -> None:
     with trio.fail_after(60):
-        async with on_loopback(conversation) as world:
+        async with on_loopback(conversation, HEARS) as world:
             await a_call(world)
     told = " ".join(span.to_json() for span in exporter.get_finished_spans())
     assert "call" in told
@@ -191,7 +199,7 @@ async def test_the_environment_switches_it_on(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", backend.address)
         monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test")
         with trio.fail_after(60):
-            async with on_loopback(conversation) as world:
+            async with on_loopback(conversation, HEARS) as world:
                 await a_call(world)
     resources = [
         resource
@@ -210,7 +218,7 @@ async def test_a_backend_that_is_away_delays_no_call(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(tracing, "CLOSE_SECONDS", 0.3)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     with trio.fail_after(60):
-        async with on_loopback(conversation) as world:
+        async with on_loopback(conversation, HEARS) as world:
             await a_call(world)
 
 
@@ -259,7 +267,7 @@ async def test_every_line_about_a_call_has_its_sid(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(logs, "configure", lambda *_, **__: None)
     before = structlog.get_config()
     with trio.fail_after(60):
-        async with on_loopback(conversation, using=settings()) as world:
+        async with on_loopback(conversation, HEARS, settings()) as world:
             monkeypatch.undo()
             logs.configure(format="json", level="debug", stream=stream)
             try:

@@ -35,16 +35,18 @@ class LiveCall:
     trouble: str = ""  # why the server sends no more
 
     @property
-    def latencies(self) -> list[float]:
-        """Seconds from each turn of the caller, as confirmed by the agent, to the reply's first
-        audio, as measured by the bridge.
-        """
-        found = []
-        for turn in self.turns:
-            stopped, sent = turn.get("caller_said_at"), turn.get("first_audio_sent_at")
-            if isinstance(stopped, int | float) and isinstance(sent, int | float):
-                found.append(float(sent - stopped))
-        return found
+    def reply_seconds(self) -> list[float]:
+        """The reply times of the spoken turns, as measured by the bridge."""
+        return self._seconds("reply_seconds")
+
+    @property
+    def typed_reply_seconds(self) -> list[float]:
+        """The reply times of the typed turns, as measured by the bridge."""
+        return self._seconds("typed_reply_seconds")
+
+    def _seconds(self, name: str) -> list[float]:
+        found = [turn.get(name) for turn in self.turns]
+        return [float(seconds) for seconds in found if isinstance(seconds, int | float)]
 
     def apply(self, event: str, data: dict[str, Any]) -> None:
         """Apply one event. Unknown events and missing fields change nothing."""

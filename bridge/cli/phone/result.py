@@ -7,6 +7,7 @@ import statistics
 import sys
 from pathlib import Path
 
+from bridge.cli.phone.live_call import LiveCall
 from bridge.cli.phone.view import CallView
 from bridge.testing.activity import SpeechTurn
 from bridge.testing.phone.phone import SimulatedPhone
@@ -21,12 +22,9 @@ def summary(caller: SimulatedPhone, view: CallView, save: Path | None) -> str:
         f"agent     heard {caller.heard_seconds:.1f} s in {len(view.agent.turns)} turns,"
         f" interruptions {view.interruptions}",
     ]
-    if replies := view.reply_seconds:
-        middle, longest = statistics.median(replies), max(replies)
-        lines.append(f"replies   median {middle:.1f} s, longest {longest:.1f} s")
-    if view.live and (latencies := view.live.latencies):
-        middle, longest = statistics.median(latencies), max(latencies)
-        lines.append(f"at bridge median {middle:.2f} s, longest {longest:.2f} s")
+    for name, where in (("replies", view), ("at bridge", view.live)):
+        if where and (times := _times(where.reply_seconds, where.typed_reply_seconds)):
+            lines.append(f"{name:<9} {times}")
     lines.append(f"errors    {len(caller.faults) or 'none'}")
     lines += [f"          {fault}" for fault in caller.faults]
     if save is not None:
@@ -48,7 +46,7 @@ def as_json(caller: SimulatedPhone, view: CallView) -> str:
         "received_bytes": len(caller.received_audio),
         "heard_seconds": round(caller.heard_seconds, 3),
         "interruptions": view.interruptions,
-        "reply_seconds": [round(seconds, 3) for seconds in view.reply_seconds],
+        **_rounded(view),
         "turns": [
             {"who": who, "start": round(turn.start, 3), "end": round(turn.end or turn.start, 3)}
             for turn, who in turns
@@ -60,8 +58,24 @@ def as_json(caller: SimulatedPhone, view: CallView) -> str:
             }
             for line in (view.live.transcript if view.live else ())
         ],
-        "latencies": [round(seconds, 3) for seconds in (view.live.latencies if view.live else ())],
+        "at_bridge": _rounded(view.live or LiveCall()),
         "after": [event.text for event in caller.events if event.kind == "twiml"],
         "faults": [{"code": f.code, "detail": f.detail, "at": f.at} for f in caller.faults],
     }
     return json.dumps(result, indent=2 if sys.stdout.isatty() else None)
+
+
+def _times(spoken: list[float], typed: list[float]) -> str:
+    """Return the reply times in words, those of typed turns apart; "" if there are none."""
+    return "; ".join(
+        f"{kind}median {statistics.median(seconds):.2f} s, longest {max(seconds):.2f} s"
+        for kind, seconds in (("", spoken), ("typed: ", typed))
+        if seconds
+    )
+
+
+def _rounded(where: CallView | LiveCall) -> dict[str, list[float]]:
+    return {
+        "reply_seconds": [round(seconds, 3) for seconds in where.reply_seconds],
+        "typed_reply_seconds": [round(seconds, 3) for seconds in where.typed_reply_seconds],
+    }

@@ -1,8 +1,8 @@
 """Shows a live call from the caller's side: who speaks, and what happens.
 
 A phone has no transcript: who speaks is detected by loudness. The bridge's transcript (`live_call`)
-is shown as well, if it is available. A reply's delay is the caller's: from the end of the caller's
-speech to the agent's first audible audio.
+is shown as well, if it is available. The reply time is measured at the phone, independently of the
+bridge's: from the end of the caller's speech to the first audio of the reply that the phone plays.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge.cli.phone.live_call import LiveCall
-from bridge.testing.activity import SpeechTurn, VoiceDetector, reply_seconds
+from bridge.testing.activity import SpeechTurn, VoiceDetector, key_press, reply_to
+from bridge.testing.phone.media_stream import FRAME_SECONDS
 from bridge.testing.phone.phone import PhoneEvent, SimulatedPhone
 from bridge.testing.speech import RATE, ulaw_to_pcm
 from bridge.text import printable
@@ -60,6 +61,8 @@ class CallView:
         self._heard_bytes = 0
         self._sent_until = 0
         self._unannounced: float | None = None
+        self._keys: list[SpeechTurn] = []
+        self._played: list[tuple[float, float]] = []  # when the phone played audio, from and to
         self._connected_at = 0.0  # when the media stream began, in the phone's seconds
         self._levels = {"caller": 0.0, "agent": 0.0}
         self._told: list[tuple[str, str]] = []
@@ -67,12 +70,23 @@ class CallView:
 
     @property
     def reply_seconds(self) -> list[float]:
-        """Seconds the caller waited for each finished reply of the agent, in order."""
-        waits = (
-            reply_seconds(turn.start, self.caller.turns, self.agent.turns)
-            for turn in self.agent.turns
-        )
-        return [seconds for seconds in waits if seconds is not None]
+        """Seconds the caller waited for each finished reply to speech, in order."""
+        return [seconds for turn, seconds in self._replies_heard() if turn.end != turn.start]
+
+    @property
+    def typed_reply_seconds(self) -> list[float]:
+        """Seconds the caller waited for each finished reply to keys, in order."""
+        return [seconds for turn, seconds in self._replies_heard() if turn.end == turn.start]
+
+    def _replies_heard(self) -> list[tuple[SpeechTurn, float]]:
+        replies = (self._reply(turn.start) for turn in self.agent.turns)
+        return [reply for reply in replies if reply is not None]
+
+    def _reply(self, start: float) -> tuple[SpeechTurn, float] | None:
+        since = self.caller.speaking_since
+        speaking = [] if since is None else [SpeechTurn(since, None)]
+        turns = sorted(self.caller.turns + self._keys + speaking, key=lambda turn: turn.start)
+        return reply_to(start, turns, self.agent.turns, self._played)
 
     @contextmanager
     def showing(self) -> Iterator[None]:
@@ -92,8 +106,11 @@ class CallView:
         if event.kind == "started":
             self._connected_at = event.at
             turns = self.caller.turns
-            self.caller = VoiceDetector(event.at)
+            # A phone sends a piece when it has been spoken.
+            self.caller = VoiceDetector(event.at - FRAME_SECONDS)
             self.caller.turns = turns
+        if event.kind == "dtmf":
+            self._keys.append(key_press(event.at))
         if event.kind == "clear":
             unheard = event.size / RATE
             if unheard >= _INTERRUPTION_SECONDS:
@@ -113,6 +130,7 @@ class CallView:
         sent = phone.sent_audio
         said = sent[self._sent_until :]
         self._levels = {"caller": level(said), "agent": level(heard)}
+        self._played = phone.heard_stretches
         self.hear(heard, said, last)
         self._sent_until = len(sent)
         if self._live is not None:
@@ -169,13 +187,9 @@ class CallView:
         if self._unannounced is None:
             return
         start, self._unannounced = self._unannounced, None
-        took = reply_seconds(start, self._callers_turns(), self.agent.turns)
-        reply = "" if took is None else f" ({took:.1f} s after the caller)"
-        self._line(start, f"agent speaks{reply}")
-
-    def _callers_turns(self) -> list[SpeechTurn]:
-        since = self.caller.speaking_since
-        return self.caller.turns + ([] if since is None else [SpeechTurn(since, None)])
+        reply = self._reply(start)
+        took = "" if reply is None else f" ({reply[1]:.1f} s after the caller)"
+        self._line(start, f"agent speaks{took}")
 
     def _turn(self, who: str, turn: SpeechTurn) -> None:
         if turn.end is None:
@@ -208,8 +222,8 @@ class CallView:
         return Group(Text(), table)
 
     def _replies(self) -> str:
-        """Format the latest delay and the median: the bridge's if available, else as heard."""
-        replies = (self.live.latencies if self.live else []) or self.reply_seconds
+        """Format the latest reply time and the median."""
+        replies = self.reply_seconds
         if not replies:
             return "reply  -"
         return f"reply  {replies[-1]:.2f} s, median {statistics.median(replies):.2f}"

@@ -13,6 +13,7 @@ import trio.testing
 from bridge.call.downlink import MAX_MEDIA_BYTES, Downlink
 from bridge.call.silence import Silence
 from bridge.call.story import Story
+from bridge.call.voice import Voice
 from bridge.twilio.media_stream import MediaStream
 
 Clock = trio.testing.MockClock
@@ -53,7 +54,7 @@ class Phone:
 async def downlink_to(phone: Phone) -> tuple[Downlink, Story]:
     stream = MediaStream(phone)
     await stream.start()
-    story = Story(trio.current_time())
+    story = Story(trio.current_time(), Voice())
     return Downlink(stream, story, Silence(30, 10), None, lambda seconds: None), story
 
 

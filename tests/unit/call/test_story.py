@@ -6,6 +6,7 @@ import pytest
 
 from bridge.call import story as stories
 from bridge.call.story import Story
+from bridge.call.voice import Voice
 
 
 def test_lines_that_are_left_out_cost_nothing_and_change_nothing(
@@ -13,16 +14,16 @@ def test_lines_that_are_left_out_cost_nothing_and_change_nothing(
 ) -> None:
     """An agent may write on and on without a word of audio, so that no mark ever settles a line."""
     monkeypatch.setattr(stories, "MAX_LINES", 2)
-    story = Story(began_at=0.0)
+    story = Story(0.0, Voice())
     story.agent_line("One.", 0.0)
-    story.audio_sent(8000, 0.0)
+    story.audio_sent(8000, 0.0, 0.0)
     story.agent_line("Two.", 1.0)
-    story.audio_sent(8000, 1.0)
+    story.audio_sent(8000, 1.0, 1.0)
     for number in range(1000):
         story.agent_line(f"Left out, {number}.", 2.0)
     assert len(story._open) == 3
     story.mark_sent("0:1")
-    story.audio_sent(8000, 2.0)
+    story.audio_sent(8000, 2.0, 2.0)
     story.mark_heard("0:1", 2.0)
     assert [line.heard for line in story.lines] == ["heard", "heard"]
     assert story.lines_left_out == 1000
@@ -32,48 +33,23 @@ def test_the_last_line_that_is_kept_ends_where_the_next_begins(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(stories, "MAX_LINES", 1)
-    story = Story(began_at=0.0)
+    story = Story(0.0, Voice())
     story.agent_line("One.", 0.0)
-    story.audio_sent(8000, 0.0)
+    story.audio_sent(8000, 0.0, 0.0)
     story.agent_line("Two.", 1.0)
-    story.audio_sent(8000, 1.0)
-    story.cleared(1.0)
+    story.audio_sent(8000, 1.0, 1.0)
+    story.cleared(1.0, 1.0)
     assert [(line.words, line.heard) for line in story.lines] == [("One.", "heard")]
 
 
 def test_a_line_that_is_cut_off_knows_how_much_of_it_was_heard() -> None:
-    story = Story(began_at=0.0)
+    story = Story(0.0, Voice())
     story.agent_line("A long story.", 0.0)
-    story.audio_sent(16000, 0.0)
+    story.audio_sent(16000, 0.0, 0.0)
     story.agent_line("And more.", 0.5)
-    story.audio_sent(8000, 0.5)
-    story.cleared(unheard_seconds=1.75)
+    story.audio_sent(8000, 0.5, 0.5)
+    story.cleared(1.75, 0.5)
     assert [(line.heard, line.heard_seconds) for line in story.lines] == [
         ("cut", 1.25),
         ("unheard", None),
     ]
-
-
-def test_a_turn_that_was_cut_off_was_not_heard_and_its_mark_is_forgotten() -> None:
-    story = Story(began_at=10.0)
-    story.turn_confirmed(11.0)
-    story.audio_received(12.0)
-    story.audio_sent(160, 12.0)
-    story.mark_sent("0:1")
-    story.cleared(0.0)
-    story.mark_heard("0:1", 13.0)
-    (turn,) = story.turns
-    assert turn.first_audio_sent_at == 2.0
-    assert turn.heard_at is None
-    assert turn.latency == 1.0
-
-
-def test_only_the_turn_before_the_mark_is_heard() -> None:
-    story = Story(began_at=0.0)
-    story.audio_received(1.0)
-    story.mark_sent("0:1")
-    story.turn_confirmed(2.0)
-    story.audio_received(3.0)
-    story.mark_sent("0:2")
-    story.mark_heard("0:1", 4.0)
-    assert [turn.heard_at for turn in story.turns] == [4.0, None]

@@ -78,7 +78,8 @@ def test_lists_the_latest_first(run):
 
 
 def test_shows_one(run):
-    """All of it: what was heard, timings from the end of the caller's words, functions, cost."""
+    """All of it: what was heard, reply times, timings from the end of the caller's words,
+    functions, cost."""
     stored(whole_record(revision=1))
     code, out, err = run(SID)
     assert (code, err) == (0, "")
@@ -98,7 +99,9 @@ def test_shows_one(run):
         "00:02.6 agent One moment. [cut off after 0.5 s]",
         "00:06.0 agent Never said. [not heard]",
         "00:07.0 keypad 42#",
-        "1 00:02.0 +0.600 +0.610 +3.500 total_latency=0.550",
+        "1 00:01.5 1.110 +0.500 +1.100 +1.110 +4.000 ttt=0.350 total=0.550",
+        "2 00:07.0 typed 0.400 +0.100 +0.400 +0.400",
+        "3 00:09.0 +0.500",
         '00:03.0 look_up 0.200 ok {"name":"x"} "y"',
     ]
     assert [line for line in expected if line not in lines] == []

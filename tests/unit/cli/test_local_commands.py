@@ -139,10 +139,19 @@ def test_the_transcript_says_who_when_and_how_soon() -> None:
             {"at": 1.24, "role": "agent", "words": "Good evening!", "heard": "heard"},
             {"at": 4.0, "role": "caller", "words": "When are\x1b you open"},
             {"at": 4.5, "role": "agent", "words": "We are open.", "heard": "cut"},
-        ]
+            {"at": 4.6, "role": "agent", "words": "From five."},
+            {"at": 9.0, "role": "keypad", "words": "1"},
+            {"at": 9.5, "role": "agent", "words": "One."},
+        ],
+        turns=[
+            {"confirmed_at": None, "reply_seconds": None},
+            {"confirmed_at": 4.0, "reply_seconds": 1.25},
+            {"confirmed_at": 9.1, "reply_seconds": None, "typed_reply_seconds": 0.5},
+        ],
     )
-    first, second, third = transcript(view).splitlines()[:3]
+    first, second, third, *rest = transcript(view).splitlines()
     assert first == "   1.2 s  agent   Good evening!"
     assert second.startswith("   4.0 s  caller  When are")
     assert "\x1b" not in second
-    assert third == "   4.5 s  agent   We are open.  [cut off]"
+    assert third == "   4.5 s  agent   We are open.  [cut off]  (1.25 s after the caller)"
+    assert [line for line in rest if "after" in line] == []

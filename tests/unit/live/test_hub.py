@@ -97,7 +97,7 @@ async def test_a_call_from_its_beginning_to_its_end(autojump_clock: Clock) -> No
     assert running[0]["items"][0]["at"] == function["at"]
     assert call["barge_ins"] == 1, "and not 2: the first words met a silent phone"
     turn = call["turns"][1]
-    assert turn["first_audio_sent_at"] - turn["caller_said_at"] == pytest.approx(0.5, abs=0.05)
+    assert turn["first_audio_sent_at"] - turn["confirmed_at"] == pytest.approx(0.5, abs=0.05)
     playing = [
         audio["playback_ms"]
         for name, data in watcher.events

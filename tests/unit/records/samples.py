@@ -66,12 +66,22 @@ def whole_record(call_sid: str = SID, **changes: Any) -> CallRecord:
         "recording": f"{SID}.wav",
         "turns": [
             Turn(
-                caller_said_at=2.0,
+                speech_ended_at=1.5,
+                confirmed_at=2.0,
                 first_audio_received_at=2.6,
                 first_audio_sent_at=2.61,
                 heard_at=5.5,
-                latencies={"total_latency": 0.55},
-            )
+                reply_seconds=1.11,
+                latencies={"ttt_latency": 0.35, "total_latency": 0.55},
+            ),
+            Turn(
+                typed_at=7.0,
+                confirmed_at=7.1,
+                first_audio_received_at=7.4,
+                first_audio_sent_at=7.4,
+                typed_reply_seconds=0.4,
+            ),
+            Turn(confirmed_at=9.0, first_audio_sent_at=9.5),
         ],
         "transcript": [
             Line(at=0.5, role="agent", words="Hello!", heard="heard"),

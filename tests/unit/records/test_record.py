@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from datetime import UTC
 
@@ -14,7 +15,7 @@ from bridge.call.story import Line
 from bridge.config.settings import CostSettings
 from bridge.records import record as records
 from bridge.records.record import CallRecord, cost_of, decode, encode, merge, snapshot, tidy
-from tests.unit.records.samples import NASTY, any_record, record, whole_record
+from tests.unit.records.samples import NASTY, SID, any_record, record, whole_record
 
 
 @given(any_record)
@@ -83,6 +84,16 @@ def test_what_is_no_number_is_left_out():
 def test_a_line_of_a_newer_version_can_be_read():
     line = encode(record())[:-2] + b',"invented_later":[1]}\n'
     assert decode(line) == record()
+
+
+@pytest.mark.parametrize("name", ["caller_stopped_at", "caller_said_at"])
+def test_the_confirmation_of_a_turn_had_other_names(name: str) -> None:
+    """Two of them, both of which sounded like the end of the speech."""
+    turn = {name: 2.0, "first_audio_sent_at": 2.5}
+    line = {"call_sid": SID, "started_at": "2126-03-01T12:00:00Z", "turns": [turn, {}]}
+    (old, empty) = decode(json.dumps(line).encode()).turns
+    assert (old.confirmed_at, old.speech_ended_at, old.reply_seconds) == (2.0, None, None)
+    assert empty.confirmed_at is None
 
 
 def test_half_a_line_cannot():

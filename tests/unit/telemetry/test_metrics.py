@@ -24,7 +24,9 @@ CONTRACT = {
     "bridge_teardown_seconds": ("histogram", set()),
     "bridge_uplink_delay_seconds": ("histogram", set()),
     "bridge_downlink_delay_seconds": ("histogram", set()),
-    "bridge_turn_latency_seconds": ("histogram", set()),
+    "bridge_reply_seconds": ("histogram", set()),
+    "bridge_typed_reply_seconds": ("histogram", set()),
+    "bridge_agent_latency_seconds": ("histogram", {"part"}),
     "bridge_barge_in_seconds": ("histogram", set()),
     "bridge_audio_dropped_bytes_total": ("counter", {"direction"}),
     "bridge_agent_reconnects_total": ("counter", set()),
@@ -121,6 +123,18 @@ def test_what_was_dropped_is_counted_by_where_it_was_going() -> None:
     assert value(metrics, "bridge_audio_dropped_bytes_total", direction="downlink") == 8000
 
 
+def test_what_deepgram_reports_is_split_by_its_parts() -> None:
+    metrics = Metrics()
+    metrics.agent_latency("ttt", 0.25)
+    metrics.agent_latency("tts", 0.5)
+    metrics.agent_latency("total", 1.0)
+    sums = [
+        value(metrics, "bridge_agent_latency_seconds_sum", part=part)
+        for part in ("ttt", "tts", "total")
+    ]
+    assert sums == [0.25, 0.5, 1.0]
+
+
 def test_a_reconnect_and_a_stall() -> None:
     metrics = Metrics()
     metrics.reconnected()
@@ -136,7 +150,8 @@ def test_a_reconnect_and_a_stall() -> None:
     [
         (Metrics.setup, "bridge_call_setup_seconds"),
         (Metrics.barge_in, "bridge_barge_in_seconds"),
-        (Metrics.turn_latency, "bridge_turn_latency_seconds"),
+        (Metrics.reply, "bridge_reply_seconds"),
+        (Metrics.typed_reply, "bridge_typed_reply_seconds"),
         (Metrics.uplink_delay, "bridge_uplink_delay_seconds"),
         (Metrics.downlink_delay, "bridge_downlink_delay_seconds"),
     ],
@@ -159,7 +174,7 @@ def test_each_time_goes_to_its_own_histogram(
         (module.TEARDOWN, {0.5, 1.7, 2}),
         (module.UPLINK_DELAY, {0.06, 0.062, 0.07, 0.25, 2}),
         (module.DOWNLINK_DELAY, {0.002, 0.01, 0.05}),
-        (module.TURN_LATENCY, {1, 10}),
+        (module.REPLY, {1, 10}),
         (module.BARGE_IN, {0.001, 0.02, 1}),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.testing.activity import SpeechTurn, VoiceDetector, reply_seconds
+from bridge.testing.activity import SpeechTurn, VoiceDetector, key_press, reply_to
 from bridge.testing.speech import load_clip, pcm_to_ulaw
 
 QUIET = b"\xff"
@@ -75,7 +75,28 @@ def test_a_turn_still_on_can_be_finished():
     ],
 )
 def test_a_reply_takes_from_the_end_of_the_callers_speech(caller, agent, seconds):
-    assert reply_seconds(5.0, caller, agent) == seconds
+    reply = reply_to(5.0, caller, agent)
+    assert (reply and reply[1]) == seconds
+
+
+@pytest.mark.parametrize(
+    ("played", "seconds"),
+    [
+        pytest.param([(0.5, 0.9), (4.9, 6.0)], 0.9, id="a reply whose audio begins silently"),
+        pytest.param([(4.8, 4.95), (5.0, 6.0)], 0.8, id="and with a gap of the network's"),
+        pytest.param([(4.2, 4.8), (5.0, 6.0)], 1.0, id="a sound before it is none of it"),
+        pytest.param([(0.0, 9.0)], 1.0, id="audio without an end: what can be heard counts"),
+    ],
+)
+def test_a_reply_begins_with_its_first_audio(played, seconds):
+    turn = SpeechTurn(1, 4)
+    assert reply_to(5.0, [turn], [], played) == (turn, pytest.approx(seconds))
+
+
+def test_a_reply_to_a_key_is_known_by_its_turn():
+    turns = [SpeechTurn(1, 2), key_press(4.5)]
+    assert reply_to(5.0, turns, [SpeechTurn(3, 4.6)]) == (key_press(4.5), 0.5)
+    assert reply_to(5.0, turns, [SpeechTurn(3, 4.8)]) is None, "the key did not interrupt it"
 
 
 @given(st.lists(st.integers(0, 20_000), max_size=10))

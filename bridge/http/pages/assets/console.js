@@ -8,7 +8,7 @@ import { h, setChildren, setText } from "./dom.js";
 import { LiveCall } from "./live-call.js";
 import { RecentCalls } from "./recent-calls.js";
 import { ApiError, api, stream } from "./session.js";
-import { brief, latencies, median, outcomeWords, span, who } from "./words.js";
+import { brief, median, outcomeWords, replySeconds, span, who } from "./words.js";
 
 const STAY = 15000; // ms that a call's card stays after the call has ended
 const OPEN_UP_TO = 3; // with more live calls than this, new cards start collapsed
@@ -143,7 +143,7 @@ function draw() {
 
 function drawTiles() {
   const going = [...cards.values()].filter((card) => !card.over).map((card) => card.call);
-  const times = going.flatMap(latencies);
+  const times = going.flatMap(replySeconds);
   const { live = 0, max_calls: most = 0, workers = 1, stalls = 0 } = server;
   const up = server.started_at ? (Date.now() - Date.parse(server.started_at)) / 1000 : 0;
   const taking = server.draining ? "Draining" : live >= most ? "Full" : "Taking calls";

@@ -2,8 +2,20 @@
 
 import { Transcript, functionList } from "./conversation.js";
 import { h, setChildren, setText } from "./dom.js";
-import { queueLine, replyTimes } from "./plots.js";
-import { brief, clock, latencies, median, outcomeWords, ending, state, who } from "./words.js";
+import { queueLine, replyPlot } from "./plots.js";
+import {
+  brief,
+  clock,
+  ending,
+  median,
+  outcomeWords,
+  replies,
+  replySeconds,
+  reported,
+  state,
+  typedReplySeconds,
+  who,
+} from "./words.js";
 
 const SAMPLES = 61; // of each queue, four a second: the last 15 seconds
 
@@ -100,13 +112,13 @@ export class LiveCall {
     this.tick();
     if (!this.element.open) return;
     this._transcript.show(call.transcript);
-    const times = latencies(call);
+    const times = replySeconds(call);
     const caption = times.length
       ? [fact("median", brief(median(times))), fact("last", brief(times.at(-1)))]
       : [h("span", { class: "muted small" }, "none yet")];
     this._replies.replaceChildren(
       h("figcaption", {}, h("h3", {}, "Reply times"), h("span", { class: "trio" }, caption)),
-      replyTimes(call),
+      replyPlot(call),
     );
     setChildren(
       this._functions,
@@ -147,6 +159,9 @@ export class LiveCall {
   _listFacts() {
     const { call } = this;
     const facts = [["Agent ready in", brief(call.setup_seconds)]];
+    const [typed, agents] = [replies(typedReplySeconds(call)), reported(call)];
+    if (typed) facts.push(["Replies to typing", typed]);
+    if (agents) facts.push(["Deepgram reports", agents]);
     if (call.agent) facts.push(["Agent", call.agent]);
     if (call.direction === "outbound-api") facts.push(["Direction", "Outbound"]);
     if (call.barge_ins) facts.push(["Barge-ins", String(call.barge_ins)]);

@@ -1,7 +1,7 @@
 // The two plots of a call, as inline SVG: reply times and buffered audio.
 
 import { svg } from "./dom.js";
-import { brief, latency, latencies, median } from "./words.js";
+import { brief, replies, replySeconds } from "./words.js";
 
 const WIDTH = 280;
 const HEIGHT = 52;
@@ -9,19 +9,17 @@ const BARS = 40; // the latest turns; more would be hairlines
 const QUICK = 0.8; // pauses up to this feel natural between people
 const SLOW = 1.5; // from here on callers ask "hello?"
 
-// One bar per turn that got a reply. Full scale is two seconds, or the longest reply if greater.
-export function replyTimes(call) {
+// One bar per spoken turn that got a reply. Full scale is two seconds, or the longest reply if greater.
+export function replyPlot(call) {
   const turns = (call.turns ?? [])
-    .map((turn, index) => ({ index, seconds: latency(turn), turn }))
-    .filter(({ seconds }) => seconds !== null)
+    .map((turn, index) => ({ index, seconds: turn.reply_seconds, turn }))
+    .filter(({ seconds }) => Number.isFinite(seconds))
     .slice(-BARS);
   const top = Math.max(2, ...turns.map(({ seconds }) => seconds));
   const step = Math.min(18, WIDTH / Math.max(turns.length, 1));
   const y = (seconds) => HEIGHT - (seconds / top) * HEIGHT;
-  const all = latencies(call);
-  const label = all.length
-    ? `Reply times of ${all.length} turns: median ${brief(median(all))}, longest ${brief(Math.max(...all))}`
-    : "No replies yet";
+  const all = replySeconds(call);
+  const label = all.length ? `Reply times of ${all.length} turns: ${replies(all)}` : "No replies yet";
   return svg(
     "svg",
     { class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT + 2}`, role: "img", "aria-label": label },
@@ -48,7 +46,7 @@ export function replyTimes(call) {
 function describe(index, seconds, turn) {
   const parts = [`Turn ${index + 1}: reply after ${brief(seconds)}`];
   for (const [name, value] of Object.entries(turn.latencies ?? {})) {
-    parts.push(`${name.replaceAll("_", " ")} ${brief(value)}`);
+    parts.push(`Deepgram's ${name.replaceAll("_", " ")}: ${brief(value)}`);
   }
   return parts.join("\n");
 }

@@ -2,9 +2,20 @@
 
 import { Transcript, functionList } from "./conversation.js";
 import { h, openDialog, setChildren } from "./dom.js";
-import { replyTimes } from "./plots.js";
+import { replyPlot } from "./plots.js";
 import { api } from "./session.js";
-import { brief, clock, ending, exactMoment, latencies, median, moment, who } from "./words.js";
+import {
+  brief,
+  clock,
+  ending,
+  exactMoment,
+  moment,
+  replies,
+  replySeconds,
+  reported,
+  typedReplySeconds,
+  who,
+} from "./words.js";
 
 const STEPS = [50, 200, 500]; // lengths of the list; the API returns no more
 
@@ -132,7 +143,7 @@ export class RecentCalls {
 
   _inFull(call) {
     const [words, kind] = ending(call, this._server().workers);
-    const times = latencies(call);
+    const times = replySeconds(call);
     const facts = [
       ["Started", exactMoment(call.started_at)],
       ["Duration", call.outcome ? clock(call.seconds) : ""],
@@ -140,7 +151,9 @@ export class RecentCalls {
       ["Direction", call.direction === "outbound-api" ? "Outbound" : "Inbound"],
       ["Agent ready in", call.setup_seconds == null ? "" : brief(call.setup_seconds)],
       ["Teardown", call.teardown_seconds == null ? "" : brief(call.teardown_seconds)],
-      ["Reply times", times.length ? `median ${brief(median(times))}, longest ${brief(Math.max(...times))}` : ""],
+      ["Reply times", replies(times)],
+      ["Replies to typing", replies(typedReplySeconds(call))],
+      ["Deepgram reports", reported(call)],
       ["Barge-ins", call.barge_ins],
       ["Agent reconnects", call.reconnects],
       ["Audio dropped", call.dropped_bytes ? brief(call.dropped_bytes / 8000) : ""],
@@ -160,7 +173,7 @@ export class RecentCalls {
         h("dt", {}, name),
         h("dd", { class: name === "SID" ? "mono" : "numbers" }, String(value)),
       ]).flat()),
-      times.length ? h("figure", { class: "plot-of" }, replyTimes(call)) : null,
+      times.length ? h("figure", { class: "plot-of" }, replyPlot(call)) : null,
       h("h3", {}, "Transcript"),
       transcript.element,
       call.functions?.length ? [h("h3", {}, "Functions"), functionList(call.functions)] : null,

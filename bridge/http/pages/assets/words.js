@@ -101,15 +101,36 @@ export function outcomeWords(outcome) {
   return (OUTCOMES[outcome] ?? [outcome])[0];
 }
 
-// Seconds from the confirmation of the caller's turn to the first audio of the reply; null without
-// a reply.
-export function latency(turn) {
-  const [from, to] = [turn.caller_said_at, turn.first_audio_sent_at];
-  return typeof from === "number" && typeof to === "number" ? to - from : null;
+// The reply times of a call in seconds, those of spoken turns; typed turns are measured apart.
+export function replySeconds(call) {
+  return finite(call, (turn) => turn.reply_seconds);
 }
 
-export function latencies(call) {
-  return (call.turns ?? []).map(latency).filter((seconds) => seconds !== null);
+export function typedReplySeconds(call) {
+  return finite(call, (turn) => turn.typed_reply_seconds);
+}
+
+// Reply times in words; empty without any.
+export function replies(times) {
+  return times.length ? `median ${brief(median(times))}, longest ${brief(Math.max(...times))}` : "";
+}
+
+// What Deepgram reports of its own part in the replies: the median of each figure, by its name.
+export function reported(call) {
+  const parts = [
+    ["total", (all) => all.total_latency],
+    ["ttt", (all) => all.ttt_latency ?? all.ttt_text_latency],
+    ["tts", (all) => all.tts_latency],
+  ];
+  return parts
+    .map(([name, of]) => [name, median(finite(call, (turn) => of(turn.latencies ?? {})))])
+    .filter(([, seconds]) => seconds !== null)
+    .map(([name, seconds]) => `${name} ${brief(seconds)}`)
+    .join(", ");
+}
+
+function finite(call, of) {
+  return (call.turns ?? []).map(of).filter(Number.isFinite);
 }
 
 export function median(numbers) {

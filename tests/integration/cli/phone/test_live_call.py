@@ -112,7 +112,10 @@ async def test_a_conversation_of_two_turns_on_the_real_server(monkeypatch):
     assert [who for _, who in sorted(turns)] == ["agent", "caller", "agent", "caller", "agent"]
     result = json.loads(as_json(caller, view))
     assert [entry["words"] for entry in result["transcript"]][-1] == "Here you are."
-    assert len(result["latencies"]) == 2
+    # A busy machine is late on both sides.
+    assert result["at_bridge"]["reply_seconds"] == pytest.approx(result["reply_seconds"], abs=0.25)
+    assert len(result["reply_seconds"]) == 2
+    assert min(result["reply_seconds"]) > 0.8
     assert "at bridge median" in summary(caller, view, None)
     shown = output.getvalue()
     assert "Good day." in shown

@@ -44,15 +44,17 @@ def test_events_change_what_is_known():
     assert (live.over, live.outcome) == (True, "caller_hung_up")
 
 
-def test_latencies_are_those_of_replies():
+def test_reply_times_are_the_servers_own_and_typed_ones_are_apart():
     live = LiveCall()
     turns = [
-        {"caller_said_at": None, "first_audio_sent_at": 0.1},
-        {"caller_said_at": 2.0, "first_audio_sent_at": 2.75},
-        {"caller_said_at": 5.0, "first_audio_sent_at": None},
+        {"confirmed_at": None, "reply_seconds": None, "typed_reply_seconds": None},
+        {"confirmed_at": 2.0, "reply_seconds": 0.75, "typed_reply_seconds": None},
+        {"confirmed_at": 5.0, "reply_seconds": None, "typed_reply_seconds": 0.25},
+        {"confirmed_at": 7.0},
+        {"reply_seconds": "soon"},
     ]
     live.apply("turns", {"from": 0, "items": turns})
-    assert live.latencies == [0.75]
+    assert (live.reply_seconds, live.typed_reply_seconds) == ([0.75], [0.25])
 
 
 @pytest.mark.parametrize(

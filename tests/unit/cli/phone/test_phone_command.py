@@ -130,7 +130,7 @@ async def test_the_replies_of_a_call(autojump_clock, capsys):
         "",
         f" ({seconds:.1f} s after the caller)",
     ]
-    assert f"\nreplies   median {seconds:.1f} s, longest {seconds:.1f} s\n" in summary(
+    assert f"\nreplies   median {seconds:.2f} s, longest {seconds:.2f} s\n" in summary(
         caller, view, None
     )
     assert json.loads(as_json(caller, view))["reply_seconds"] == [round(seconds, 3)]
