@@ -47,7 +47,8 @@ async def talk(
     """Place a call, whose network stalls between two of its seconds; how the phone saw it, the
     server's turns, and the server's metrics."""
     stall: tuple[float, float] = world_options.pop("stall", (0.0, 0.0))
-    async with in_memory(script, HEARS, **world_options) as world:
+    behaviour = world_options.pop("behaviour", HEARS)
+    async with in_memory(script, behaviour, **world_options) as world:
         to_server = world.phone_options["open_stream"]
 
         async def through_a_network(host: str, port: int, tls: bool) -> trio.abc.Stream:
@@ -153,8 +154,7 @@ async def test_keys_are_measured_apart(autojump_clock: Clock) -> None:
         await agent.user_said("My number.")
         await trio.sleep(0.2)
         await agent.say("Please key it in.")
-        while not any(m["type"] == "InjectUserMessage" for _, m in agent.messages):  # noqa: ASYNC110
-            await trio.sleep(0.1)
+        await agent.wait_for_user_message()
         await trio.sleep(0.4)
         await agent.say("Thank you.")
 
@@ -168,3 +168,69 @@ async def test_keys_are_measured_apart(autojump_clock: Clock) -> None:
     assert 2.4 < typed[0] < 3.0
     assert metric(metrics, "bridge_reply_seconds_count") == 1
     assert metric(metrics, "bridge_typed_reply_seconds_sum") == pytest.approx(typed[0])
+
+
+async def test_a_phone_that_sends_nothing_in_silence(autojump_clock: Clock) -> None:
+    """What bridge sends the agent in its place is no speech: the words end where they ended."""
+    async with in_memory(replies, HEARS) as world:
+        async with world.call(silence_frames=False) as phone:
+            await phone.wait_event("mark_echoed")
+            (live,) = world.app.extensions["bridge"].calls
+            await trio.sleep(1)
+            await phone.say(WORDS)
+            said = phone.elapsed
+            await phone.wait_event("mark_echoed", count=2)
+            await phone.hang_up()
+    (spoken,), _ = times(live.story.turns)
+    (_, (began, _)) = phone.heard_stretches
+    # The clip itself ends with a moment of silence.
+    assert began - said - 0.05 < spoken < began - said + 0.2
+
+
+async def test_a_filler_of_bridges_is_no_reply(autojump_clock: Clock) -> None:
+    async def slow(agent: AgentSession) -> None:
+        await agent.say("Hello! How can I help you today?")
+        await agent.wait_for_end_of_speech()
+        await agent.user_said("Are you open on Sunday?")
+        await trio.sleep(4)
+        await agent.say("You said:")
+
+    using = settings(call={"stall_seconds": 2})
+    view, turns, _ = await talk(Plan(WORDS, linger=8, transcript=False), slow, using=using)
+    (spoken,), _ = times(turns)
+    assert spoken > 4, "the filler came after 2 s"
+    assert view.reply_seconds[0] < 3, "which only the phone takes for a reply"
+
+
+async def test_an_agent_that_speaks_over_the_caller_does_not_reply(autojump_clock: Clock) -> None:
+    async def rude(agent: AgentSession) -> None:
+        await agent.say("Hello! How can I help you today?")
+        await agent.wait_for_speech()
+        await trio.sleep(0.5)
+        await agent.user_said("Are")
+        await agent.say("You said:")
+
+    view, turns, metrics = await talk(Plan(WORDS * 3, transcript=False), rude)
+    assert times(turns) == ([], [])
+    assert view.reply_seconds == []
+    assert [turn.confirmed_at is not None for turn in turns] == [False, True]
+    assert metric(metrics, "bridge_reply_seconds_count") == 0
+
+
+async def test_a_reply_that_is_interrupted_before_it_plays_was_none(autojump_clock: Clock) -> None:
+    """It waits behind the greeting, which the caller cannot interrupt; then the caller goes."""
+
+    async def script(agent: AgentSession) -> None:
+        await agent.say("Hello! How can I help you today? " * 5)
+        await agent.wait_for_end_of_speech()
+        await agent.user_said("Stop, please.")
+        await agent.say("You said:")
+
+    using = settings(call={"interruptible_greeting": False})
+    plan = Plan(WORDS, wait=0, linger=1, transcript=False)
+    at_once = msgspec.structs.replace(HEARS, speed=0)
+    _, turns, metrics = await talk(plan, script, using=using, behaviour=at_once)
+    assert turns[-1].confirmed_at is not None
+    assert turns[-1].first_audio_sent_at is not None
+    assert times(turns) == ([], [])
+    assert metric(metrics, "bridge_reply_seconds_count") == 0
