@@ -19,6 +19,7 @@ from bridge.config.settings import Secrets
 from bridge.functions import Functions
 from bridge.records.record import CallRecord
 from bridge.testing.agent.server import AgentSession
+from bridge.testing.agent.voice import hum
 from bridge.testing.phone.phone import SimulatedPhone
 from bridge.twilio.rest import TwilioRest
 from tests.browser.driver import NARROW, WIDE, Browser, chromium
@@ -115,9 +116,14 @@ async def a_talk(agent: AgentSession, phone: SimulatedPhone) -> None:
         ("Half past seven is fine.", 0.65, "And what name may I note?"),
         ("Lovelace.", 1.1, "Thank you. Let me note that down."),
     ]:
+        await phone.say(hum(0.4))
         await agent.user_said(question)
         await trio.sleep(wait)
+        await agent.latency_report(total_latency=wait, ttt_latency=wait / 2, tts_latency=0.2)
         await agent.say(answer, SECOND[:3200])
+    await phone.press("4#")
+    await agent.wait_for_user_message()
+    await agent.say("Four, then.", SECOND[:3200])
     await agent.call_functions([{"name": "book_table", "arguments": '{"people": 4}'}], timeout=5)
     heard = phone.heard_seconds
     async with trio.open_nursery() as talking:
@@ -195,6 +201,8 @@ def talk_is_shown(browser: Browser) -> None:
     shows(browser, ".call .functions li", "running")
     shows(browser, ".call .state", "Thinking")
     assert "median" in browser.text(".call[open] .plot-of")
+    browser.until(lambda: "Replies to typing" in browser.texts(".call[open] .facts dt"))
+    assert any(text.startswith("total 6") for text in browser.texts(".call[open] .facts dd"))
 
 
 def hang_up_by_button(browser: Browser, sid: str) -> None:
@@ -227,6 +235,9 @@ def record_is_shown(browser: Browser, sid: str) -> None:
     shows(browser, "dialog .words", "One more thing:")
     shows(browser, "dialog .functions", "book_table()")
     assert len(browser.all("dialog .bar-of")) == 3
+    assert {"Reply times", "Replies to typing", "Deepgram reports"} <= set(
+        browser.texts("dialog .facts dt")
+    )
     browser.pictures("console-record")
     browser.find("dialog .foot .button").click()
     browser.until(lambda: not browser.all("dialog"))
