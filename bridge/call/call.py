@@ -131,7 +131,7 @@ class Call(CallParts):
                             self.uplink.put(media.payload, received_at)
                             self.voice.heard(media.payload, spoken_at)
                             if self.recording is not None:
-                                self.recording.caller(media.payload, self.seconds_so_far)
+                                self.recording.caller(media.payload, spoken_at - self.began_at)
                         case phone_says.Dtmf(dtmf=dtmf):
                             self.typed.key_pressed(dtmf.digit)
                         case phone_says.Mark(mark=mark):

@@ -30,7 +30,8 @@ DELAYS_SAMPLED: Final = 16
 class Recording(Protocol):
     """Both sides of a call on disk; see `bridge.records.wav.CallRecording`. Never raises.
 
-    `audio` is µ-law at 8 kHz, `at` seconds since the call began.
+    `audio` is µ-law at 8 kHz, `at` seconds since the call began: for the caller's audio when it was
+    spoken, for the rest when it happens.
     """
 
     def caller(self, audio: bytes, at: float) -> None: ...

@@ -32,9 +32,11 @@ from bridge.one_thread import OneThread
 
 log = get_logger(__name__)
 
-# A stretch is finished when it is too old for any audio still to belong to it. Until then the
-# phone's audio continues what it sent before: it never pauses, only its packets jitter.
+# A stretch is finished when it is this old. Audio that comes later than that is left out.
 SETTLED_SECONDS: Final = 1.0
+# The times of the caller's audio are exact to within this: a piece continues the one before it,
+# unless they are further apart.
+JITTER_SECONDS: Final = 0.1
 # The longest piece taken at once, so that a long silence is not one long piece of memory.
 STRETCH_SECONDS: Final = 5.0
 # How far audio may be ahead of its time: the agent's is sent ahead and buffered by Twilio; the
@@ -106,20 +108,22 @@ class Timeline:
 
     def __init__(self) -> None:
         self._caller = bytearray()
+        self._caller_ends = 0  # where the caller's next audio belongs, from the start
         self._agent = bytearray()
         self._taken = 0
 
     def caller(self, audio: bytes, at: float) -> None:
-        """The caller's next audio came at `at`, by our clock. (A forged timestamp of Twilio's could
-        leap far ahead, and the leap would have to be filled.)
-        """
-        now, end = _samples(at), self._taken + len(self._caller)
-        patience = round(SETTLED_SECONDS * SAMPLE_RATE) if end else 0
-        if now > end + patience:
-            self._caller += SILENCE * (now - end)
-            end = now
-        room = now + round(CALLER_AHEAD_SECONDS * SAMPLE_RATE) - end
-        self._caller += audio[: max(0, room)]
+        """The caller's audio spoken at `at`, by the phone's timestamps on our clock (see
+        `bridge.twilio.media_clock`), so that audio that was held back is put where it belongs."""
+        now = _samples(at)
+        if abs(now - self._caller_ends) > JITTER_SECONDS * SAMPLE_RATE:
+            self._caller_ends = now
+        audio = audio[: round(CALLER_AHEAD_SECONDS * SAMPLE_RATE)]
+        begin = self._caller_ends - self._taken
+        self._caller_ends += len(audio)
+        audio, begin = audio[max(0, -begin) :], max(0, begin)
+        self._caller += SILENCE * (begin - len(self._caller))
+        self._caller[begin : begin + len(audio)] = audio
 
     def agent(self, audio: bytes, at: float) -> None:
         """This was sent to the phone at `at`; it plays after what was sent before it."""
@@ -246,7 +250,8 @@ def purge(folder: Path, older_than: datetime) -> int:
 
 
 class CallRecording:
-    """Records one call. Times are seconds from the call's start, by one clock.
+    """Records one call. Times are seconds from the call's start, by one clock: for the caller's
+    audio when it was spoken, for the rest when it happens.
 
     `caller`, `agent`, `cleared` and `finish` return at once and never raise. `run` is a task of the
     call: it writes about once a second. When it is cancelled or `finish` was called, it writes the

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from bridge.audio import SAMPLE_RATE, SILENCE
 from bridge.records import wav
 from bridge.records.wav import Gap, RecordingError, Stretch, Timeline, WavFile, purge
+from bridge.twilio.media_clock import MediaClock
 from tests.unit.records.samples import NASTY, SID
 from tests.unit.records.wav_reading import LOUD, A, B, runs, samples
 
@@ -54,19 +55,52 @@ def test_what_the_phone_had_not_played_at_the_end_was_not_heard():
 
 @given(st.integers(0, 2**32))
 def test_jitter_makes_no_holes(seed: int) -> None:
-    """Packets of 20 ms, each late by up to 0.3 s: the caller's voice stays whole, at its time."""
-    timeline, delays = Timeline(), random.Random(seed)
+    """Packets of 20 ms, each late by up to 0.3 s, but the first: the caller's voice stays whole, at
+    its time. Each packet is another sample, so that one in the wrong place would be seen."""
+    timeline, clock, delays = Timeline(), MediaClock(), random.Random(seed)
     caller, now = b"", 0.0
     for number in range(300):
-        now = max(now, 0.02 * (number + 1) + delays.uniform(0, 0.3))
-        timeline.caller(A * 160, now)
+        now = max(now, 0.02 * number + (delays.uniform(0, 0.3) if number else 0.0))
+        timeline.caller(bytes([number % 250]) * 160, clock.spoken_at(str(155 + 20 * number), now))
         if stretch := timeline.settled(now):
             caller += stretch.caller
     caller += b"".join(one.caller for one in timeline.rest(now))
-    (lead, length) = (runs(caller)[0][1], runs(caller)[1][1])
-    assert lead <= 0.35 * SAMPLE_RATE
-    assert length == 300 * 160
-    assert [value for value, _ in runs(caller)][2:] in ([], [0xFF])
+    assert caller.rstrip(SILENCE) == b"".join(bytes([n % 250]) * 160 for n in range(300))
+
+
+@pytest.mark.parametrize("stall", [0.5, 1.5, 4.0])
+def test_a_stall_of_the_line_shifts_nothing(stall: float) -> None:
+    """The caller's audio is held back from the second second on, while the agent speaks, and comes
+    all at once. What came too late for the file is silence; what follows is at its time again."""
+    timeline, clock = Timeline(), MediaClock()
+    caller = b""
+    for number in range(500):
+        spoken = 0.02 * number
+        now = 2 + stall if 2 <= spoken < 2 + stall else spoken
+        if spoken == 2.0:
+            for tick in range(round(stall * 10)):
+                timeline.agent(B * 800, 2 + tick / 10)
+                if stretch := timeline.settled(2 + tick / 10):
+                    caller += stretch.caller
+        timeline.caller(bytes([number % 250]) * 160, clock.spoken_at(str(155 + 20 * number), now))
+        if stretch := timeline.settled(now):
+            caller += stretch.caller
+    caller += b"".join(one.caller for one in timeline.rest(10.0))
+    wanted = b"".join(bytes([n % 250]) * 160 for n in range(500))
+    assert len(caller) == len(wanted)
+    lost = [at for at, pair in enumerate(zip(caller, wanted, strict=True)) if pair[0] != pair[1]]
+    assert len(lost) <= max(0.0, stall - 1 + 0.2) * SAMPLE_RATE
+    assert all(caller[at] == 0xFF and 2 <= at / SAMPLE_RATE < 2 + stall for at in lost)
+
+
+def test_audio_that_was_lost_leaves_a_hole_of_its_length() -> None:
+    """Not even half a second of it shifts what follows."""
+    timeline = Timeline()
+    for number in range(100):
+        if not 40 <= number < 65:
+            timeline.caller(A * 160, 0.02 * number)
+    caller, _ = whole(timeline, 2.0)
+    assert runs(caller) == [(0x00, 6_400), (0xFF, 4_000), (0x00, 5_600)]
 
 
 def test_a_hole_in_the_callers_voice_is_silence():
@@ -112,7 +146,7 @@ def test_a_flood_is_bounded():
         timeline.caller(A * 8000, 1.0)
         timeline.agent(A * 80_000, 1.0)
     caller, agent = len(timeline._caller), len(timeline._agent)
-    assert caller == (1 + wav.CALLER_AHEAD_SECONDS) * SAMPLE_RATE
+    assert SAMPLE_RATE < caller <= (1 + wav.CALLER_AHEAD_SECONDS) * SAMPLE_RATE
     assert agent == (1 + wav.AGENT_AHEAD_SECONDS) * SAMPLE_RATE
 
 
