@@ -119,7 +119,7 @@ async def a_talk(agent: AgentSession, phone: SimulatedPhone) -> None:
         await phone.say(hum(0.4))
         await agent.user_said(question)
         await trio.sleep(wait)
-        await agent.latency_report(total_latency=wait, ttt_latency=wait / 2, tts_latency=0.2)
+        await agent.latency_report(total_latency=wait, ttt_text_latency=wait / 2, tts_latency=0.2)
         await agent.say(answer, SECOND[:3200])
     await phone.press("4#")
     await agent.wait_for_user_message()
@@ -131,7 +131,7 @@ async def a_talk(agent: AgentSession, phone: SimulatedPhone) -> None:
         await phone.wait_heard(heard + 1)
         await agent.user_started_speaking()
     await agent.user_said("Wonderful, thank you. One more thing:")
-    await agent.latency_report(total_latency=0.61, ttt_latency=0.32, tts_latency=0.21)
+    await agent.latency_report(total_latency=0.61, ttt_text_latency=0.32, tts_latency=0.21)
 
 
 async def test_a_newcomer_is_told_what_to_do(browser: Browser, tmp_path: Path) -> None:
