@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-from bridge import log as logs
-from bridge.cli import main
-
-KEY = "dg-key-5EC237-0123456789abcdef"
+from tests.unit.cli.commands import bridge_exits, check_finds_no_agent
 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, own_environment: None) -> None:
-    """Logging as it was, and an agent that is not there."""
-    monkeypatch.setenv("BRIDGE_CONFIG", "")
-    monkeypatch.setattr(logs, "configure", lambda *_, **__: None)
-    # Nothing listens there: bound by no server, and asked by none of the checks.
-    Path("config.toml").write_text(
-        '[server]\nbind = "127.0.0.1:0"\n[deepgram]\nurl = "ws://127.0.0.1:9/"\n'
-        "[twilio]\nvalidate_signatures = false\n"
-    )
-
-
-def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["bridge", "check", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    output = capsys.readouterr()
-    assert isinstance(exit_.value.code, int)
-    assert KEY not in output.out + output.err
-    return exit_.value.code, output.out, output.err
+    check_finds_no_agent(monkeypatch)
+    monkeypatch.setenv("DEEPGRAM_API_KEY", "dg-key-5EC237-0123456789abcdef")
 
 
 def test_one_line_for_each_finding(monkeypatch, capsys):
-    monkeypatch.setenv("DEEPGRAM_API_KEY", KEY)
-    code, out, err = run(monkeypatch, capsys)
-    assert code == 1
+    assert bridge_exits(monkeypatch, "check") == 1
+    out, err = capsys.readouterr()
     lines = out.splitlines()
     assert lines[0].startswith("warn   config   twilio.validate_signatures is false: anyone who")
     assert lines[1].startswith("WRONG  agent    nothing listens at 127.0.0.1:9:")
@@ -51,9 +29,8 @@ def test_one_line_for_each_finding(monkeypatch, capsys):
 
 
 def test_as_json(monkeypatch, capsys):
-    code, out, _ = run(monkeypatch, capsys, "--json")
-    assert code == 1
-    result = json.loads(out)
+    assert bridge_exits(monkeypatch, "check", "--json") == 1
+    result = json.loads(capsys.readouterr().out)
     assert result["ok"] is False
     [agent] = [one for one in result["findings"] if one["check"] == "agent"]
     assert agent.keys() == {"check", "status", "what", "why", "remedy"}

@@ -15,8 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 from bridge.config import file as config_file
 from bridge.config.file import ConfigFile
 from bridge.config.settings import Settings
-
-FIRST = 'agent.greeting = "first"\n'
+from tests.unit.config.files import FIRST, write
 
 SECOND = 'agent.greeting = "second"\n'
 
@@ -32,15 +31,6 @@ def path(tmp_path: Path) -> Path:
 def events() -> Iterator[list[structlog.typing.EventDict]]:
     with structlog.testing.capture_logs() as captured:
         yield captured
-
-
-def write(path: Path, text: str, *, age: float = 60) -> None:
-    """Replace the file in one step, as an editor does, by one last changed `age` seconds ago."""
-    new = path.with_suffix(".new")
-    new.write_text(text)
-    written = new.stat().st_mtime - age
-    os.utime(new, (written, written))
-    new.replace(path)
 
 
 def rewrite(path: Path, text: str) -> None:

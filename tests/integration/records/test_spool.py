@@ -5,27 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from pathlib import Path
-
-import pytest
 
 from bridge.records.spool import Spool
+from tests.unit.records.draining import drain
 
 
-def drain(spool: Spool, count: int = 3) -> list[int]:
-    numbers = []
-    while lines := spool.peek(count):
-        numbers += [int(one.split()[0]) for one in lines]
-        spool.advance()
-    return numbers
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "calls.db-spool"
-
-
-def test_a_killed_process_leaves_every_line_it_was_told_is_safe(folder):
+def test_a_killed_process_leaves_every_line_it_was_told_is_safe(tmp_path):
     """SIGKILL in the middle of appending."""
     program = (
         "import sys; from pathlib import Path; from bridge.records.spool import *\n"
@@ -34,12 +19,14 @@ def test_a_killed_process_leaves_every_line_it_was_told_is_safe(folder):
         "    spool.append([SpoolLine(b'%d \\n' % number, True)])\n"
         "    print(number, flush=True)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", program, folder], stdout=subprocess.PIPE) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE
+    ) as child:
         assert child.stdout is not None
         safe = [int(child.stdout.readline()) for _ in range(50)]
         child.send_signal(signal.SIGKILL)
         safe += [int(rest) for rest in child.stdout.read().split()]
-    spool = Spool(folder)
+    spool = Spool(tmp_path)
     assert spool.adopt() == 1
     found = drain(spool, 1000)
     assert found[: len(safe)] == safe

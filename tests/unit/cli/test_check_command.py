@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import trio
 
-from bridge import log as logs
 from bridge.check import Finding, ok, run_checks, wrong
-from bridge.cli import main
+from tests.unit.cli.commands import bridge_exits, check_finds_no_agent
 
 KEY = "dg-key-5EC237-0123456789abcdef"
 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, own_environment: None) -> None:
-    """Logging as it was, and an agent that is not there."""
-    monkeypatch.setenv("BRIDGE_CONFIG", "")
-    monkeypatch.setattr(logs, "configure", lambda *_, **__: None)
-    # Nothing listens there: bound by no server, and asked by none of the checks.
-    Path("config.toml").write_text(
-        '[server]\nbind = "127.0.0.1:0"\n[deepgram]\nurl = "ws://127.0.0.1:9/"\n'
-        "[twilio]\nvalidate_signatures = false\n"
-    )
+    check_finds_no_agent(monkeypatch)
 
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["bridge", "check", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        main()
+    code = bridge_exits(monkeypatch, "check", *arguments)
     output = capsys.readouterr()
-    assert isinstance(exit_.value.code, int)
     assert KEY not in output.out + output.err
-    return exit_.value.code, output.out, output.err
+    return code, output.out, output.err
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,9 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-import bridge.cli
 import bridge.cli.dial as module
-from bridge.cli import main
 from tests.twilio_standin import OWN_NUMBER, error
+from tests.unit.cli.commands import bridge_exits
 from tests.unit.http.world import TO, TOKEN, ControlWorld
 
 CALL_SID = "CA" + "0" * 31 + "1"
@@ -47,13 +46,9 @@ def run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
 ) -> tuple[int, str, list[str]]:
     """The exit code, standard output, and the lines on standard error."""
-    monkeypatch.setattr("sys.argv", ["bridge", "dial", *arguments])
-    monkeypatch.setitem(bridge.cli.COMMANDS, "dial", "")
-    with pytest.raises(SystemExit) as exit_:
-        main()
+    code = bridge_exits(monkeypatch, "dial", *arguments)
     output = capsys.readouterr()
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code, output.out, output.err.splitlines()
+    return code, output.out, output.err.splitlines()
 
 
 def test_a_call_is_placed(monkeypatch, capsys, world):

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-import bridge.cli
 import bridge.cli.number as module
-from bridge.cli import main
 from bridge.twilio.rest import TwilioRest
 from tests.twilio_standin import ACCOUNT_SID, AUTH_TOKEN, OWN_NUMBER, TwilioStandIn, error, number
+from tests.unit.cli.commands import bridge_exits
 
 PUBLIC = "https://voice.example.com"
 HOOK = f"{PUBLIC}/incoming-call"
@@ -47,16 +46,12 @@ def run(
     typed: str = "",
 ) -> tuple[int, str, str]:
     """The exit code, standard output and standard error."""
-    monkeypatch.setitem(bridge.cli.COMMANDS, "number", "")
-    monkeypatch.setattr("sys.argv", ["bridge", "number", *arguments])
     monkeypatch.setattr("sys.stdin", io.StringIO(typed))
-    with pytest.raises(SystemExit) as exit_:
-        main()
+    code = bridge_exits(monkeypatch, "number", *arguments)
     output = capsys.readouterr()
-    assert isinstance(exit_.value.code, int)
     assert AUTH_TOKEN not in output.out + output.err
     assert ACCOUNT_SID not in output.out + output.err
-    return exit_.value.code, output.out, output.err
+    return code, output.out, output.err
 
 
 def webhook(twilio: TwilioStandIn) -> tuple[Any, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import pytest
 import bridge.asgi
 import bridge.config.settings
 import bridge.server.serve
-from bridge.cli import main
 from bridge.http.app import create_app
+from tests.unit.cli.commands import bridge_exits
 
 LOCAL = '[server]\nbind = "127.0.0.1:0"\n[deepgram]\nurl = "ws://127.0.0.1:9/"\n'
 KEY = "dg-key-5EC237-0123456789abcdef"
@@ -43,13 +42,10 @@ def run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
 ) -> tuple[int, list[str]]:
     """The exit code, and the lines on standard error; standard output is for results."""
-    monkeypatch.setattr(sys, "argv", ["bridge", "serve", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        main()
+    code = bridge_exits(monkeypatch, "serve", *arguments)
     output = capsys.readouterr()
     assert output.out == ""
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code, output.err.splitlines()
+    return code, output.err.splitlines()
 
 
 def test_the_address_is_the_configurations(monkeypatch, capsys, served):

@@ -11,8 +11,7 @@ import trio
 from bridge.config import file as config_file
 from bridge.config.file import ConfigFile, FixedConfig, config_path, load
 from bridge.config.settings import ConfigError, Settings
-
-FIRST = 'agent.greeting = "first"\n'
+from tests.unit.config.files import FIRST, write
 
 
 @pytest.fixture
@@ -20,15 +19,6 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "config.toml"
     write(path, FIRST)
     return path
-
-
-def write(path: Path, text: str, *, age: float = 60) -> None:
-    """Replace the file in one step, as an editor does, by one last changed `age` seconds ago."""
-    new = path.with_suffix(".new")
-    new.write_text(text)
-    written = new.stat().st_mtime - age
-    os.utime(new, (written, written))
-    new.replace(path)
 
 
 class TestLoad:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from bridge.records import spool as spools
 from bridge.records.spool import Spool, SpoolLine
+from tests.unit.records.draining import drain
 
 
 def line(number: int, size: int = 0) -> bytes:
@@ -22,14 +23,6 @@ def line(number: int, size: int = 0) -> bytes:
 
 def put(spool: Spool, *numbers: int) -> None:
     assert spool.append([SpoolLine(line(number), True) for number in numbers]) == []
-
-
-def drain(spool: Spool, count: int = 3) -> list[int]:
-    numbers = []
-    while lines := spool.peek(count):
-        numbers += [int(one.split()[0]) for one in lines]
-        spool.advance()
-    return numbers
 
 
 @pytest.fixture

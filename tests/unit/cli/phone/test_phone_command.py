@@ -5,18 +5,17 @@ speaks when, and how long replies took.
 from __future__ import annotations
 
 import json
-import sys
 
 import msgspec
 import pytest
 import trio
 from rich.console import Console
 
-from bridge.cli import main
 from bridge.cli.phone.caller import Plan, call
 from bridge.cli.phone.result import as_json, summary
 from bridge.cli.phone.view import CallView
 from bridge.testing.agent.server import AgentSession
+from tests.unit.cli.commands import bridge_exits
 from tests.unit.cli.phone.tones import quiet, tone
 from tests.world import QUIET, in_memory
 
@@ -33,11 +32,8 @@ def lines_of(capsys, caller: bytes, agent: bytes) -> tuple[CallView, list[str]]:
 
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["bridge", "phone", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    lines = capsys.readouterr().err.splitlines()
-    return exit_.value.code, lines[-1]
+    code = bridge_exits(monkeypatch, "phone", *arguments)
+    return code, capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
