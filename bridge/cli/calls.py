@@ -16,6 +16,7 @@ from bridge.cli.failure import Failure, Misconfigured
 from bridge.config.file import config_path, load
 from bridge.config.settings import ConfigError, Settings
 from bridge.log import _mask_whole as mask_number
+from bridge.outcome import Outcome
 from bridge.text import printable
 
 if TYPE_CHECKING:
@@ -36,7 +37,12 @@ PIPED_WIDTH = 200
     type=click.IntRange(1, 10_000),
     help="How many calls to list.",
 )
-@click.option("--outcome", metavar="OUTCOME", help="List only calls with this outcome.")
+@click.option(
+    "--outcome",
+    metavar="OUTCOME",
+    type=click.Choice([str(outcome) for outcome in Outcome]),
+    help="List only calls with this outcome, such as caller_hung_up.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--config", metavar="FILE", help="The configuration file, instead of config.toml.")
 def calls(
@@ -104,13 +110,17 @@ def _mask(record: CallRecord) -> None:
     record.caller = mask_number(record.caller)
     record.called = mask_number(record.called)
     record.transfer_to = mask_number(record.transfer_to)
+    for leg in record.legs:
+        leg.transfer_to = mask_number(leg.transfer_to)
 
 
 def _plain(record: CallRecord, *, whole: bool) -> dict[str, Any]:
+    from bridge.records.schema import LISTS
+
     plain = {name: getattr(record, name) for name in record.__struct_fields__}
     if not whole:
         # A list query does not read these; empty values would look like silent calls.
-        for name in ("turns", "transcript", "functions"):
+        for name in LISTS:
             del plain[name]
     return plain
 
@@ -160,6 +170,9 @@ def _show(console: Console, record: CallRecord) -> None:
     if record.functions:
         console.print()
         console.print(_functions(record))
+    if len(record.legs) > 1:
+        console.print()
+        console.print(_legs(record))
 
 
 def _facts(record: CallRecord) -> list[tuple[str, Text]]:
@@ -175,7 +188,7 @@ def _facts(record: CallRecord) -> list[tuple[str, Text]]:
         ("direction", _text(number)),
         ("status", _text(" ".join(filter(None, (record.status, record.answered_by))))),
         ("agent", _text(record.agent)),
-        ("transferred to", _text(record.transfer_to)),
+        ("transfer", _text(_transfer(record))),
         ("set-up", _text(_seconds(record.setup_seconds, " s"))),
         ("teardown", _text(_seconds(record.teardown_seconds, " s"))),
         ("cost", _cost(record)),
@@ -183,9 +196,31 @@ def _facts(record: CallRecord) -> list[tuple[str, Text]]:
         ("reconnections", _text(str(record.reconnects or ""))),
         ("audio dropped", _text(f"{record.dropped_bytes} bytes" if record.dropped_bytes else "")),
         ("recording", _text(record.recording)),
+        ("Deepgram's request ids", _text(" ".join(record.request_ids))),
         ("transcript", _text("" if record.words_kept else "not stored (records.transcripts)")),
         ("shortened", _text("yes: parts were too long to store" if record.shortened else "")),
     ]
+
+
+def _transfer(record: CallRecord) -> str:
+    """Describe whom the caller was transferred to, and what Twilio reported of it."""
+    if not record.transfer_to:
+        return ""
+    who = f"{record.transfer_name} {record.transfer_to}".strip()
+    lasted = "" if record.transfer_seconds is None else f", {record.transfer_seconds:.0f} s"
+    return f"{who}: {record.transfer_status or 'no result reported'}{lasted}"
+
+
+def _legs(record: CallRecord) -> Table:
+    table = _table("at", "seconds", "stream", "outcome", "reason", "dialled", "recording")
+    for leg in record.legs:
+        table.add_row(
+            _clock(leg.at),
+            f"{leg.seconds:.1f}",
+            *map(_text, (leg.stream_sid, leg.outcome, leg.reason, leg.transfer_status)),
+            _text(leg.recording),
+        )
+    return table
 
 
 def _line(line: Line, words_kept: bool) -> Text:

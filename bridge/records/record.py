@@ -41,13 +41,38 @@ ITEMS_LIMIT: Final = 5_000  # lines, turns or functions of one call
 _INTEGER_LIMIT: Final = 2**62
 
 
+class Leg(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One media stream of a call, which began at `at` and lasted `seconds`.
+
+    The `outcome` of all legs but the last is "handed_over" or what ended their stream. The rest is
+    as in the record.
+    """
+
+    at: float = 0.0
+    seconds: float = 0.0
+    stream_sid: str = ""
+    outcome: str = ""
+    reason: str = ""
+    recording: str = ""
+    transfer_to: str = ""
+    transfer_name: str = ""
+    transfer_status: str = ""
+    transfer_seconds: float | None = None
+
+
 class CallRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One call.
+    """One call, over all its legs.
 
     Mutable, and owned by the call: `Recorder` takes a snapshot of what it is given. `outcome` ""
-    means that the call is live, or that its process died. `words_kept` false
+    means that the call is live, or that its process died. `seconds` is from the start of the first
+    leg to the end of the last, `agent_seconds` the time with an agent. `words_kept` false
     (`records.transcripts`) leaves out every word and key, and keeps the timings. `cost` is None
     without rates. `shortened` means that a limit of this module cut something off.
+
+    `transfer_to` is the phone that was dialled last and `transfer_name` its name in
+    `functions.transfer_to`. `transfer_status` is Twilio's DialCallStatus and `transfer_seconds`
+    how long the conversation with it lasted; "" and None until Twilio reports them. `request_ids`
+    are Deepgram's, one for each session. `stream_sid` and `recording` are the last leg's.
     """
 
     call_sid: str
@@ -65,6 +90,9 @@ class CallRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     outcome: str = ""
     reason: str = ""
     transfer_to: str = ""
+    transfer_name: str = ""
+    transfer_status: str = ""
+    transfer_seconds: float | None = None
     status: str = ""
     status_sequence: int = -1
     answered_by: str = ""
@@ -79,6 +107,8 @@ class CallRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     turns: list[Turn] = []
     transcript: list[Line] = []
     functions: list[FunctionUse] = []
+    legs: list[Leg] = []
+    request_ids: list[str] = []
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -175,10 +205,13 @@ class _Tidier:
             case _:
                 return self._plain(value, FIELD_LIMIT)
 
-    def _rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _rows(self, rows: list[dict[str, Any] | str]) -> list[Any]:
         if len(rows) > ITEMS_LIMIT:
             self.shortened = True
-        return [self._row(row) for row in rows[:ITEMS_LIMIT]]
+        return [
+            self._row(row) if isinstance(row, dict) else self._plain(row, FIELD_LIMIT)
+            for row in rows[:ITEMS_LIMIT]
+        ]
 
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:
         tidied = {}

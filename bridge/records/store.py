@@ -18,16 +18,16 @@ https://www.sqlite.org/wal.html, https://www.sqlite.org/howtocorrupt.html sectio
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import URL, Connection, Dialect, Engine, make_url
+from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import (
     ArgumentError,
     DataError,
@@ -40,11 +40,15 @@ from sqlalchemy.exc import (
 
 from bridge.config.settings import ConfigError
 from bridge.records.record import STATUS_FIELDS, CallRecord, Ending, upgrade
+from bridge.records.schema import (
+    LISTS,
+    SCHEMA_VERSION,
+    NewerSchema,
+    bring_up_to_date,
+    calls,
+    version_of,
+)
 from bridge.text import printable
-
-# Raised with every change of the tables. A newer one is refused, since an older bridge could write
-# wrong rows into it.
-SCHEMA_VERSION: Final = 1
 
 # How long a statement waits for a lock, and on PostgreSQL for anything. Long enough for a backup or
 # a long query to pass, short enough that a stop of the server need not wait.
@@ -54,6 +58,8 @@ CONNECT_SECONDS: Final = 3.0
 
 # Rows deleted in one transaction, so that no writer waits for a purge of many years' rows.
 PURGE_ROWS: Final = 500
+
+T = TypeVar("T")
 
 
 class StoreError(ConfigError):
@@ -67,70 +73,7 @@ class StoreUnavailable(Exception):
         super().__init__(printable(message))
 
 
-class _UtcTime(sa.types.TypeDecorator[datetime]):
-    """A time in UTC. SQLite stores no time zone, so it is removed and added again."""
-
-    impl = sa.DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        moment = value.astimezone(UTC)
-        return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)  # type: ignore[no-any-return]
-
-
-_metadata = sa.MetaData()
-
-_schema = sa.Table("bridge_schema", _metadata, sa.Column("version", sa.Integer, nullable=False))
-
-
-def _text(name: str) -> sa.Column[str]:
-    return sa.Column(name, sa.Text, nullable=False)
-
-
-calls = sa.Table(
-    "calls",
-    _metadata,
-    sa.Column("call_sid", sa.Text, primary_key=True),
-    sa.Column("started_at", _UtcTime, nullable=False, index=True),
-    sa.Column("ended_at", _UtcTime),
-    _text("stream_sid"),
-    _text("caller"),
-    _text("called"),
-    _text("direction"),
-    _text("agent"),
-    sa.Column("seconds", sa.Double, nullable=False),
-    sa.Column("agent_seconds", sa.Double, nullable=False),
-    sa.Column("setup_seconds", sa.Double),
-    sa.Column("teardown_seconds", sa.Double),
-    sa.Column("outcome", sa.Text, nullable=False, index=True),
-    _text("reason"),
-    _text("transfer_to"),
-    _text("status"),
-    sa.Column("status_sequence", sa.BigInteger, nullable=False),
-    _text("answered_by"),
-    sa.Column("cost", sa.Double),
-    sa.Column("dropped_bytes", sa.BigInteger, nullable=False),
-    sa.Column("reconnects", sa.BigInteger, nullable=False),
-    sa.Column("barge_ins", sa.BigInteger, nullable=False),
-    _text("recording"),
-    sa.Column("words_kept", sa.Boolean, nullable=False),
-    sa.Column("shortened", sa.Boolean, nullable=False),
-    sa.Column("revision", sa.BigInteger, nullable=False),
-    # json, not jsonb, which would not preserve numbers as written.
-    sa.Column("turns", sa.JSON, nullable=False),
-    sa.Column("transcript", sa.JSON, nullable=False),
-    sa.Column("functions", sa.JSON, nullable=False),
-)
-
-_LISTS: Final = ("turns", "transcript", "functions")
-_SUMMARY: Final = tuple(column for column in calls.c if column.name not in _LISTS)
+_SUMMARY: Final = tuple(column for column in calls.c if column.name not in LISTS)
 
 
 class Rejected(msgspec.Struct, frozen=True):
@@ -164,48 +107,47 @@ class Store:
     # ---- its tables -------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Make missing tables. Raises StoreError if a newer bridge made the existing ones."""
+        """Make the tables, or bring those of an older bridge up to date. Several processes may do
+        so at once. Raises StoreError if a newer bridge made them.
+        """
         if self.file is not None:
             _private_file(self.file)
-        with self._transaction() as connection:
-            if connection.dialect.name == "postgresql":
-                # IF NOT EXISTS fails when two workers do this at the same moment.
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
-            for table in _metadata.sorted_tables:
-                connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
-                for index in sorted(table.indexes, key=lambda index: str(index.name)):
-                    connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
-            # Only if there is none: two SQLite workers may both get here.
-            first = sa.select(sa.literal(SCHEMA_VERSION)).where(~sa.exists(sa.select(_schema)))
-            connection.execute(sa.insert(_schema).from_select(["version"], first))
-            self._check_version(connection)
+        with self.exclusive(_SCHEMA_LOCK) as connection:
+            self._known(bring_up_to_date, connection)
         if self.file is not None:
             self._use_wal()
         self._prepared = True
 
     def check(self) -> None:
-        """Check that there is a database of bridge's that this version can read; make nothing.
-
-        Raises StoreError.
+        """Check that there is a database of bridge's that this version can read, and bring it up
+        to date; make none. Raises StoreError.
         """
         if self.file is not None and not self.file.exists():
             raise StoreError(f"no database at {self.file}: no call has been recorded yet")
         with self._transaction() as connection:
-            if not sa.inspect(connection).has_table(_schema.name):
-                raise StoreError(f"{self.name} holds no calls of bridge's")
-            self._check_version(connection)
+            version = self._known(version_of, connection)
+        if not version:
+            raise StoreError(f"{self.name} holds no calls of bridge's")
+        if version < SCHEMA_VERSION:
+            self.prepare()
 
-    def _check_version(self, connection: Connection) -> None:
-        version = connection.execute(sa.select(sa.func.max(_schema.c.version))).scalar() or 0
-        if version > SCHEMA_VERSION:
+    def _known(self, look: Callable[[Connection], T], connection: Connection) -> T:
+        try:
+            return look(connection)
+        except NewerSchema as newer:
             raise StoreError(
-                f"{self.name} was made by a newer bridge (schema {version}, this one knows "
-                f"{SCHEMA_VERSION}); run that one, or name another database in records.url"
-            )
+                f"{self.name} was made by a newer bridge ({newer}); run that one, or name another "
+                "database in records.url"
+            ) from None
 
     def _use_wal(self) -> None:
-        # Outside a transaction. The setting is stored in the file.
-        with _translated(self.name), self._connect().connect() as connection:
+        # Outside a transaction. The setting is stored in the file. SQLite does not wait for the
+        # lock that this needs: while others use the file, one of them sets it, or the next start.
+        with (
+            suppress(StoreUnavailable),
+            _translated(self.name),
+            self._connect().connect() as connection,
+        ):
             connection = connection.execution_options(isolation_level="AUTOCOMMIT")
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
 
@@ -496,7 +438,7 @@ _UPSERTS: Final = {
 
 def _row(record: CallRecord) -> dict[str, Any]:
     row = {name: getattr(record, name) for name in CallRecord.__struct_fields__}
-    return row | {name: msgspec.to_builtins(row[name]) for name in _LISTS}
+    return row | {name: msgspec.to_builtins(row[name]) for name in LISTS}
 
 
 def _record(row: sa.Row[Any]) -> CallRecord:

@@ -22,9 +22,9 @@ import trio
 
 from bridge.call.story import Line
 from bridge.config.settings import RecordSettings
+from bridge.records import schema, waiting, writer
 from bridge.records import spool as spools
 from bridge.records import store as stores
-from bridge.records import waiting, writer
 from bridge.records.record import CallRecord, Ending, decode, encode
 from bridge.records.recorder import Recorder, recorder_for
 from bridge.records.spool import Spool
@@ -660,7 +660,7 @@ async def test_it_starts_without_its_database(tmp_path):
 async def test_it_does_not_start_with_a_newer_database(database, folder):
     database.prepare()
     with database._connect().begin() as connection:
-        connection.execute(sa.update(stores._schema).values(version=99))
+        connection.execute(sa.update(schema.versions).values(version=99))
     with pytest.raises(StoreError, match="newer bridge"):
         await writer_of(recorder_of(database, folder)).open()
 

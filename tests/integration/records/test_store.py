@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 
 from bridge.call.story import Line
 from bridge.config.settings import ConfigError
+from bridge.records import schema
 from bridge.records import store as stores
 from bridge.records.record import CallRecord, Ending, merge, snapshot, tidy
-from bridge.records.store import SCHEMA_VERSION, Store, StoreError, StoreUnavailable
+from bridge.records.schema import SCHEMA_VERSION
+from bridge.records.store import Store, StoreError, StoreUnavailable
 from tests.unit.records.samples import NASTY, NOON, SID, any_record, record, sid, whole_record
 
 
@@ -37,7 +39,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 
 def _empty(store: Store) -> None:
     with store._connect().begin() as connection:
-        stores._metadata.drop_all(connection)
+        schema.metadata.drop_all(connection)
 
 
 def write(store: Store, *records: CallRecord) -> None:
@@ -198,12 +200,12 @@ def test_many_workers_may_prepare_at_once(store):
         thread.join()
     assert errors == []
     with store._connect().connect() as connection:
-        assert connection.execute(sa.select(stores._schema.c.version)).all() == [(SCHEMA_VERSION,)]
+        assert connection.execute(sa.select(schema.versions.c.version)).all() == [(SCHEMA_VERSION,)]
 
 
 def test_a_newer_schema_is_refused(store):
     with store._connect().begin() as connection:
-        connection.execute(sa.update(stores._schema).values(version=SCHEMA_VERSION + 1))
+        connection.execute(sa.update(schema.versions).values(version=SCHEMA_VERSION + 1))
     for method in (store.prepare, store.check):
         with pytest.raises(StoreError, match="newer bridge"):
             method()

@@ -14,7 +14,8 @@ import sqlalchemy as sa
 from bridge.call.story import FunctionUse, Line, Turn
 from bridge.cli import main
 from bridge.cli.calls import calls
-from bridge.records import store as stores
+from bridge.outcome import Outcome
+from bridge.records import schema
 from bridge.records.record import CallRecord, snapshot, tidy
 from bridge.records.store import Store
 from bridge.text import printable
@@ -77,6 +78,14 @@ def test_lists_the_latest_first(run):
     assert [line.split()[-1] for line in out.splitlines()[1:]] == [sid(28), sid(26), sid(24)]
 
 
+def test_an_outcome_that_does_not_exist_is_an_error_that_names_those_that_do(run):
+    stored(record(revision=1))
+    code, out, err = run("--outcome", "nonsense")
+    assert (code, out) == (2, "")
+    assert "nonsense" in err
+    assert [outcome for outcome in Outcome if f"'{outcome}'" not in err] == []
+
+
 def test_shows_one(run):
     """All of it: what was heard, reply times, timings from the end of the caller's words,
     functions, cost."""
@@ -90,7 +99,8 @@ def test_shows_one(run):
         "reason asked for a person",
         "lasted 30.5 s (agent 29.0 s)",
         "caller +15…0001",
-        "transferred to +15…2222",
+        "transfer reception +15…2222: completed, 61 s",
+        "Deepgram's request ids 5f3a7c1e-0000-4000-8000-000000000001",
         "direction out",
         "status completed human",
         "cost 0.2500",
@@ -103,6 +113,8 @@ def test_shows_one(run):
         "2 00:07.0 typed 0.400 +0.100 +0.400 +0.400",
         "3 00:09.0 +0.500",
         '00:03.0 look_up 0.200 ok {"name":"x"} "y"',
+        "00:00.0 9.0 MZ0 handed_over busy",
+        "00:20.0 10.5 MZ1 transferred",
     ]
     assert [line for line in expected if line not in lines] == []
 
@@ -205,7 +217,7 @@ def _newer() -> None:
     stored()
     store = Store("sqlite:///calls.db")
     with store._connect().begin() as connection:
-        connection.execute(sa.update(stores._schema).values(version=99))
+        connection.execute(sa.update(schema.versions).values(version=99))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import msgspec
 from hypothesis import strategies as st
 
 from bridge.call.story import FunctionUse, Line, Turn
-from bridge.records.record import CallRecord
+from bridge.records.record import CallRecord, Leg
 
 SID = "CA" + "0123456789abcdef" * 2
 # So far ahead that no retention deletes it.
@@ -56,6 +56,9 @@ def whole_record(call_sid: str = SID, **changes: Any) -> CallRecord:
         "outcome": "transferred",
         "reason": "asked for a person",
         "transfer_to": "+15551112222",
+        "transfer_name": "reception",
+        "transfer_status": "completed",
+        "transfer_seconds": 61.0,
         "status": "completed",
         "status_sequence": 3,
         "answered_by": "human",
@@ -100,6 +103,11 @@ def whole_record(call_sid: str = SID, **changes: Any) -> CallRecord:
                 answer='"y"',
             )
         ],
+        "legs": [
+            Leg(seconds=9.0, stream_sid="MZ0", outcome="handed_over", transfer_status="busy"),
+            Leg(at=20.0, seconds=10.5, stream_sid="MZ1", outcome="transferred"),
+        ],
+        "request_ids": ["5f3a7c1e-0000-4000-8000-000000000001"],
     }
     return record(call_sid, **(fields | changes))
 
@@ -115,6 +123,7 @@ def _fields(struct: type[msgspec.Struct], **special: Any) -> st.SearchStrategy[A
         "Role": st.sampled_from(["caller", "agent", "keypad"]),
         "Heard": st.sampled_from(["heard", "cut", "unheard", ""]),
         "Direction": st.sampled_from(["inbound", "outbound-api"]),
+        "list[str]": st.lists(st.text(st.characters(), max_size=30) | st.sampled_from(NASTY)),
         "datetime": _moments,
         "datetime | None": st.none() | _moments,
     }
@@ -133,4 +142,5 @@ any_record = _fields(
     turns=st.lists(_fields(Turn), max_size=3),
     transcript=st.lists(_fields(Line), max_size=4),
     functions=st.lists(_fields(FunctionUse), max_size=2),
+    legs=st.lists(_fields(Leg), max_size=3),
 )
