@@ -151,6 +151,8 @@ class Call(CallParts):
         again = self.table.opened(table)
         if not self.has_had_agent:
             self.report.setup_seconds = self.seconds_so_far
+        if session.request_id:
+            self.report.request_ids.append(session.request_id)
         functions = FunctionCalls(
             self.functions,
             PhoneCall.of(self.report.info, self.actions),

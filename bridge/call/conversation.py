@@ -284,7 +284,10 @@ class Conversation:
         self._story.caller_typed(text, now, role, at)
         self._changed()
 
-    def function_over(self, name: str, seconds: float, result: str) -> None:
+    def function_over(
+        self, name: str, seconds: float, result: str, arguments: str, answer: str
+    ) -> None:
         """A function is over: answered, failed or cancelled."""
-        self._story.function_used(name, seconds, result, trio.current_time())
+        now = trio.current_time()
+        self._story.function_used(name, seconds, result, now, arguments, answer)
         self._changed()

@@ -8,6 +8,7 @@ messages, and audio of a reply never overtakes the `clear` that interrupts the r
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, Protocol
 
 import trio
@@ -31,8 +32,10 @@ class Recording(Protocol):
     """Both sides of a call on disk; see `bridge.records.wav.CallRecording`. Never raises.
 
     `audio` is µ-law at 8 kHz, `at` seconds since the call began: for the caller's audio when it was
-    spoken, for the rest when it happens.
+    spoken, for the rest when it happens. `path` is None until there is a file.
     """
+
+    path: Path | None
 
     def caller(self, audio: bytes, at: float) -> None: ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from bridge.caller import CallInfo
@@ -27,6 +27,7 @@ class CallReport:
     `cause` is the exception behind the outcome, `crash` an unexpected exception. Times are in
     seconds: `seconds` from Twilio's `start` to the end of the call, `setup_seconds` from `start` to
     an agent that listens, `teardown_seconds` from the first sign of the end to the last byte.
+    `request_ids` are Deepgram's, one for each session.
     """
 
     info: CallInfo
@@ -44,6 +45,7 @@ class CallReport:
     to_agent_bytes: int = 0
     to_agent_frames: int = 0
     bad_messages: int = 0
+    request_ids: list[str] = field(default_factory=list)
 
     def add(self, agent: AgentSession) -> None:
         """Add the counters of an agent session that has ended."""
@@ -65,6 +67,8 @@ class CallReport:
             "dropped_bytes": self.dropped_bytes,
             "bad_messages": self.bad_messages,
         }
+        if self.request_ids:
+            facts["request_ids"] = " ".join(self.request_ids)
         if self.crash is not None:
             log.error("call ended", exc_info=self.crash, **facts)
         elif self.outcome in _FAILURES:

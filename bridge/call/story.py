@@ -27,6 +27,7 @@ Heard = Literal["", "heard", "cut", "unheard"]
 # are counted or dropped, so that a call of days does not exhaust the memory.
 MAX_LINES: Final = 2000
 MAX_FUNCTIONS: Final = 1000
+MAX_FUNCTION_TEXT: Final = 4000  # characters of a function's arguments, and of its answer
 
 
 class Line(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -46,7 +47,8 @@ class Line(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 class FunctionUse(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One function that the agent called: when it began, and how many `seconds` it ran. `result` is
-    "ok", "error", "timeout" or "cancelled", and "" while it runs."""
+    "ok", "error", "timeout" or "cancelled", and "" while it runs. `arguments` and `answer` are JSON
+    text, cut at MAX_FUNCTION_TEXT."""
 
     at: float = 0.0
     name: str = ""
@@ -119,11 +121,27 @@ class Story:
         """Add the agent's own latencies of this turn; the last report of each kind counts."""
         self._turns.latencies(report)
 
-    def function_used(self, name: str, seconds: float, result: str, now: float) -> None:
+    def function_used(
+        self,
+        name: str,
+        seconds: float,
+        result: str,
+        now: float,
+        arguments: str = "",
+        answer: str = "",
+    ) -> None:
         """Add a function that has ended now, after `seconds`."""
         if len(self.functions) < MAX_FUNCTIONS:
-            at = self.seconds(now) - seconds
-            self.functions.append(FunctionUse(at=at, name=name, seconds=seconds, result=result))
+            self.functions.append(
+                FunctionUse(
+                    at=self.seconds(now) - seconds,
+                    name=name,
+                    seconds=seconds,
+                    result=result,
+                    arguments=arguments[:MAX_FUNCTION_TEXT],
+                    answer=answer[:MAX_FUNCTION_TEXT],
+                )
+            )
 
     # ---- the agent's audio ----------------------------------------------------------------------
 

@@ -15,10 +15,12 @@ from contextlib import asynccontextmanager
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
+import msgspec
 import trio
 
 from bridge.deepgram import messages
 from bridge.log import SHORTEST_SECRET, get_logger
+from bridge.text import printable
 from bridge.transport.byte_stream import close_at_once
 from bridge.transport.tcp_keepalive import detect_dead_peer
 from bridge.transport.websocket import ABNORMAL_CLOSURE, WebSocket, WebSocketClosed
@@ -62,8 +64,9 @@ class AgentClosed(Exception):
 class AgentFailed(Exception):
     """The agent sent an Error; the session is of no more use."""
 
-    def __init__(self, error: messages.Error) -> None:
-        super().__init__(f"{error.code or 'Error'}: {error.reason}")
+    def __init__(self, error: messages.Error, request_id: str = "") -> None:
+        session = f" (request_id {request_id})" if request_id else ""
+        super().__init__(f"{error.code or 'Error'}: {error.reason}{session}")
         self.code = error.code
 
 
@@ -76,6 +79,9 @@ _REMEDIES: Final = {
     404: "there is no Voice Agent at this address; check deepgram.url",
     429: "the Deepgram project has as many sessions open as it may",
 }
+
+# Characters of Deepgram's own words about a refused handshake.
+MAX_TOLD: Final = 200
 
 # RFC 6455, section 7.4.1: the codes of a normal end.
 _CLEAN_CODES: Final = frozenset({1000, 1005})
@@ -99,6 +105,8 @@ class AgentSession:
         self.warnings: list[messages.Warning] = []  # those that came before SettingsApplied
         self.received_at = websocket.received_at
         """When what `receive` returned last was read, in seconds of Trio's clock."""
+        self.request_id = ""
+        """What Deepgram calls the session; its support asks for it."""
         self.bad_messages = 0
         self._consecutive_bad = 0
         self.bytes_sent = 0
@@ -268,9 +276,33 @@ async def _handshake(stream: trio.abc.Stream, target: SplitResult, key: str) -> 
         if failed.status is None:
             raise AgentUnavailable(f"the agent {failed}") from failed
         remedy = _REMEDIES.get(failed.status, "an answer that is not a websocket")
+        told = _told(failed)
+        if len(key) >= SHORTEST_SECRET:
+            told = told.replace(key, "[secret]")
         raise AgentUnavailable(
-            f"the agent answered {failed.status}: {remedy}", status=failed.status
+            f"the agent answered {failed.status}: {remedy}{told}", status=failed.status
         ) from failed
+
+
+def _told(refused: HandshakeFailed) -> str:
+    """Return what Deepgram says of a refused handshake, in parentheses; "" if it says nothing.
+
+    https://developers.deepgram.com/docs/errors
+    """
+    try:
+        body = msgspec.json.decode(refused.body, type=_Refusal)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        body = _Refusal()
+    request_id = refused.headers.get(b"dg-request-id", b"").decode("latin-1") or body.request_id
+    said = ": ".join(filter(None, (body.err_code, body.err_msg)))
+    facts = [fact[:MAX_TOLD] for fact in (said, request_id and f"request_id {request_id}") if fact]
+    return printable(f" ({'; '.join(facts)})") if facts else ""
+
+
+class _Refusal(msgspec.Struct):
+    err_code: str = ""
+    err_msg: str = ""
+    request_id: str = ""
 
 
 async def _apply_settings(session: AgentSession, settings: str) -> None:
@@ -281,6 +313,7 @@ async def _apply_settings(session: AgentSession, settings: str) -> None:
         for position, message in enumerate(batch, start=1):
             match message:
                 case messages.Welcome():
+                    session.request_id = message.request_id
                     log.debug("agent welcome", request_id=message.request_id)
                     await session._send(settings)
                 case messages.SettingsApplied():
@@ -288,7 +321,7 @@ async def _apply_settings(session: AgentSession, settings: str) -> None:
                     applied = True
                     break
                 case messages.Error():
-                    raise AgentFailed(message)
+                    raise AgentFailed(message, session.request_id)
                 case messages.Warning():
                     session.warnings.append(message)
                     log.warning("agent warning", code=message.code, words=message.description)

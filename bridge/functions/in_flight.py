@@ -53,6 +53,7 @@ from bridge.log import get_logger
 log = get_logger(__name__)
 
 Answer = Callable[[FunctionResult], Awaitable[None]]
+OnResult = Callable[[str, float, str, str, str], object]
 
 
 class Tasks(Protocol):
@@ -109,8 +110,8 @@ class FunctionCalls:
 
     `answer` sends a result to the agent; several tasks call it at once. `on_began` and `on_ended`
     are called with Trio's time when a function call starts and when it is done, answer included;
-    `on_result` with its name, its duration in seconds, and "ok", "error", "timeout" or
-    "cancelled".
+    `on_result` with its name, its duration in seconds, "ok", "error", "timeout" or "cancelled",
+    its arguments and its answer, both JSON text; the answer is "" if there is none.
 
     *Error handling*: when `answer` raises AgentClosed the result is dropped, because the agent
     reader sees the same and handles it. Any other exception of `answer` is raised in the nursery.
@@ -123,7 +124,7 @@ class FunctionCalls:
         answer: Answer,
         on_began: Callable[[float], object] = lambda now: None,
         on_ended: Callable[[float], object] = lambda now: None,
-        on_result: Callable[[str, float, str], object] = lambda name, seconds, result: None,
+        on_result: OnResult = lambda *result: None,
     ) -> None:
         self._functions = functions
         self._on_began = on_began
@@ -216,16 +217,20 @@ class FunctionCalls:
         call, began = entry.call, trio.current_time()
         function = self._functions.get(call.name)
         more: dict[str, Any] = {}
+        content = ""
         try:
             if full:
                 entry.ended = "error"
-                return _error("too many functions at once; wait for the others, then try again")
-            if function is None:
+                content = _error("too many functions at once; wait for the others, then try again")
+            elif function is None:
                 entry.ended = "error"
                 names = ", ".join(one.name for one in self._functions) or "none"
-                return _error(f"there is no function {call.name[:_NAME_SHOWN]}; there are: {names}")
-            content = await self._run(function, entry)
-            log.debug("function returned", function=call.name, id=call.id, content=content)
+                content = _error(
+                    f"there is no function {call.name[:_NAME_SHOWN]}; there are: {names}"
+                )
+            else:
+                content = await self._run(function, entry)
+                log.debug("function returned", function=call.name, id=call.id, content=content)
             return content
         finally:
             if function is not None and not function.is_async and entry.scope.cancelled_caught:
@@ -234,7 +239,8 @@ class FunctionCalls:
             seconds = trio.current_time() - began
             result = "cancelled" if entry.unwanted else entry.ended
             entry.told = True
-            self._on_result(call.name, seconds, result)
+            answer = "" if entry.unwanted else content
+            self._on_result(call.name, seconds, result, call.arguments, answer)
             log.info(
                 "function call",
                 function=call.name,

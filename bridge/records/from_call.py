@@ -70,6 +70,9 @@ class RecordKeeper(Observer):
         record.transcript = story.lines
         record.turns = story.turns
         record.functions = story.functions
+        if call.recording is not None and call.recording.path is not None:
+            record.recording = str(call.recording.path)
+        record.request_ids = report.request_ids
 
 
 def direction_of(info: CallInfo) -> Direction:

@@ -12,7 +12,7 @@ pyproject.toml.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import cache
 from typing import Final, NoReturn
 from urllib.parse import SplitResult
@@ -34,11 +34,20 @@ OpenStream = Callable[[SplitResult], Awaitable[trio.abc.Stream]]
 
 class HandshakeFailed(Exception):
     """The peer did not open a websocket. Says what it did instead, beginning with the verb;
-    `status` if it refused with one of HTTP's."""
+    `status` if it refused with one of HTTP's, whose `headers` and `body` it then has, too."""
 
-    def __init__(self, why: str, *, status: int | None = None) -> None:
+    def __init__(
+        self,
+        why: str,
+        *,
+        status: int | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        body: bytes = b"",
+    ) -> None:
         super().__init__(why)
         self.status = status
+        self.headers = {name.lower(): value for name, value in headers}
+        self.body = body
 
 
 async def shake_hands(
@@ -67,8 +76,12 @@ async def shake_hands(
             received=protocol.received,
         )
     except trio_websocket.ConnectionRejected as refused:
-        why = f"answered {refused.status_code}"
-        raise HandshakeFailed(why, status=refused.status_code) from None
+        raise HandshakeFailed(
+            f"answered {refused.status_code}",
+            status=refused.status_code,
+            headers=refused.headers or (),
+            body=refused.body or b"",
+        ) from None
     except HandshakeFailed:
         raise
     except Exception as error:

@@ -80,6 +80,8 @@ def counted_as(caller: str) -> str:
     """Return what a caller is counted as: all who withhold their number count as one caller, or
     else withholding it would evade a limit."""
     return known_caller(caller) or "withheld"
+
+
 def is_target(target: str) -> bool:
     """Return whether Twilio can call this: a number in E.164, `sip:name@host` or `client:name`.
 

@@ -50,6 +50,7 @@ async def test_both_sides_hear_each_other_byte_for_byte(autojump_clock: Clock) -
     assert line["from_phone_bytes"] == line["to_agent_bytes"] == len(phone.sent_audio)
     assert line["to_phone_bytes"] == len(words)
     assert line["dropped_bytes"] == line["bad_messages"] == 0
+    assert line["request_ids"] == session.request_id
     assert [entry["event"] for entry in world.logs if entry["log_level"] != "debug"] == [
         "call started",
         "call ended",

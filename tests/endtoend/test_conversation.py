@@ -25,17 +25,23 @@ def bridge_of(world: World) -> Any:
 
 
 async def test_the_record_and_the_recording_of_a_call(tmp_path: Path) -> None:
-    """Transcript, timings and outcome are in the database, both voices in the WAV."""
+    """Transcript, timings, functions and outcome are in the database, both voices in the WAV."""
 
     async def script(agent: AgentSession) -> None:
+        arguments = json.dumps({"destination": "nowhere"})
+        await agent.call_functions([{"name": "transfer_call", "arguments": arguments}])
         await agent.wait_until(lambda: agent.received_bytes >= 8000)
         await agent.user_said("hello")
         await agent.say("Hi there.", SECOND)
 
     url = f"sqlite:///{tmp_path}/calls.db"
-    using = settings(records={"url": url, "recordings": str(tmp_path)})
+    using = settings(
+        records={"url": url, "recordings": str(tmp_path)},
+        functions={"transfer_to": {"reception": "+15551112222"}},
+    )
     async with on_loopback(script, QUIET, using) as world:
         async with world.call() as phone:
+            session = await world.agent.wait_for_session()
             await phone.say(SECOND)
             await phone.wait_event("mark_echoed")
             await phone.hang_up()
@@ -49,6 +55,11 @@ async def test_the_record_and_the_recording_of_a_call(tmp_path: Path) -> None:
         ("agent", "Hi there.", "heard"),
     ]
     assert record.turns[-1].first_audio_sent_at is not None
+    (function,) = record.functions
+    assert (function.arguments, function.result) == ('{"destination": "nowhere"}', "error")
+    assert "nowhere" in function.answer
+    assert record.request_ids == [session.request_id]
+    assert record.recording == str(tmp_path / f"{phone.call_sid}.wav")
     check_recording(tmp_path)
 
 

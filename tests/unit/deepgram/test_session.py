@@ -138,7 +138,10 @@ async def failing(behaviour: Behaviour, body: Body = nothing) -> BaseException:
 
 
 async def test_the_opening_is_in_the_documented_order(autojump_clock: Clock) -> None:
-    peer = await converse(Peer.settle)
+    async def body(agent: AgentSession) -> None:
+        assert agent.request_id == "r"
+
+    peer = await converse(Peer.settle, body)
     assert peer.headers[b"authorization"] == b"Token secret"
     texts = [event.data for event in peer.said if isinstance(event, TextMessage)]
     assert texts == ['{"type":"Settings"}']
@@ -311,6 +314,37 @@ async def test_a_rejected_handshake_says_what_to_do(
     assert error.status == status
     assert words in str(error)
     assert "secret" not in str(error)
+
+
+REFUSAL = b'{"err_code":"INSUFFICIENT_PERMISSIONS","err_msg":"No secret here.","request_id":"r-2"}'
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "told"),
+    [
+        (
+            [(b"dg-request-id", b"r-1")],
+            REFUSAL,
+            " (INSUFFICIENT_PERMISSIONS: No [secret] here.; request_id r-1)",
+        ),
+        ([], REFUSAL, "; request_id r-2)"),
+        ([(b"DG-Request-ID", b"r-1")], b"<html>", "console (request_id r-1)"),
+        ([], b'{"err_code":7}', "in the Deepgram console"),
+        ([], b'{"err_msg":"\\u202e\\u0007"}', r" (\u202e\x07)"),
+        ([], b'{"err_msg":"' + b"x" * 5000 + b'"}', f" ({'x' * 200})"),
+    ],
+)
+async def test_a_refusal_says_what_deepgrams_support_asks_for(
+    autojump_clock: Clock, headers: list[tuple[bytes, bytes]], body: bytes, told: str
+) -> None:
+    async def behaviour(peer: Peer) -> None:
+        await peer.read()
+        await peer.send(RejectConnection(status_code=403, headers=headers, has_body=True))
+        await peer.send(RejectData(data=body))
+
+    error = await failing(behaviour)
+    assert isinstance(error, AgentUnavailable)
+    assert str(error).endswith(told)
 
 
 async def test_a_refusal_without_end_is_not_collected(autojump_clock: Clock) -> None:
