@@ -72,7 +72,7 @@ async def test_a_stored_configuration_calls_the_functions_it_describes(
     using = settings(deepgram={"max_reconnects": 1})
     using = msgspec.structs.replace(using, agent={"id": STORED})
     async with in_memory(script, QUIET, using) as world:
-        world.app.extensions["bridge"]._functions = Functions.of(opening_hours)
+        world.app.extensions["bridge"].functions.loaded[""] = Functions.of(opening_hours)
         async with world.call() as phone:
             await (await world.agent.wait_for_session(2)).applied.wait()
             await phone.hang_up()
