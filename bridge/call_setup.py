@@ -16,10 +16,12 @@ from structlog.contextvars import bound_contextvars
 
 from bridge.admission.ticket import NO_TICKET
 from bridge.call.call import Call
+from bridge.call.goodbye import Transfer
 from bridge.call.introduction import NotIntroduced, info_of, introduction
 from bridge.call.live_calls import LiveCalls
 from bridge.call.observers import Observer
 from bridge.call.parts import GOODBYE_SHARE, OpenedAgent
+from bridge.call.report import CallReport
 from bridge.caller import OUTBOUND, CallInfo
 from bridge.config.settings import Settings
 from bridge.deepgram.context_hook import fetch_context
@@ -32,12 +34,12 @@ from bridge.ending import Ending
 from bridge.functions import Functions
 from bridge.functions.builtin import described
 from bridge.functions.modules import FunctionModules
+from bridge.legs import Legs, call_ended_address, transfer_twiml
 from bridge.log import get_logger
 from bridge.outcome import Outcome
 from bridge.records.wav import CallRecording
 from bridge.telemetry.metrics import Metrics
 from bridge.transport.websocket_client import OpenStream
-from bridge.twilio import twiml
 from bridge.twilio.media_stream import MediaStream
 from bridge.twilio.messages import StartDetails
 from bridge.twilio.rest import TwilioError, TwilioRest
@@ -82,28 +84,37 @@ class CallSetup:
         settings: Settings,
         admit: Callable[[StartDetails], object],
         observer: Observer,
+        legs: Legs,
+        web: str,
     ) -> None:
-        """Carry one call from its socket's first message to its last.
+        """Carry one leg of a call from its socket's first message to its last.
 
-        `admit` raises NotIntroduced to refuse a phone. The phone's socket is closed on return, and
-        also when this is cancelled.
+        `admit` raises NotIntroduced to refuse a phone. `web` is this server's address for Twilio. A
+        leg of the same call that is still on ends first, and this one continues it. The phone's
+        socket is closed on return, and also when this is cancelled.
         """
-        info = None
+        info = begun = None
         refusal = NotIntroduced(Outcome.SERVER_SHUTDOWN, "the server is stopping")
         try:
             with self._calls.expecting():
                 info = await introduction(phone, settings.call.start_timeout, admit)
+                await legs.recall(info)
+                await self._calls.end_earlier_legs(info.call_sid)
+                begun = info
         except NotIntroduced as error:
             refusal = error
         finally:
-            if info is None:
+            if begun is None:
                 await self._turn_away(phone, refusal, settings.call.teardown_seconds)
-        if info is None:
+        if begun is None:
             return
+        info = begun
         with bound_contextvars(call_sid=info.call_sid):
-            log.info("call started", caller=info.caller, called=info.called)
             agent = agent_of(settings, info)
             settings = settings.for_agent(agent)
+            earlier = legs.earlier(info, settings.words)
+            leg = {"leg": earlier.leg} if earlier.leg > 1 else {}
+            log.info("call started", caller=info.caller, called=info.called, **leg)
             folder = settings.records.recordings
             try:
                 call = Call(
@@ -115,7 +126,8 @@ class CallSetup:
                     observer,
                     self._metrics,
                     CallRecording(Path(folder), info.call_sid) if folder else None,
-                    self._transfer if self._twilio() is not None else None,
+                    self._transfer_over_rest(settings, info, web),
+                    earlier,
                 )
             except Exception as error:
                 # A call without any of this, which ends as if one of its tasks had crashed: with a
@@ -193,14 +205,30 @@ class CallSetup:
             **({"remedy": remedy} if str(refusal) == NO_TICKET else {}),
         )
 
-    async def _transfer(self, call_sid: str, number: str) -> None:
-        """Have Twilio dial `number` for the caller now, without requesting `/call-ended`."""
+    def _transfer_over_rest(self, settings: Settings, info: CallInfo, web: str) -> Transfer | None:
+        """Return how Twilio is told to dial at once, or None to leave it to `/call-ended`.
+
+        The address of an outbound call's `/call-ended` has its variables, which are needed if the
+        caller comes back.
+        """
         twilio = self._twilio()
-        assert twilio is not None
-        try:
-            await twilio.update_call(call_sid, twiml=twiml.dial(number).decode())
-        except (TwilioError, ValueError) as error:
-            log.warning("transfer by REST failed; leaving it to /call-ended", reason=str(error))
+        if twilio is None or not web or info.parameters.get("direction") == OUTBOUND:
+            return None
+
+        async def transfer(report: CallReport) -> None:
+            try:
+                document = transfer_twiml(
+                    settings.functions,
+                    report.transfer_to,
+                    info.caller,
+                    info.called,
+                    call_ended_address(web, report.leg, transfer=report.transfer_name),
+                )
+                await twilio.update_call(info.call_sid, twiml=document)
+            except (TwilioError, ValueError) as error:
+                log.warning("transfer by REST failed; leaving it to /call-ended", reason=str(error))
+
+        return transfer
 
 
 def _raise(error: Exception, *_: object) -> NoReturn:
@@ -230,7 +258,9 @@ class _AgentOfCall:
         deepgram, setup = self._settings.deepgram, self._setup
         began = trio.current_time()
         async with AsyncExitStack() as stack:
-            if self._table is None and (warm := await setup.claim(self._info.call_sid, ending.by)):
+            # A prewarmed session has begun a new conversation.
+            claims = self._table is None and history is None
+            if claims and (warm := await setup.claim(self._info.call_sid, ending.by)):
                 stack.push_async_callback(warm.aclose)
                 prepared = warm.prepared
                 # Not usable if the configuration was edited in between.

@@ -1,4 +1,9 @@
-"""The ways a call can end. Every call ends with exactly one, in the log and wherever it is kept."""
+"""The ways a call can end. Every call ends with exactly one, in the log and wherever it is kept.
+
+A call has one *leg* for each of its media streams. A leg that ends while the call goes on has the
+outcome `handed_over`, and so has a call that is being transferred, until Twilio reports whether
+anybody answered.
+"""
 
 from __future__ import annotations
 
@@ -20,3 +25,9 @@ class Outcome(StrEnum):
     PHONE_LOST = "phone_lost"
     PROTOCOL_ERROR = "protocol_error"
     INTERNAL_ERROR = "internal_error"
+    HANDED_OVER = "handed_over"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the call is over, and not only its leg."""
+        return self is not Outcome.HANDED_OVER

@@ -37,6 +37,7 @@ from bridge.config.settings import (
 from bridge.deepgram.prewarm import Prewarming
 from bridge.functions import FunctionError
 from bridge.functions.modules import FunctionModules, modules_of
+from bridge.legs import Legs
 from bridge.live.hub import Live
 from bridge.outcome import Outcome
 from bridge.records.from_call import RecordKeeper
@@ -46,6 +47,7 @@ from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.tracing import Tracing, tracing_for
 from bridge.transport.websocket_client import OpenStream
 from bridge.twilio.call_status import Progress, StatusUpdate
+from bridge.twilio.dialled import DialResult
 from bridge.twilio.media_stream import MediaStream
 from bridge.twilio.messages import StartDetails
 from bridge.twilio.numbers import counted_as, is_number
@@ -229,6 +231,39 @@ class Bridge:
         )
         return self.progress.fold(update)
 
+    async def note_dialled(
+        self,
+        call_sid: str,
+        leg: int,
+        result: DialResult,
+        outcome: Outcome,
+        *,
+        name: str,
+        fallback: str = "",
+    ) -> None:
+        """Add what became of a dialled phone, once, to the call's record, the log and the metrics.
+
+        `outcome` is the call's, HANDED_OVER if it goes on; `name` is the transfer's; `fallback` is
+        the phone, where it was dialled after an apology.
+        """
+        reason = "" if result.answered else f"transfer to {name}: {result.status}"
+        if not await self.recorder.note_dialled(
+            call_sid, leg, result, outcome, reason=reason, fallback=fallback
+        ):
+            return
+        facts: dict[str, Any] = {"transfer_name": name, "transfer_status": result.status}
+        if result.seconds is not None:
+            facts["transfer_seconds"] = result.seconds
+        if fallback:
+            log.info("fallback dialled", call_sid=call_sid, **facts)
+        elif not outcome.is_final:
+            log.warning("transfer failed; the caller returns", call_sid=call_sid, **facts)
+        else:
+            self.metrics.call_over(outcome)
+            if (known := self.recorder.known(call_sid)) is not None:
+                reason = known.record.reason
+            log.info("call ended", call_sid=call_sid, outcome=str(outcome), reason=reason, **facts)
+
     def facts(self) -> dict[str, Any]:
         """Return the state of this server process for viewers, as JSON. Does not wait."""
         settings, stalls = self._settings, self.stalls
@@ -289,10 +324,12 @@ class Bridge:
         settings: Settings,
         entry: Entry,
         purpose: Purpose = "phone",
+        web: str = "",
     ) -> None:
         """Carry one call from its socket's first message to its last.
 
-        `entry` is the socket's, and `purpose` is what its ticket has to be for.
+        `entry` is the socket's, and `purpose` is what its ticket has to be for. `web` is the
+        address at which Twilio reaches this server.
         """
 
         def admit(start: StartDetails) -> None:
@@ -318,7 +355,8 @@ class Bridge:
         ]
         if self.tracing is not None:
             observers.append(self.tracing)
-        await self.setup.carry(phone, settings, admit, Observers(*observers))
+        legs = Legs(self.recorder)
+        await self.setup.carry(phone, settings, admit, Observers(*observers), legs, web)
 
     def prewarm(self, settings: Settings, call_sid: str, parameters: Mapping[str, str]) -> None:
         """Open the agent's session for a call that has a slot, if `deepgram.prewarm` is set.

@@ -22,7 +22,7 @@ from bridge.ending import Ending
 from bridge.functions import Functions
 from bridge.log import get_logger
 from bridge.outcome import Outcome
-from bridge.twilio.numbers import check_number
+from bridge.twilio.targets import read_target
 
 log = get_logger(__name__)
 
@@ -83,27 +83,29 @@ class CallActions:
         """Connect the caller to `target`, a name or a number, behind the agent's next words."""
         number = self.number_of(target)
         self._check()
-        self._end.end_after_goodbye(
-            Outcome.TRANSFERRED, f"a function transferred: {target}", transfer_to=number
-        )
+        why = f"a function transferred: {target}"
+        self._end.end_after_goodbye(Outcome.HANDED_OVER, why, number, self._name_of(target))
 
     def transfer_now(self, target: str, words: str) -> None:
         """Connect the caller to `target`, a name or a number, behind these words of the agent."""
         number = self.number_of(target)
         self._check()
-        self._end.wind_down(
-            Outcome.TRANSFERRED, f"an operator transferred: {target}", words, transfer_to=number
-        )
+        why = f"an operator transferred: {target}"
+        self._end.wind_down(Outcome.HANDED_OVER, why, words, number, self._name_of(target))
 
     def number_of(self, target: str) -> str:
         """Return where to connect the caller to. Raises ValueError, with the remedy."""
         if target in self._transfer_to:
             return self._transfer_to[target]
         try:
-            return check_number(target)
+            read_target(target)
         except ValueError as error:
             names = ", ".join(self._transfer_to) or "no names yet"
             raise ValueError(f"{error}; functions.transfer_to has {names}") from None
+        return target
+
+    def _name_of(self, target: str) -> str:
+        return target if target in self._transfer_to else ""
 
     # ---- what waits for the agent ---------------------------------------------------------------
 

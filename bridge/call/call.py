@@ -59,6 +59,8 @@ class Call(CallParts):
                 tasks.start_soon(self.uplink.fill_silence, name="silence")
                 tasks.start_soon(self.timekeeper.run, name="timekeeper")
                 tasks.start_soon(self.typed.run, name="typed input")
+                if self.earlier.words:
+                    tasks.start_soon(self.conversation.say_first, self.earlier.words)
                 if self.recording is not None:
                     tasks.start_soon(self.recording.run, name="recording")
         except* Exception as group:
@@ -103,7 +105,8 @@ class Call(CallParts):
         """Agent to phone: what the agent says, from the first session to the end of the last."""
         while self.ending.first is None:
             schemas = self.functions.schemas()
-            history = self.conversation.history if self.has_had_agent else None
+            resumed = self.has_had_agent or self.conversation.history
+            history = self.conversation.history if resumed else None
             try:
                 table = self.table.now
                 async with self.open_agent(self.ending, schemas, history, table) as agent:

@@ -6,7 +6,8 @@ The agent reader runs it. It outlives the agent's sessions and continues after a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -39,8 +40,8 @@ ECHOES: Final = 32
 class Conversation:
     """The words of one call: the caller's, the agent's and bridge's own.
 
-    `changed` is called after each visible change. With `greeting_protected` the caller cannot
-    interrupt the first utterance.
+    `changed` is called after each visible change. `history` resumes a conversation. With
+    `greeting_protected` the caller cannot interrupt the first utterance.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Conversation:
         *,
         changed: Callable[[], object],
         greeting_protected: bool,
+        history: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         self._downlink = downlink
         self._story = story
@@ -66,7 +68,7 @@ class Conversation:
         self._refused = False
         # Words that bridge gave it as the caller's; they are in the story already.
         self._echoes: deque[str] = deque(maxlen=ECHOES)
-        self.history: list[dict[str, Any]] = []
+        self.history: list[dict[str, Any]] = [dict(item) for item in history]
         """Items of the agent's History messages, to resume the conversation in a new session."""
         self.agent: AgentSession | None = None
         """The open session; None before the first one and between two."""
@@ -204,6 +206,13 @@ class Conversation:
     async def wait_session(self) -> None:
         """Wait until a session is open."""
         await self._session_opened.wait()
+
+    async def say_first(self, words: str) -> None:
+        """Have the agent say `words` as soon as there is a session. If that one is lost, so are the
+        words."""
+        await self.wait_session()
+        with suppress(AgentClosed):
+            await self.inject(words, "queue")
 
     async def inject(self, words: str, behavior: str) -> None:
         """Give the agent words to say, with `behavior` as in InjectAgentMessage.

@@ -31,7 +31,8 @@ FAREWELL_SECONDS: Final = 8.0
 # `/call-ended`.
 TRANSFER_SECONDS: Final = 3.0
 
-Transfer = Callable[[str, str], Awaitable[None]]
+# Has Twilio connect the call of a report to its `transfer_to`.
+Transfer = Callable[[CallReport], Awaitable[None]]
 
 
 class Goodbye:
@@ -75,7 +76,7 @@ class Goodbye:
 class PoliteEnd:
     """Ends one call after a goodbye. If several are requested, the first one that begins counts.
 
-    `transfer` has Twilio connect a call SID to a number; None without Twilio credentials.
+    `transfer` has Twilio connect the caller over REST; None leaves it to `/call-ended`.
     """
 
     def __init__(
@@ -94,12 +95,19 @@ class PoliteEnd:
         self.handed_over: tuple[Outcome, str] | None = None
         """The outcome to report if Twilio closes the stream, as it does for a transfer."""
 
-    def wind_down(self, outcome: Outcome, reason: str, words: str, transfer_to: str = "") -> None:
+    def wind_down(
+        self,
+        outcome: Outcome,
+        reason: str,
+        words: str,
+        transfer_to: str = "",
+        transfer_name: str = "",
+    ) -> None:
         """Have the agent say `words` and end the call when the caller has heard
         them, at the latest after FAREWELL_SECONDS. Without an agent the call ends now. Returns at
-        once; a second call changes nothing. `transfer_to` is as in `end_after_goodbye`."""
+        once; a second call changes nothing. The transfer is as in `end_after_goodbye`."""
         if self._conversation.agent is None:
-            self._report.transfer_to = transfer_to
+            self._report.transfer_to, self._report.transfer_name = transfer_to, transfer_name
             self._ending.begin(outcome, reason)
             return
         goodbye = Goodbye(words)
@@ -110,14 +118,17 @@ class PoliteEnd:
                 await self._follow(goodbye, FAREWELL_SECONDS)
             except AgentClosed:
                 pass  # nothing more can be said
-            await self._end(outcome, reason, transfer_to)
+            await self._end(outcome, reason, transfer_to, transfer_name)
 
         self._begin(goodbye, say_and_follow)
 
-    def end_after_goodbye(self, outcome: Outcome, reason: str, transfer_to: str = "") -> None:
+    def end_after_goodbye(
+        self, outcome: Outcome, reason: str, transfer_to: str = "", transfer_name: str = ""
+    ) -> None:
         """End the call when the caller has heard the agent's next utterance, at the latest after
         GOODBYE_SECONDS. If the caller interrupts it, the call continues. Returns at once.
-        `transfer_to` is the number that the caller is connected to afterwards.
+        `transfer_to` is the phone that the caller is connected to afterwards, see
+        `bridge.twilio.targets`, and `transfer_name` its name; the outcome is then HANDED_OVER.
         """
         goodbye = Goodbye()
 
@@ -126,12 +137,14 @@ class PoliteEnd:
             if goodbye.interrupted:
                 self._conversation.goodbye = None
                 return
-            await self._end(outcome, reason, transfer_to)
+            await self._end(outcome, reason, transfer_to, transfer_name)
 
         self._begin(goodbye, follow)
 
-    async def _end(self, outcome: Outcome, reason: str, transfer_to: str) -> None:
-        self._report.transfer_to = transfer_to
+    async def _end(
+        self, outcome: Outcome, reason: str, transfer_to: str, transfer_name: str
+    ) -> None:
+        self._report.transfer_to, self._report.transfer_name = transfer_to, transfer_name
         await self._hand_over(outcome, reason)
         self._ending.begin(outcome, reason)
 
@@ -157,4 +170,4 @@ class PoliteEnd:
         if self._transfer is not None and self._report.transfer_to:
             self.handed_over = outcome, reason
             with trio.move_on_after(TRANSFER_SECONDS):
-                await self._transfer(self._report.info.call_sid, self._report.transfer_to)
+                await self._transfer(self._report)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import trio
 
 from bridge.call.call import Call
+from bridge.outcome import Outcome
 
 
 class LiveCalls:
@@ -39,6 +40,24 @@ class LiveCalls:
             finally:
                 self._sockets.discard(scope)
                 self._tell()
+
+    async def end_earlier_legs(self, call_sid: str) -> None:
+        """End the calls with this SID, and wait until they are over, which takes as long as a
+        teardown at most. There is no checkpoint between the end of the last one and the return.
+
+        Their caller is not told anything: the call goes on with another media stream.
+        """
+        while earlier := [call for call in self._live if call.report.info.call_sid == call_sid]:
+            for call in earlier:
+                call.end(Outcome.HANDED_OVER, "another media stream of the call has begun")
+            await self._changed.wait()
+
+    def is_on(self, call_sid: str) -> bool:
+        """Return whether a call with this SID is on and not ending."""
+        return any(
+            call.report.info.call_sid == call_sid and call.report.outcome is None
+            for call in self._live
+        )
 
     @contextmanager
     def carrying(self, call: Call) -> Iterator[None]:

@@ -12,6 +12,7 @@ import trio
 from bridge.call.actions import CallActions
 from bridge.call.conversation import Conversation
 from bridge.call.downlink import Downlink, Recording
+from bridge.call.earlier import NOTHING_EARLIER, Earlier
 from bridge.call.goodbye import PoliteEnd, Transfer
 from bridge.call.observers import Observer
 from bridge.call.report import CallReport
@@ -83,8 +84,8 @@ class Delays(Protocol):
 class CallParts:
     """The parts of one call, complete when constructed; the call begins now, with Twilio's `start`.
 
-    `recording` is None if recordings are off. `transfer` has Twilio connect a call SID to a number;
-    None without Twilio credentials.
+    `recording` is None if recordings are off. `transfer` has Twilio connect the caller elsewhere;
+    None leaves that to `/call-ended`. `earlier` are the call's legs before this one.
     """
 
     def __init__(
@@ -98,10 +99,12 @@ class CallParts:
         delays: Delays,
         recording: Recording | None = None,
         transfer: Transfer | None = None,
+        earlier: Earlier = NOTHING_EARLIER,
     ) -> None:
         call = settings.call
         self.began_at = trio.current_time()
-        self.report = CallReport(info)
+        self.earlier = earlier
+        self.report = CallReport(info, leg=earlier.leg)
         self.words = settings.words
         self.ending = Ending(
             GOODBYE_SHARE * call.teardown_seconds,
@@ -117,7 +120,7 @@ class CallParts:
         self.recording = recording
         self.media_clock = MediaClock()
         self.voice = Voice()
-        self.story = Story(self.began_at, self.voice)
+        self.story = Story(self.began_at - earlier.seconds, self.voice)
         self.silence = Silence(call.idle_seconds, call.stall_seconds)
         self.uplink = Uplink(call.frame_ms, delays.uplink_delay)
         self.downlink = Downlink(phone, self.story, self.silence, recording, delays.downlink_delay)
@@ -129,6 +132,7 @@ class CallParts:
             self.table,
             changed=partial(observer.changed, self),
             greeting_protected=not call.interruptible_greeting,
+            history=earlier.history,
         )
         self.polite_end = PoliteEnd(
             self.conversation, self.downlink.wait_played, self.ending, self.report, transfer
@@ -151,13 +155,13 @@ class CallParts:
             call,
             self.words,
             self.voice,
-            began_at=self.began_at,
+            began_at=self.began_at - earlier.seconds,
             filler_seconds=settings.functions.filler_seconds,
         )
 
     @property
     def seconds_so_far(self) -> float:
-        """How many seconds the call has lasted."""
+        """How many seconds this leg of the call has lasted."""
         return trio.current_time() - self.began_at
 
     def say(self, words: str) -> None:

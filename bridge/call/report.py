@@ -27,7 +27,8 @@ class CallReport:
     `cause` is the exception behind the outcome, `crash` an unexpected exception. Times are in
     seconds: `seconds` from Twilio's `start` to the end of the call, `setup_seconds` from `start` to
     an agent that listens, `teardown_seconds` from the first sign of the end to the last byte.
-    `request_ids` are Deepgram's, one for each session.
+    `request_ids` are Deepgram's, one for each session. `leg` counts the call's media streams from
+    1. `transfer_to` is the phone that the caller is handed over to, `transfer_name` its name.
     """
 
     info: CallInfo
@@ -36,7 +37,9 @@ class CallReport:
     cause: BaseException | None = None
     crash: BaseExceptionGroup[Exception] | None = None
     agent: str = ""
+    leg: int = 1
     transfer_to: str = ""
+    transfer_name: str = ""
     seconds: float = 0.0
     setup_seconds: float | None = None
     teardown_seconds: float = 0.0
@@ -55,7 +58,8 @@ class CallReport:
 
     def write_line(self, **traffic: Any) -> None:
         """Log how the call ended, in one line: normal endings as info, failures as a warning, and
-        an unexpected exception as an error with its traceback, even if it was not the cause."""
+        an unexpected exception as an error with its traceback, even if it was not the cause. A leg
+        that ends while the call goes on has a line of its own kind."""
         facts = {
             "call_sid": self.info.call_sid,
             "outcome": str(self.outcome),
@@ -69,9 +73,16 @@ class CallReport:
         }
         if self.request_ids:
             facts["request_ids"] = " ".join(self.request_ids)
+        if self.leg > 1:
+            facts["leg"] = self.leg
+        if self.transfer_to:
+            facts |= {"transfer_name": self.transfer_name, "transfer_to": self.transfer_to}
+        event = "call ended"
+        if self.outcome is not None and not self.outcome.is_final:
+            event = "call handed over"
         if self.crash is not None:
-            log.error("call ended", exc_info=self.crash, **facts)
+            log.error(event, exc_info=self.crash, **facts)
         elif self.outcome in _FAILURES:
-            log.warning("call ended", **facts)
+            log.warning(event, **facts)
         else:
-            log.info("call ended", **facts)
+            log.info(event, **facts)

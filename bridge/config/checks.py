@@ -20,6 +20,7 @@ from bridge.config.settings import DeepgramSettings
 from bridge.config.words import DIGITS, MAY_BE_EMPTY, Words
 from bridge.text import closest
 from bridge.twilio.numbers import EXPECTED_NUMBER, HOW_TO_WRITE_NUMBERS, is_number
+from bridge.twilio.targets import read_target
 
 
 def got(value: Any) -> str:
@@ -51,13 +52,19 @@ def _optional_e164(number: str) -> str:
     return number and _e164(number)
 
 
-def _transfer_numbers(numbers: dict[str, str]) -> dict[str, str]:
-    for name, number in numbers.items():
+def _optional_target(target: str) -> str:
+    if target:
+        read_target(target)
+    return target
+
+
+def _transfer_targets(targets: dict[str, str]) -> dict[str, str]:
+    for name, target in targets.items():
         try:
-            _e164(number)
+            read_target(target)
         except ValueError as error:
             raise ValueError(f"{name[:80]}: {error}") from None
-    return numbers
+    return targets
 
 
 def _language(tag: str) -> str:
@@ -180,11 +187,12 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "server.trusted_proxies": _proxies,
     "server.overflow_url": _overflow_url,
     "deepgram.url": _agent_url,
-    "call.fallback_number": _optional_e164,
+    "call.fallback_number": _optional_target,
     "call.after_url": _overflow_url,
     "call.context_url": _overflow_url,
     "deepgram.settings": _session_settings,
-    "functions.transfer_to": _transfer_numbers,
+    "functions.transfer_to": _transfer_targets,
+    "functions.transfer_caller_id": _optional_e164,
     **{
         f"words.{field.name}": _words
         for field in msgspec.structs.fields(Words)

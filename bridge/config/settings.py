@@ -102,6 +102,8 @@ class FunctionSettings(Struct, frozen=True, kw_only=True):
     end_call: bool = True
     filler_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 1.5
     transfer_to: dict[str, str] = msgspec.field(default_factory=dict)
+    transfer_caller_id: str = ""
+    after_failed_transfer: Literal["agent", "hang_up"] = "agent"
 
 
 class RecordSettings(Struct, frozen=True, kw_only=True):

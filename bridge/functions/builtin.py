@@ -16,7 +16,9 @@ from bridge.outcome import Outcome
 class EndsAfterGoodbye(Protocol):
     """Ends the call that a function runs in; see `bridge.call.goodbye.PoliteEnd`."""
 
-    def end_after_goodbye(self, outcome: Outcome, reason: str, transfer_to: str = "") -> None:
+    def end_after_goodbye(
+        self, outcome: Outcome, reason: str, transfer_to: str = "", transfer_name: str = ""
+    ) -> None:
         """End the call when the caller has heard what the agent says next. Returns at once."""
 
 
@@ -36,7 +38,9 @@ def described(settings: FunctionSettings) -> Functions:
 
 
 class _NoCall:
-    def end_after_goodbye(self, outcome: Outcome, reason: str, transfer_to: str = "") -> None:
+    def end_after_goodbye(
+        self, outcome: Outcome, reason: str, transfer_to: str = "", transfer_name: str = ""
+    ) -> None:
         raise RuntimeError("there is no call to end")
 
 
@@ -62,9 +66,10 @@ def _transfer_call(end: EndsAfterGoodbye, transfer_to: dict[str, str]) -> Functi
         """Connect the caller to a person, or to somebody else. Use it when the caller asks for it
         or when you cannot help."""
         end.end_after_goodbye(
-            Outcome.TRANSFERRED,
+            Outcome.HANDED_OVER,
             f"the agent called transfer_call: {destination}",
             transfer_to=transfer_to[destination],
+            transfer_name=destination,
         )
         return {
             "result": "Tell the caller in a few words, in their language, that you connect them to"

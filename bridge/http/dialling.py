@@ -51,7 +51,9 @@ MAX_VARIABLES: Final = 20
 MAX_ADDRESS: Final = 4000
 
 # Parameters of the stream that bridge sets. Compared without case, so that none looks like another.
-RESERVED: Final = frozenset({"from", "to", "callsid", "direction", "agent", "ticket"})
+RESERVED: Final = frozenset(
+    {"from", "to", "callsid", "direction", "agent", "ticket", "leg", "dialcallstatus"}
+)
 
 _VARIABLE_PREFIX: Final = "var."
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -131,6 +133,16 @@ def outbound_parameters(query: Mapping[str, str]) -> dict[str, str]:
     if agent := query.get("agent", ""):
         found["agent"] = agent
     return found
+
+
+def outbound_query(query: Mapping[str, str]) -> dict[str, str]:
+    """Return what `outbound_parameters` reads of the query, for the address that Twilio asks
+    next."""
+    return {
+        key: value
+        for key, value in query.items()
+        if key.startswith(_VARIABLE_PREFIX) or key == "agent"
+    }
 
 
 def verdict_address(address: PublicAddress, call: OutboundCall) -> str:

@@ -5,39 +5,31 @@ The media socket is open to softphones, too; see `bridge.http.twilio_auth`.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Final, cast
-from urllib.parse import urlencode
 
 from quart import Blueprint, Response, current_app, request, websocket
 from werkzeug.datastructures import MultiDict
 
-from bridge.addresses import public_address
+from bridge.addresses import BadHost, public_address
 from bridge.admission.slots import NotAdmitted
-from bridge.call.introduction import TICKET, info_of
-from bridge.call_setup import agent_of
-from bridge.caller import OUTBOUND
 from bridge.http.current import current_bridge, origin_of
-from bridge.http.dialling import outbound_parameters, words_for
+from bridge.http.dialling import words_for
 from bridge.http.media_socket import accepted
 from bridge.http.twilio_auth import TwilioAuth
+from bridge.http.webhook import Webhook
 from bridge.log import get_logger
-from bridge.outcome import Outcome
 from bridge.twilio import twiml
 from bridge.twilio.call_status import TERMINAL, BadStatus, read_status
+from bridge.twilio.dialled import read_dial_result
 from bridge.twilio.media_stream import MediaStream
-from bridge.twilio.numbers import counted_as, is_call_sid
+from bridge.twilio.numbers import is_call_sid
 from bridge.twilio.rest import TwilioError, TwilioRest
 
 log = get_logger(__name__)
 
 # The header of a proxy that tries another server when this one answers 503 (deploy/haproxy.cfg).
 ELSEWHERE: Final = "Bridge-Elsewhere"
-
-_APOLOGISE_AFTER: Final = {
-    Outcome.AGENT_UNREACHABLE,
-    Outcome.AGENT_FAILED,
-    Outcome.INTERNAL_ERROR,
-}
 
 # The key of the application's TwilioAuth among its extensions.
 TWILIO_AUTH: Final = "bridge.twilio_auth"
@@ -57,9 +49,7 @@ async def check_signature() -> None:
 @twilio_hooks.route("/incoming-call", methods=METHODS)
 async def incoming_call() -> Response | tuple[str, int]:
     """Answer Twilio's voice webhook: connect the call to the agent, or refuse it."""
-    bridge = current_bridge()
-    settings = await bridge.settings()
-    form = await _form()
+    bridge, form = current_bridge(), await _form()
     call_sid, caller = form.get("CallSid", ""), form.get("From", "")
     if not is_call_sid(call_sid):
         return "CallSid: expected CA and 32 hexadecimal digits\n", 400
@@ -72,38 +62,23 @@ async def incoming_call() -> Response | tuple[str, int]:
         )
         bridge.note_status(read_status(form))
         return _twiml(twiml.nothing())
-    # Twilio's signature covers the address, and with it the parameters of an outbound call.
-    outbound = form.get("Direction") == OUTBOUND
-    parameters = {name: form.get(name, "") for name in ("From", "To", "CallSid")}
-    if outbound:
-        parameters = {**outbound_parameters(request.args), **parameters, "direction": OUTBOUND}
-    agent = agent_of(settings, info_of(call_sid, parameters))
-    own = settings.for_agent(agent)
-    if outbound and form.get("AnsweredBy"):
+    webhook = await _webhook()
+    if webhook.outbound and form.get("AnsweredBy"):
         update = bridge.note_status(read_status(form))
         if (told := words_for(update.answered_by, request.args)) is not None:
             bridge.entrance.slots.release(call_sid)
             log.info(
                 "a machine answered", call_sid=call_sid, what=update.answered_by, told=bool(told)
             )
-            return _twiml(twiml.hang_up(told, own.words.spoken))
+            return _twiml(twiml.hang_up(told, webhook.settings.words.spoken))
     try:
-        await bridge.entrance.reserve(own, call_sid, "" if outbound else counted_as(caller))
+        await webhook.reserve()
     except NotAdmitted as error:
         log.info("caller refused", reason=str(error), call_sid=call_sid, caller=caller)
         if request.headers.get(ELSEWHERE):
             return f"{error}\n", 503
-        overflow = settings.server.overflow_url
-        busy = twiml.hang_up(own.words.busy, own.words.spoken)
-        return _twiml(twiml.redirect(overflow) if overflow else busy)
-    address = public_address(settings.server.public_url, origin_of(request).host)
-    document = twiml.connect_stream(
-        f"{address.socket}/media-stream",
-        action=f"{address.web}/call-ended" + (f"?{urlencode({'agent': agent})}" if agent else ""),
-        parameters={**parameters, TICKET: bridge.entrance.ticket(call_sid)},
-    )
-    bridge.prewarm(settings, call_sid, parameters)
-    return _twiml(document)
+        return _twiml(webhook.busy())
+    return _twiml(await webhook.begin())
 
 
 @twilio_hooks.websocket("/media-stream")
@@ -115,27 +90,18 @@ async def media_stream() -> None:
     purpose = _auth().check_socket(socket, settings)
     with bridge.entrance.socket(settings) as entry:
         async with accepted(socket) as phone:
-            await bridge.run_call(MediaStream(phone), settings, entry, purpose)
+            web = ""
+            with suppress(BadHost):
+                web = public_address(settings.server.public_url, origin_of(socket).host).web
+            await bridge.run_call(MediaStream(phone), settings, entry, purpose, web)
 
 
 @twilio_hooks.route("/call-ended", methods=METHODS)
 async def call_ended() -> Response:
-    """Answer what the caller gets after the agent, by the call's outcome."""
-    bridge = current_bridge()
-    settings = (await bridge.settings()).for_agent(request.args.get("agent", ""))
-    form = await _form()
-    ended = await bridge.recorder.ending_of(form.get("CallSid", ""))
-    if ended is not None and ended.outcome == Outcome.TRANSFERRED:
-        return _twiml(twiml.dial(ended.transfer_to))
-    if ended is not None and ended.outcome in _APOLOGISE_AFTER:
-        apology, voice = settings.words.apology, settings.words.spoken
-        if number := settings.call.fallback_number:
-            return _twiml(twiml.dial(number, words=apology, voice=voice))
-        return _twiml(twiml.hang_up(apology, voice))
-    hung_up = ended is not None and ended.outcome == Outcome.OPERATOR_HUNG_UP
-    if settings.call.after_url and not hung_up:
-        return _twiml(twiml.redirect(settings.call.after_url))
-    return _twiml(twiml.hang_up())
+    """Answer what the caller gets after the agent, by the call's outcome, and after `<Dial>`."""
+    webhook = await _webhook(request.args.get("agent", ""))
+    result = read_dial_result(webhook.form)
+    return _twiml(await (webhook.after_agent() if result is None else webhook.after_dial(result)))
 
 
 @twilio_hooks.route("/call-status", methods=METHODS)
@@ -185,6 +151,12 @@ async def _leave_message(rest: TwilioRest, call_sid: str, message: str, voice: t
 async def _form() -> MultiDict[str, str]:
     """Return Twilio's fields: in the body, or for GET in the query. Both are signed."""
     return await request.form if request.method == "POST" else request.args
+
+
+async def _webhook(agent: str | None = None) -> Webhook:
+    bridge = current_bridge()
+    settings = await bridge.settings()
+    return Webhook(bridge, settings, await _form(), request.args, origin_of(request).host, agent)
 
 
 def _auth() -> TwilioAuth:

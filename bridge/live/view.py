@@ -93,7 +93,7 @@ def lists(call: CallParts, first: Mapping[str, int], now: float) -> dict[str, li
     functions = [_shown(one) for one in story.functions[first["functions"] :]]
     if running is not None:
         functions += [
-            _shown(FunctionUse(at=began - call.began_at, name=name))
+            _shown(FunctionUse(at=story.seconds(began), name=name))
             for name, began in running.running
         ]
     return {

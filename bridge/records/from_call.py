@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from bridge.call.observers import Observer
 from bridge.call.parts import CallParts
 from bridge.caller import OUTBOUND, CallInfo
 from bridge.config.settings import Settings
-from bridge.records.record import CallRecord, Direction, cost_of
+from bridge.records.record import CallRecord, Direction, Leg, continued, cost_of
 from bridge.records.recorder import Recorder
+
+# Beyond it, the last one takes the next one's place.
+MAX_LEGS: Final = 100
 
 
 class RecordKeeper(Observer):
@@ -19,20 +23,31 @@ class RecordKeeper(Observer):
         self._recorder = recorder
         self._settings = settings
         self._record: CallRecord | None = None
+        self._before: CallRecord | None = None
 
     def began(self, call: CallParts) -> None:
-        """From now on there is a record."""
+        """From now on there is a record, or another leg in the record that there is."""
         info = call.report.info
-        self._record = CallRecord(
-            call_sid=info.call_sid,
-            started_at=datetime.now(UTC),
-            stream_sid=info.stream_sid,
-            caller=info.caller,
-            called=info.called,
-            direction=direction_of(info),
-            words_kept=self._settings.records.transcripts,
-        )
-        self._recorder.begin(self._record)
+        known = self._recorder.known(info.call_sid)
+        if known is None:
+            record = CallRecord(
+                call_sid=info.call_sid,
+                started_at=datetime.now(UTC),
+                caller=info.caller,
+                called=info.called,
+                direction=direction_of(info),
+            )
+        else:
+            self._before = known.record
+            record = continued(known.record)
+            record.outcome = record.reason = record.transfer_to = record.transfer_name = ""
+            record.transfer_status, record.transfer_seconds = "", None
+        record.stream_sid = info.stream_sid
+        record.words_kept = self._settings.records.transcripts
+        at = round(call.earlier.seconds, 3)
+        record.legs = [*record.legs[: MAX_LEGS - 1], Leg(at=at, stream_sid=info.stream_sid)]
+        self._record = record
+        self._recorder.begin(record)
 
     def is_ending(self, call: CallParts) -> None:
         """Written at once, because `/call-ended` may ask another worker before this one has taken
@@ -52,27 +67,38 @@ class RecordKeeper(Observer):
 
     def _fill_in(self, record: CallRecord, call: CallParts) -> None:
         report, story = call.report, call.story
+        before = self._before or _NO_CALL
         seconds = call.seconds_so_far
-        record.agent = report.agent
-        record.seconds = round(seconds, 3)
-        record.setup_seconds = report.setup_seconds
+        leg = record.legs[-1]
+        leg.seconds = round(seconds, 3)
+        leg.outcome = record.outcome = str(report.outcome or "")
+        leg.reason = record.reason = report.reason
+        leg.transfer_to = record.transfer_to = report.transfer_to
+        leg.transfer_name = record.transfer_name = report.transfer_name
+        if call.recording is not None and call.recording.path is not None:
+            leg.recording = record.recording = str(call.recording.path)
+        record.agent = report.agent or before.agent
+        record.seconds = round(leg.at + seconds, 3)
+        record.setup_seconds = before.setup_seconds
+        if before.setup_seconds is None:
+            record.setup_seconds = report.setup_seconds
         record.teardown_seconds = report.teardown_seconds
-        record.outcome = str(report.outcome or "")
-        record.reason = report.reason
-        record.transfer_to = report.transfer_to
         if report.setup_seconds is not None:
             # How long there was an agent, which is what it costs.
-            record.agent_seconds = round(max(0.0, seconds - report.setup_seconds), 3)
+            with_agent = before.agent_seconds + max(0.0, seconds - report.setup_seconds)
+            record.agent_seconds = round(with_agent, 3)
         record.cost = cost_of(record.seconds, record.agent_seconds, self._settings.costs)
-        record.dropped_bytes = report.dropped_bytes
-        record.reconnects = report.reconnects
-        record.barge_ins = story.barge_ins
-        record.transcript = story.lines
-        record.turns = story.turns
-        record.functions = story.functions
-        if call.recording is not None and call.recording.path is not None:
-            record.recording = str(call.recording.path)
-        record.request_ids = report.request_ids
+        record.dropped_bytes = before.dropped_bytes + report.dropped_bytes
+        record.reconnects = before.reconnects + report.reconnects
+        record.barge_ins = before.barge_ins + story.barge_ins
+        record.transcript = before.transcript + story.lines
+        record.turns = before.turns + story.turns
+        record.functions = before.functions + story.functions
+        record.request_ids = before.request_ids + report.request_ids
+
+
+# What comes before the first leg.
+_NO_CALL: Final = CallRecord(call_sid="", started_at=datetime.min.replace(tzinfo=UTC))
 
 
 def direction_of(info: CallInfo) -> Direction:

@@ -6,7 +6,9 @@ is needed for the next. Two numbers make that safe in any order and any number o
 spools, retries, threads that finish late and worker processes:
 
 - `revision` counts the versions written by the process that carries the call. A lower one never
-  replaces a higher one.
+  replaces a higher one. Each leg of a call, and each result of a transfer, may be another
+  process's: it continues the record from a revision that the process before never reaches, so
+  that what that one still writes comes too late.
 - `status_sequence` is Twilio's number of a status callback. Callbacks come out of order and may
   reach a worker that does not carry the call. That worker writes a *note*: a record of revision 0,
   which replaces nothing but an earlier status.
@@ -36,6 +38,9 @@ FIELD_LIMIT: Final = 300  # characters of a single fact, a number or a reason
 WORDS_LIMIT: Final = 4_000  # characters of one utterance, or of a function's arguments
 TEXT_LIMIT: Final = 300_000  # characters of all utterances: six hours of speech
 ITEMS_LIMIT: Final = 5_000  # lines, turns or functions of one call
+
+# More than one writer of a record makes.
+REVISIONS_OF_ONE: Final = 1_000_000
 
 # PostgreSQL's bigint and SQLite's integer end just beyond.
 _INTEGER_LIMIT: Final = 2**62
@@ -112,10 +117,30 @@ class CallRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Ending(msgspec.Struct, frozen=True):
-    """How a call ended, which decides the TwiML that follows."""
+    """How the latest leg of a call ended, which decides the TwiML that follows. `legs` is how many
+    there have been."""
 
     outcome: str
     transfer_to: str = ""
+    transfer_name: str = ""
+    legs: int = 1
+
+    @classmethod
+    def of(cls, record: CallRecord) -> Ending:
+        """Return how the call of a record ended."""
+        transfer = record.transfer_to, record.transfer_name
+        return cls(record.outcome, *transfer, max(1, len(record.legs)))
+
+
+def continued(record: CallRecord) -> CallRecord:
+    """Return a copy of the record for the next writer, which then owns it."""
+    lists = {
+        name: list(value)
+        for name in ("turns", "transcript", "functions", "legs", "request_ids")
+        if isinstance(value := getattr(record, name), list)
+    }
+    revision = (record.revision // REVISIONS_OF_ONE + 1) * REVISIONS_OF_ONE
+    return msgspec.structs.replace(record, revision=revision, **lists)
 
 
 def cost_of(seconds: float, agent_seconds: float, costs: CostSettings) -> float | None:

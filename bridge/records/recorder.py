@@ -7,20 +7,31 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
+import msgspec
 import trio
 
 from bridge.backoff import pauses
 from bridge.config.settings import RecordSettings
-from bridge.records.record import CallRecord, Direction, Ending, merge, snapshot, tidy
+from bridge.outcome import Outcome
+from bridge.records.record import (
+    CallRecord,
+    Direction,
+    Ending,
+    continued,
+    merge,
+    snapshot,
+    tidy,
+)
 from bridge.records.spool import Spool
 from bridge.records.store import Store, StoreUnavailable
 from bridge.records.writer import RecorderStatistics, Writer
+from bridge.twilio.dialled import DialResult
 
 # The webhook that asks how a call ended comes within a second or so of the end.
 ENDINGS: Final = 10_000
@@ -35,14 +46,26 @@ READ_SECONDS: Final = 6.0
 # Reading threads; more would only queue at the database.
 READERS: Final = 4
 
+# Calls whose records are known without the database, for a later leg; and how long a leg that
+# begins waits for the database where they are not.
+KNOWN_CALLS: Final = 200
+RECALL_SECONDS: Final = 1.0
+
 T = TypeVar("T")
+
+
+class Known(NamedTuple):
+    """The record of one of the last calls, and when the call began, on Trio's clock."""
+
+    record: CallRecord
+    began_at: float
 
 
 class Recorder:
     """Keeps the records of one process's calls, by `writer`.
 
-    Without a writer it keeps no records and knows only how the last calls of this process ended. It
-    uses no threads then, so it suits a virtual clock.
+    Without a writer it keeps no records and knows only the last calls of this process. It uses no
+    threads then, so it suits a virtual clock.
 
     `begin`, `update`, `finish` and `note_status` belong to Trio's thread, return at once and never
     raise for what the database or the disk does. They may be called before `running` is entered and
@@ -53,6 +76,7 @@ class Recorder:
         self.writer = writer
         # Of the last calls of this process, for the webhook that reaches it.
         self._endings: OrderedDict[str, Ending] = OrderedDict()
+        self._known: OrderedDict[str, Known] = OrderedDict()
         self._readers = trio.CapacityLimiter(READERS)
 
     @property
@@ -133,24 +157,96 @@ class Recorder:
         if not record.call_sid:
             return
         record.revision += 1
+        known = self._known.get(record.call_sid)
+        self._remember(record, trio.current_time() if known is None else known.began_at)
         if record.outcome:
-            self._endings[record.call_sid] = Ending(record.outcome, record.transfer_to)
+            self._endings[record.call_sid] = Ending.of(record)
             if len(self._endings) > ENDINGS:
                 self._endings.popitem(last=False)
+        else:
+            self._endings.pop(record.call_sid, None)
         if self.writer is not None:
             self.writer.put(snapshot(record))
 
+    def _remember(self, record: CallRecord, began_at: float) -> None:
+        self._known[record.call_sid] = Known(record, began_at)
+        self._known.move_to_end(record.call_sid)
+        if len(self._known) > KNOWN_CALLS:
+            self._known.popitem(last=False)
+
+    # ---- legs and transfers -----------------------------------------------------------------
+
+    def known(self, call_sid: str) -> Known | None:
+        """Return the record of a call, if it is one of the last of this process, or recalled."""
+        return self._known.get(call_sid)
+
+    async def recall(self, call_sid: str, within: float = RECALL_SECONDS) -> CallRecord | None:
+        """Return the record of a call that any process has carried, and make it known.
+
+        None if there is none, or the database does not say so within `within` seconds.
+        """
+        stored: CallRecord | None = None
+        with trio.move_on_after(within):
+            with suppress(StoreUnavailable):
+                stored = await self.get(call_sid) if self.writer is not None else None
+        await trio.lowlevel.checkpoint()
+        known = self._known.get(call_sid)
+        # Revision 0: no process has carried it yet.
+        if stored is not None and stored.revision > (known.record.revision if known else 0):
+            age = (datetime.now(UTC) - stored.started_at).total_seconds()
+            began_at = trio.current_time() - max(0.0, age)
+            self._remember(stored, began_at if known is None else known.began_at)
+        known = self._known.get(call_sid)
+        return None if known is None else known.record
+
+    async def note_dialled(
+        self,
+        call_sid: str,
+        leg: int,
+        result: DialResult,
+        outcome: Outcome,
+        *,
+        reason: str = "",
+        fallback: str = "",
+    ) -> bool:
+        """Add what became of the phone that was dialled after this leg of a call.
+
+        `outcome` is the call's, HANDED_OVER if it goes on, and `reason` why nobody was reached;
+        `fallback` is the phone, where it was dialled after an apology. Returns False if this was
+        known before, as when Twilio repeats its request.
+        """
+        await self.recall(call_sid)
+        known = self._known.get(call_sid)
+        if known is None:
+            return True
+        if max(1, len(known.record.legs)) != leg or known.record.transfer_status:
+            return False
+        record = continued(known.record)
+        if fallback:
+            record.transfer_to, record.transfer_name = fallback, "fallback"
+        record.transfer_status, record.transfer_seconds = result.status, result.seconds
+        if outcome.is_final and record.outcome == Outcome.HANDED_OVER:
+            record.outcome, record.reason = str(outcome), reason or record.reason
+        if record.legs:
+            names = ("transfer_to", "transfer_name", "transfer_status", "transfer_seconds")
+            changed = {name: getattr(record, name) for name in names}
+            record.legs[-1] = msgspec.structs.replace(record.legs[-1], **changed)
+        self._put(record)
+        return True
+
     # ---- what others ask --------------------------------------------------------------------
 
-    async def ending_of(self, call_sid: str, within: float = ENDING_SECONDS) -> Ending | None:
-        """Find out how a call ended, whichever process carried it.
+    async def ending_of(
+        self, call_sid: str, leg: int = 1, within: float = ENDING_SECONDS
+    ) -> Ending | None:
+        """Find out how a leg of a call, or a later one, ended, whichever process carried it.
 
         Asks the database again until it knows, because the webhook that wants to know can overtake
         the record. None if it is not known after `within` seconds, or the database cannot be asked.
         """
         looks = pauses(FIRST_LOOK, LONGEST_LOOK)
         with trio.move_on_after(within):
-            while call_sid not in self._endings:
+            while (ending := self._endings.get(call_sid)) is None or ending.legs < leg:
                 if self.writer is None:
                     await trio.lowlevel.checkpoint()
                     return None
@@ -158,11 +254,12 @@ class Recorder:
                     ending = await self._read(partial(self.writer.store.ending_of, call_sid))
                 except StoreUnavailable:
                     return None
-                if ending is not None:
+                if ending is not None and ending.legs >= leg:
                     return ending
                 await trio.sleep(next(looks))
         await trio.lowlevel.checkpoint()
-        return self._endings.get(call_sid)
+        ending = self._endings.get(call_sid)
+        return ending if ending is not None and ending.legs >= leg else None
 
     async def list_calls(
         self, limit: int = 20, before: datetime | None = None, outcome: str | None = None

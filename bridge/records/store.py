@@ -227,12 +227,13 @@ class Store:
 
     def ending_of(self, call_sid: str) -> Ending | None:
         """Return how a call ended; None if it has not, or if that is not recorded here."""
-        query = sa.select(calls.c.outcome, calls.c.transfer_to).where(
-            calls.c.call_sid == call_sid, calls.c.outcome != ""
-        )
+        columns = calls.c.outcome, calls.c.transfer_to, calls.c.transfer_name, calls.c.legs
+        query = sa.select(*columns).where(calls.c.call_sid == call_sid, calls.c.outcome != "")
         with self._reading() as connection:
             row = connection.execute(query).one_or_none()
-            return None if row is None else Ending(row.outcome, row.transfer_to)
+            if row is None:
+                return None
+            return Ending(row.outcome, row.transfer_to, row.transfer_name, max(1, len(row.legs)))
 
     def close(self) -> None:
         """Close the idle connections. The store can be used again."""

@@ -90,7 +90,9 @@ class Metrics:
             multiprocess_mode="livesum",
         )
         calls = counter("bridge_calls_total", "Calls that have ended, by outcome.", "outcome")
-        self._calls = {outcome: calls.labels(outcome.value) for outcome in Outcome}
+        self._calls = {
+            outcome: calls.labels(outcome.value) for outcome in Outcome if outcome.is_final
+        }
         self._duration = histogram(
             "bridge_call_duration_seconds",
             "From a call's first message to its last.",
@@ -178,12 +180,17 @@ class Metrics:
 
     def call_ended(self, outcome: Outcome, seconds: float, teardown_seconds: float) -> None:
         """A call that lasted `seconds` has ended, the last `teardown_seconds` of them after the
-        first sign of its end.
+        first sign of its end. With an outcome that is not final, `call_over` is to follow.
         """
         self._calls_active.dec()
-        self._calls[outcome].inc()
+        self.call_over(outcome)
         self._duration.observe(seconds)
         self._teardown.observe(teardown_seconds)
+
+    def call_over(self, outcome: Outcome) -> None:
+        """Count the outcome of a call, if it is final."""
+        if outcome.is_final:
+            self._calls[outcome].inc()
 
     def call_not_begun(self, outcome: Outcome) -> None:
         """A media socket has closed without becoming a call. One that was only looked at, as

@@ -12,7 +12,12 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 from xml.etree import ElementTree
 
+from bridge.twilio.targets import read_target
+
 CONTENT_TYPE = "text/xml; charset=utf-8"
+
+# How long a dialled phone rings.
+RING_SECONDS: Final = 20
 
 # XML 1.0 cannot contain these, not even escaped; Twilio would refuse the document.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -82,6 +87,17 @@ def nothing() -> bytes:
     return _document(ElementTree.Element("Response"))
 
 
+def wait_and_ask(seconds: int, url: str) -> bytes:
+    """Write `<Pause>` and `<Redirect>`: keep the line open, then continue with the TwiML at `url`.
+
+    https://www.twilio.com/docs/voice/twiml/pause
+    """
+    response = ElementTree.Element("Response")
+    ElementTree.SubElement(response, "Pause", {"length": str(seconds)})
+    ElementTree.SubElement(response, "Redirect").text = _text(url)
+    return _document(response)
+
+
 def redirect(url: str) -> bytes:
     """Write `<Redirect>`: continue with the TwiML at `url`, requested by POST.
 
@@ -93,24 +109,26 @@ def redirect(url: str) -> bytes:
 
 
 def dial(
-    number: str,
+    target: str,
     *,
     words: str = "",
-    caller_id: str = "",
-    timeout: int = 20,
-    action: str = "",
-    after: str = "",
     voice: Voice = DEFAULT_VOICE,
+    caller_id: str = "",
+    timeout: int = RING_SECONDS,
+    action: str = "",
 ) -> bytes:
-    """Write `<Dial>`: say `words`, connect the call to `number`, then hang up.
+    """Write `<Dial>`: say `words`, connect the call to `target`, then hang up.
 
     Used for a transfer, and for the fallback after an apology. It rings for `timeout` seconds.
-    `caller_id` is the number that the other phone shows; empty, the caller's own. When the second
-    call is over, Twilio requests `action` with DialCallStatus; without an action it says `after`,
-    whether or not the second call was answered, and hangs up.
+    `caller_id` is the number that the other phone shows; empty, Twilio chooses. When the second
+    call is over, or nobody has answered it, Twilio requests `action` with DialCallStatus; without
+    an action it hangs up.
+
+    Raises ValueError for a target that `bridge.twilio.targets` does not read.
 
     https://www.twilio.com/docs/voice/twiml/dial
     """
+    noun, address, send_digits = read_target(target)
     response = ElementTree.Element("Response")
     _say(response, words, voice)
     verb = ElementTree.SubElement(response, "Dial", {"timeout": str(timeout)})
@@ -118,8 +136,10 @@ def dial(
         verb.set("callerId", _text(caller_id))
     if action:
         verb.set("action", _text(action))
-    ElementTree.SubElement(verb, "Number").text = _text(number)
-    _say(response, after, voice)
+    element = ElementTree.SubElement(verb, noun)
+    if send_digits:
+        element.set("sendDigits", send_digits)
+    element.text = _text(address)
     ElementTree.SubElement(response, "Hangup")
     return _document(response)
 

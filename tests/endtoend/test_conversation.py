@@ -92,14 +92,66 @@ async def test_what_comes_after_is_known_in_another_worker(tmp_path: Path) -> No
     assert "<Number>+15551112222</Number>" in answer.text
 
 
+async def test_a_later_leg_in_another_worker_continues_the_call(tmp_path: Path) -> None:
+    """The transfer's result, the return to the agent and its end all reach a process that did not
+    carry the first leg: it has the conversation and the record from the database."""
+
+    async def script(agent: AgentSession) -> None:
+        await agent.user_said("A person please.")
+        arguments = json.dumps({"destination": "reception"})
+        await agent.call_functions([{"name": "transfer_call", "arguments": arguments}])
+        await agent.say("One moment.", SECOND[:1600])
+
+    async def again(agent: AgentSession) -> None:
+        await agent.wait_for_message("InjectAgentMessage")
+
+    using = settings(
+        records={"url": f"sqlite:///{tmp_path}/calls.db"},
+        functions={"transfer_to": {"reception": "+15551112222"}},
+    )
+    async with (
+        on_loopback(script, QUIET, using) as here,
+        on_loopback(again, QUIET, using) as there,
+    ):
+
+        async def open_stream(host: str, port: int, tls: bool) -> trio.abc.Stream:
+            # The webhook and its socket here, and everything after them there.
+            opened.append(port)
+            elsewhere = int(there.base_url.rpartition(":")[2])
+            return await trio.open_tcp_stream(host, port if len(opened) <= 2 else elsewhere)
+
+        opened: list[int] = []
+        async with here.call(dials=["busy"], open_stream=open_stream) as phone:
+            session = await there.agent.wait_for_session(1)
+            await session.wait_for_message("InjectAgentMessage")
+            await phone.hang_up()
+        await here.quiet()
+        await there.quiet()
+        with trio.fail_after(10):
+            for world in (here, there):
+                await bridge_of(world).recorder.writer.settle()
+        records = [await bridge_of(world).recorder.get(phone.call_sid) for world in (here, there)]
+    assert records[0] == records[1]
+    record = records[0]
+    assert [(leg.outcome, leg.transfer_status) for leg in record.legs] == [
+        ("handed_over", "busy"),
+        ("caller_hung_up", ""),
+    ]
+    assert [line.words for line in record.transcript][:2] == ["A person please.", "One moment."]
+    assert [item.get("content") for item in session.context_messages if "role" in item] == [
+        *("A person please.", "One moment."),
+    ]
+    assert len(record.request_ids) == 2
+
+
 class Twilio:
     """Takes the call away, as Twilio does on an update, while the phone is still connected."""
 
     def __init__(self, phone: list[Any]) -> None:
-        self.updates: list[tuple[str, str]] = []
+        self.updates: list[tuple[str, bytes]] = []
         self._phone = phone
 
-    async def update_call(self, call_sid: str, *, twiml: str) -> None:
+    async def update_call(self, call_sid: str, *, twiml: bytes) -> None:
         self.updates.append((call_sid, twiml))
         await self._phone[0].hang_up()
 
@@ -125,8 +177,8 @@ async def test_a_transfer_by_rest_keeps_its_outcome() -> None:
         await world.quiet()
         ending = await bridge_of(world).recorder.ending_of(phone.call_sid)
     assert [sid for sid, _ in twilio.updates] == [phone.call_sid]
-    assert "+15551112222" in twilio.updates[0][1]
-    assert ending.outcome == "transferred"
+    assert b"+15551112222" in twilio.updates[0][1]
+    assert ending.outcome == "handed_over"
 
 
 async def test_a_hook_tells_who_is_calling(nursery: trio.Nursery) -> None:

@@ -23,7 +23,7 @@ FLOORS = (
     "functions",
     "call",
     "records telemetry",
-    "admission live",
+    "admission legs live",
     "call_setup",
     "service",
     "server testing",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import get_args
 
 import click
 import trio
@@ -23,6 +24,7 @@ from bridge.cli.phone.result import summary
 from bridge.cli.phone.sound_card import SystemSoundCard
 from bridge.cli.phone.view import CallView
 from bridge.local_agent.synthesis import SynthesisError, synthesise_all
+from bridge.testing.phone.exchange import DialStatus
 from bridge.testing.phone.media_stream import KEYS
 from bridge.testing.phone.phone import SimulatedPhone, TwimlError, UnreachableError, WebhookError
 from bridge.testing.speech import SpeechFileError, load_clip, read_wav, write_wav
@@ -45,6 +47,13 @@ MOST_CHARACTERS = 1000  # of one --say
 @click.option("--save", type=click.Path(path_type=Path), help="Write what the caller heard (WAV).")
 @click.option("--from", "from_number", default="+15550100001", help="The caller's number.")
 @click.option("--to", "to_number", default="+15550100002", help="The number called.")
+@click.option(
+    "--dial",
+    "dialled",
+    type=click.Choice(get_args(DialStatus)),
+    default="completed",
+    help="What becomes of a transfer: the result of <Dial>, as Twilio reports it.",
+)
 @click.option("--press", "keys", default="", help="Keys to press after the audio.")
 @click.option(
     "--wait",
@@ -67,6 +76,7 @@ def phone(
     save: Path | None,
     from_number: str,
     to_number: str,
+    dialled: DialStatus,
     keys: str,
     wait: float,
     linger: float | None,
@@ -98,7 +108,11 @@ def phone(
     token = os.environ.get("TWILIO_AUTH_TOKEN", "").partition(",")[0].strip() or None
     view = CallView(Console(stderr=True))
     caller = SimulatedPhone(
-        from_number=from_number, to_number=to_number, auth_token=token, on_event=view.event
+        from_number=from_number,
+        to_number=to_number,
+        auth_token=token,
+        dials=(dialled,),
+        on_event=view.event,
     )
     interrupted = _carry(caller, url, plan, view, save)
     click.echo(call_as_json(caller, view) if as_json else summary(caller, view, save))

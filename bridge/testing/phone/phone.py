@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -34,7 +34,7 @@ from bridge.testing.phone.call_log import (
     PhoneFault,
     PhoneTimeoutError,
 )
-from bridge.testing.phone.exchange import Caller, Ending, Exchange
+from bridge.testing.phone.exchange import Caller, DialStatus, Ending, Exchange
 from bridge.testing.phone.media_stream import SimulatedMediaStream
 from bridge.testing.phone.twiml import TwimlError, Verb, read_twiml
 from bridge.testing.phone.webhook import (
@@ -65,9 +65,11 @@ class SimulatedPhone:
 
     `auth_token` signs the requests as Twilio does. With `silence_frames` false no media is sent
     while the caller says nothing, as happens on some calls. `first_timestamp` (milliseconds) is
-    that of the first media message. `strict` makes `place_call` raise `PhoneFault` at its end when
-    there were faults. `open_stream(host, port, tls)` makes the connections. `on_event` is called
-    with each `PhoneEvent` as it happens.
+    that of the first media message. `dials` are the results of the `<Dial>`s of the call, as in
+    DialCallStatus; the last one is that of all later ones, too. A dialled phone that answers, with
+    "completed", hangs up after `talk_seconds`. `strict` makes `place_call` raise `PhoneFault` at
+    its end when there were faults. `open_stream(host, port, tls)` makes the connections. `on_event`
+    is called with each `PhoneEvent` as it happens.
     """
 
     def __init__(
@@ -82,6 +84,8 @@ class SimulatedPhone:
         strict: bool = False,
         silence_frames: bool = True,
         first_timestamp: int = 155,
+        dials: Sequence[DialStatus] = ("completed",),
+        talk_seconds: float = 0.0,
         open_stream: OpenStream = open_network_stream,
         on_event: Callable[[PhoneEvent], None] | None = None,
     ) -> None:
@@ -94,6 +98,8 @@ class SimulatedPhone:
             auth_token=auth_token,
             silence_frames=silence_frames,
             first_timestamp=first_timestamp,
+            dials=tuple(dials),
+            talk_seconds=talk_seconds,
             open_stream=open_stream,
         )
         self._strict = strict
@@ -179,6 +185,12 @@ class SimulatedPhone:
     async def hang_up(self) -> None:
         """Hang up: `stop`, then close the socket. Returns when the call has ended; idempotent."""
         await self._exchange.leave("caller_hung_up")
+
+    async def update(self, document: str | bytes, base_url: str) -> None:
+        """Carry out this TwiML from now on, as when Twilio's REST API is told so. Its URLs must be
+        absolute; `base_url` is where the server is."""
+        body = document.encode() if isinstance(document, str) else document
+        await self._exchange.update(read_twiml(body, "text/xml", base_url))
 
     async def drop(self) -> None:
         """Lose the connection abruptly: no `stop`, no close. Returns when the call has ended."""

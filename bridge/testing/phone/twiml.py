@@ -22,11 +22,24 @@ WRONG_CONTENT_TYPE = 12300
 NOT_WSS = 31922
 MALFORMED_STREAM_URL = 31923
 WRONG_TRACK = 31941
+INVALID_NUMBER = 13224
+INVALID_CALLER_ID = 13214
 
 MAX_TWIML_BYTES = 64 * 1024
 MAX_PARAMETER_CHARACTERS = 500  # name and value together must stay below it
 
 _CONTENT_TYPES = ("text/xml", "application/xml")
+# twilio.com/docs/voice/twiml/dial, …/number, …/sip and …/client
+_DIAL_ATTRIBUTES = {
+    *("action", "answerOnBridge", "callerId", "hangupOnStar", "method", "record", "timeLimit"),
+    *("timeout", "referUrl", "referMethod", "ringTone", "sequential"),
+}
+_CALLBACKS = {"statusCallback", "statusCallbackEvent", "statusCallbackMethod", "url", "method"}
+_DIAL_NOUNS = {
+    "Number": {"sendDigits", "byoc", *_CALLBACKS},
+    "Sip": {"username", "password", *_CALLBACKS},
+    "Client": _CALLBACKS,
+}
 _CONNECT_ATTRIBUTES = {"action", "method"}
 _STREAM_ATTRIBUTES = {
     "connectorName",
@@ -85,9 +98,18 @@ class Redirect:
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """Connect the caller to `number`."""
+    """Connect the caller to `number`, "sip:…" or "client:…", which rings for `timeout` seconds.
+
+    `caller_id` is the number that it shows ("": the caller's); `send_digits` are sent when it
+    answers. When the second call is over, the absolute `action` is requested.
+    """
 
     number: str
+    caller_id: str = ""
+    timeout: float = 30.0
+    action: str | None = None
+    method: str = "POST"
+    send_digits: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +164,34 @@ def _verb(element: ElementTree.Element, url: str) -> Verb:
         case "Redirect":
             return Redirect(_absolute(url, text), _method(element))
         case "Dial":
-            return Dial(text)
+            return _dial(element, url)
     raise TwimlError(SCHEMA, f"<{element.tag}> is not a verb this phone knows")
+
+
+def _dial(dial: ElementTree.Element, url: str) -> Dial:
+    _only(dial, _DIAL_ATTRIBUTES)
+    nouns = list(dial)
+    if len(nouns) > 1:
+        raise TwimlError(SCHEMA, "this phone knows <Dial> with one noun only")
+    noun, text = "Number", (dial.text or "").strip()
+    send_digits = ""
+    if nouns:
+        noun, text = nouns[0].tag, (nouns[0].text or "").strip()
+        if noun not in _DIAL_NOUNS:
+            raise TwimlError(SCHEMA, f"<Dial> may not hold <{noun}> here")
+        _only(nouns[0], _DIAL_NOUNS[noun])
+        send_digits = nouns[0].get("sendDigits", "")
+    if not text:
+        raise TwimlError(INVALID_NUMBER, "<Dial> has nobody to dial")
+    action = dial.get("action")
+    return Dial(
+        f"client:{text}" if noun == "Client" else text,
+        dial.get("callerId", ""),
+        _seconds(dial.get("timeout", "30")),
+        None if action is None else _absolute(url, action),
+        _method(dial),
+        send_digits,
+    )
 
 
 def _connect(connect: ElementTree.Element, url: str) -> ConnectStream:

@@ -405,8 +405,9 @@ async def test_every_outcome_is_followed_by_something(
     app = application(words={"apology": "Sorry."})
     remember(app, outcome, "+15551112222")
     before: list[Verb] = [Say("Sorry.")] if outcome in APOLOGISES else []
-    if outcome is Outcome.TRANSFERRED:
-        before = [Dial("+15551112222")]
+    if outcome is Outcome.HANDED_OVER:
+        action = f"https://{NGROK}/call-ended?transfer="
+        before = [Dial("+15551112222", FORM["From"], 20.0, action)]
     assert await verbs("/call-ended", FORM, app=app) == [*before, Hangup()]
 
 
@@ -439,7 +440,7 @@ async def test_other_twiml_may_take_over_when_the_agent_is_done(outcome: Outcome
     app = application(call={"after_url": STUDIO})
     remember(app, outcome, "+15551112222")
     last = (await verbs("/call-ended", FORM, app=app))[-1]
-    if outcome in {*APOLOGISES, "transferred", "operator_hung_up"}:
+    if outcome in {*APOLOGISES, "transferred", "handed_over", "operator_hung_up"}:
         assert last == Hangup()
     else:
         assert last == Redirect(STUDIO, "POST")

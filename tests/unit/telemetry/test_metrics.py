@@ -75,7 +75,8 @@ def test_the_names_types_and_labels_are_the_contracts(accept: str | None) -> Non
 def test_every_series_is_there_from_the_start_at_zero() -> None:
     samples = [sample for family in families(Metrics()) for sample in family.samples]
     assert all(sample.value == 0 for sample in samples)
-    assert {s.labels["outcome"] for s in samples if "outcome" in s.labels} == set(Outcome)
+    outcomes = {s.labels["outcome"] for s in samples if "outcome" in s.labels}
+    assert outcomes == {outcome for outcome in Outcome if outcome.is_final}
     directions = {s.labels["direction"] for s in samples if "direction" in s.labels}
     assert directions == {"uplink", "downlink"}
 
@@ -106,12 +107,27 @@ def test_a_call() -> None:
     assert value(metrics, "bridge_call_setup_seconds_sum") == 0.35
 
 
-@pytest.mark.parametrize("outcome", Outcome)
+FINAL = [outcome for outcome in Outcome if outcome.is_final]
+
+
+@pytest.mark.parametrize("outcome", FINAL)
 def test_each_outcome_is_counted_under_its_own_name(outcome: Outcome) -> None:
     metrics = Metrics()
     metrics.call_ended(outcome, 1, 1)
-    for other in Outcome:
+    for other in FINAL:
         assert value(metrics, "bridge_calls_total", outcome=other.value) == (other is outcome)
+
+
+def test_a_call_that_is_handed_over_is_counted_when_it_is_over() -> None:
+    metrics = Metrics()
+    metrics.call_began()
+    metrics.call_ended(Outcome.HANDED_OVER, 61.5, 0.02)
+    assert value(metrics, "bridge_calls_active") == 0
+    assert value(metrics, "bridge_call_duration_seconds_sum") == 61.5
+    assert [value(metrics, "bridge_calls_total", outcome=one.value) for one in FINAL] == [0] * 12
+    metrics.call_over(Outcome.TRANSFERRED)
+    assert value(metrics, "bridge_calls_total", outcome="transferred") == 1
+    assert value(metrics, "bridge_calls_active") == 0
 
 
 def test_what_was_dropped_is_counted_by_where_it_was_going() -> None:

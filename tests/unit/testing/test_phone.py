@@ -607,6 +607,101 @@ async def test_without_an_action_the_next_verb_is_carried_out(scene, autojump_cl
     assert (phone.verbs[-1], phone.ending) == (twiml.Dial("+15551112222"), "dialled")
 
 
+@pytest.mark.parametrize(
+    ("result", "seconds", "ending", "told"),
+    [
+        ("completed", 45.0, "dialled", {"DialCallStatus": "completed", "DialCallDuration": "45"}),
+        ("busy", 0.0, "completed", {"DialCallStatus": "busy"}),
+        ("no-answer", 20.0, "completed", {"DialCallStatus": "no-answer"}),
+        ("failed", 0.0, "completed", {"DialCallStatus": "failed"}),
+    ],
+)
+async def test_the_result_of_a_dial_is_told_to_its_action(
+    scene, autojump_clock, result, seconds, ending, told
+):
+    dial = "<Dial action='/dialled' timeout='20'><Number>+15551112222</Number></Dial>"
+    pages = {"/dialled": "<Response><Say>That was it.</Say></Response>"}
+    s = scene(
+        close_at_once, connect_to(STREAM, after=dial), pages=pages, dials=[result], talk_seconds=45
+    )
+    async with s.phone.place_call(BASE) as phone:
+        await phone.wait_ended()
+    assert phone.verbs[-1] == twiml.Say("That was it.")
+    assert (phone.ending, phone.elapsed) == (ending, pytest.approx(seconds))
+    line, _, form = s.server.requests[-1]
+    facts = {name: text for name, text in form if name.startswith("Dial") and name != "DialCallSid"}
+    assert (line, facts, dict(form)["CallStatus"]) == ("POST /dialled", told, "in-progress")
+
+
+@pytest.mark.parametrize("result", ["completed", "no-answer"])
+async def test_a_caller_who_hangs_up_while_another_phone_is_dialled(scene, autojump_clock, result):
+    """Its action is requested all the same, and its TwiML comes too late."""
+    dial = "<Dial action='/dialled'>+15551112222</Dial>"
+    page = f"<Response><Pause/>{dial}</Response>"
+    pages = {"/dialled": "<Response><Say>Too late.</Say></Response>"}
+    s = scene(listen, page, pages=pages, dials=[result], talk_seconds=60)
+    async with s.phone.place_call(BASE) as phone:
+        await phone.wait_event("twiml", "dials +15551112222")
+        await trio.sleep(5)
+        await phone.hang_up()
+    _, _, form = s.server.requests[-1]
+    assert (dict(form)["DialCallStatus"], dict(form)["CallStatus"]) == (result, "completed")
+    assert (phone.verbs[-1].number, phone.ending) == ("+15551112222", "caller_hung_up")
+
+
+@pytest.mark.parametrize(
+    ("dial", "shown"),
+    [
+        ("<Dial><Sip>sip:a@b.example</Sip></Dial>", twiml.Dial("sip:a@b.example")),
+        ("<Dial><Client>ann</Client></Dial>", twiml.Dial("client:ann")),
+        (
+            "<Dial callerId='+15550001111' timeout='9'>"
+            "<Number sendDigits='w1'>+15551112222</Number></Dial>",
+            twiml.Dial("+15551112222", "+15550001111", 9.0, send_digits="w1"),
+        ),
+    ],
+)
+async def test_dial_is_read_with_its_noun(scene, autojump_clock, dial, shown):
+    s = scene(listen, f"<Response>{dial}</Response>")
+    async with s.phone.place_call(BASE) as phone:
+        await phone.wait_ended()
+    assert phone.verbs == [shown]
+
+
+@pytest.mark.parametrize(
+    "dial",
+    [
+        "<Dial/>",
+        "<Dial caller='x'>+15551112222</Dial>",
+        "<Dial><Queue>q</Queue></Dial>",
+        "<Dial><Sip sendDigits='1'>sip:a@b</Sip></Dial>",
+        "<Dial timeout='soon'>+15551112222</Dial>",
+    ],
+)
+async def test_a_dial_that_twilio_refuses(scene, autojump_clock, dial):
+    s = scene(listen, f"<Response>{dial}</Response>")
+    with pytest.raises(TwimlError):
+        async with s.phone.place_call(BASE):
+            pass
+
+
+async def test_a_caller_without_a_number_needs_a_caller_id(scene, autojump_clock):
+    s = scene(listen, "<Response><Dial>+15551112222</Dial></Response>", from_number="client:ada")
+    async with s.phone.place_call(BASE) as phone:
+        await phone.wait_ended()
+    assert [fault.code for fault in phone.faults] == [twiml.INVALID_CALLER_ID]
+    assert phone.ending == "completed"
+
+
+async def test_other_twiml_over_rest_takes_the_place_of_the_stream(scene, autojump_clock):
+    s = scene(listen, connect_to(STREAM, action="/after"))
+    async with s.phone.place_call(BASE) as phone:
+        await phone.update("<Response><Say>Instead.</Say></Response>", BASE)
+        await phone.wait_ended()
+    assert phone.verbs[1:] == [twiml.Say("Instead.")]
+    assert [line for line, _, _ in s.server.requests] == ["POST /incoming-call"]
+
+
 async def test_a_redirect_to_the_webhook_opens_a_second_stream_of_the_same_call(
     scene, autojump_clock
 ):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twilio.twiml.voice_response import Connect, VoiceResponse
+from twilio.twiml.voice_response import Connect, Dial, VoiceResponse
 
 from bridge.twilio import twiml
+from bridge.twilio.targets import caller_id, read_target
 
 HOSTILE = "\"'><&;]]>\x00\x1b\ud800\ufffe<!--<Hangup/>"
 
@@ -55,12 +57,66 @@ def test_words_are_said_in_their_language_and_voice() -> None:
     response.say("Désolé, <au revoir>.", language="fr-FR", voice="Polly.Lea-Neural")
     response.hangup()
     assert same_xml(twiml.hang_up("Désolé, <au revoir>.", voice), str(response))
-    for words, after in (("Un instant.", ""), ("", "Désolé.")):
-        document = ElementTree.fromstring(
-            twiml.dial("+15551112222", words=words, after=after, voice=voice)
-        )
-        (say,) = document.iter("Say")
-        assert say.attrib == {"language": "fr-FR", "voice": "Polly.Lea-Neural"}
+    document = ElementTree.fromstring(twiml.dial("+15551112222", words="Un instant.", voice=voice))
+    (say,) = document.iter("Say")
+    assert say.attrib == {"language": "fr-FR", "voice": "Polly.Lea-Neural"}
+
+
+@pytest.mark.parametrize(
+    ("target", "noun"),
+    [
+        ("+15551112222", lambda dial: dial.number("+15551112222")),
+        ("+15551112222;ext=12#", lambda dial: dial.number("+15551112222", send_digits="wwww12#")),
+        ("sip:desk@example.com", lambda dial: dial.sip("sip:desk@example.com")),
+        (
+            "sip:desk@pbx.example.com:5061;transport=tls?x-a=b",
+            lambda dial: dial.sip("sip:desk@pbx.example.com:5061;transport=tls?x-a=b"),
+        ),
+        ("client:ann.b", lambda dial: dial.client("ann.b")),
+    ],
+)
+def test_each_kind_of_target_is_dialled_as_twilios_own_library_writes_it(
+    target: str, noun: Callable[[Dial], object]
+) -> None:
+    response = VoiceResponse()
+    dial = Dial(timeout=20, caller_id="+15557654321", action="call-ended?transfer=a%26b")
+    noun(dial)
+    response.append(dial)
+    response.hangup()
+    ours = twiml.dial(target, caller_id="+15557654321", action="call-ended?transfer=a%26b")
+    assert same_xml(ours, str(response))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "reception", "5551112222", "+1 555 111 2222", "+15551112222;ext=", "+1;ext=12"),
+        *("+15551112222;ext=1a", "sip:", "sip:example.com", "sip:a@b c", "sip:a@b><", "client:"),
+        *("client:a b", "tel:+15551112222", "+15551112222\n", "client:" + "a" * 122),
+    ],
+)
+def test_what_cannot_be_dialled_is_refused_with_the_remedy(text: str) -> None:
+    with pytest.raises(ValueError, match="with an extension"):
+        read_target(text)
+
+
+@pytest.mark.parametrize(
+    ("configured", "caller", "called", "shown"),
+    [
+        ("", "+15551234567", "+15557654321", "+15551234567"),
+        ("", "client:ada", "+15557654321", "+15557654321"),
+        ("", "sip:ada@example.com", "+15557654321", "+15557654321"),
+        ("", "Anonymous", "+15557654321", "+15557654321"),
+        ("", "+266696687", "+15557654321", "+15557654321"),
+        ("", "", "sip:us@example.com", ""),
+        ("+15550001111", "+15551234567", "+15557654321", "+15550001111"),
+        ("+15550001111", "client:ada", "", "+15550001111"),
+    ],
+)
+def test_the_dialled_phone_shows_a_number_that_twilio_takes(
+    configured: str, caller: str, called: str, shown: str
+) -> None:
+    assert caller_id(configured, caller, called) == shown
 
 
 texts = st.text(st.characters(), max_size=60) | st.just(HOSTILE)

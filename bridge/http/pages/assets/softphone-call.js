@@ -27,7 +27,8 @@ const STATES = {
 const OUTCOMES = {
   caller_hung_up: "You hung up",
   agent_ended: "The agent ended the call",
-  transferred: "The agent transferred the call; the softphone cannot follow a transfer",
+  transferred: "The agent transferred the call",
+  handed_over: "The agent transferred the call; the softphone cannot follow a transfer",
   agent_unreachable: "The agent could not be reached",
   agent_failed: "The agent failed",
   idle: "The call ended because no one spoke",

@@ -62,6 +62,7 @@ const OUTCOMES = {
   caller_hung_up: ["Caller hung up", "good"],
   agent_ended: ["Agent hung up", "good"],
   transferred: ["Transferred", "good"],
+  handed_over: ["Handed over", ""],
   operator_hung_up: ["Operator hung up", ""],
   idle: ["No one spoke", ""],
   max_duration: ["Time limit reached", ""],
