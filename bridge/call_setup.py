@@ -28,7 +28,7 @@ from bridge.deepgram.context_hook import fetch_context
 from bridge.deepgram.prewarm import Prepared, Prewarming
 from bridge.deepgram.retry import open_within
 from bridge.deepgram.session import AgentSession, open_session
-from bridge.deepgram.settings import settings_message
+from bridge.deepgram.settings import settings_message, tagged
 from bridge.deepgram.template import fill_in, variables_of
 from bridge.ending import Ending
 from bridge.functions import Functions
@@ -148,7 +148,7 @@ class CallSetup:
         info = info_of(call_sid, parameters)
         agent = agent_of(settings, info)
         settings = settings.for_agent(agent)
-        beside = settings.deepgram.settings
+        beside = tagged(settings.deepgram.settings, call_sid)
 
         async def prepare() -> Prepared:
             functions = self._functions.of(settings.functions.module, agent)
@@ -295,7 +295,8 @@ class _AgentOfCall:
         schemas: Sequence[Mapping[str, Any]],
         history: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
-        return settings_message(table, schemas, history, self._settings.deepgram.settings)
+        beside = tagged(self._settings.deepgram.settings, self._info.call_sid)
+        return settings_message(table, schemas, history, beside)
 
 
 def agent_of(settings: Settings, info: CallInfo) -> str:

@@ -79,6 +79,15 @@ def uses_flux(agent: Mapping[str, Any]) -> bool:
     return isinstance(provider, Mapping) and provider.get("version") == "v2"
 
 
+def tagged(beside: Mapping[str, Any], call_sid: str) -> dict[str, Any]:
+    """Return `[deepgram.settings]` with the call's SID among its tags, so that Deepgram's usage can
+    be joined to the call.
+
+    https://developers.deepgram.com/docs/configure-voice-agent
+    """
+    return {**beside, "tags": [*beside.get("tags", ()), call_sid]}
+
+
 def _written(agent: Mapping[str, Any] | str, beside: Mapping[str, Any] | None) -> str:
     message = {"type": "Settings", **(beside or {}), "audio": PHONE_AUDIO, "agent": agent}
     return msgspec.json.encode(message).decode()

@@ -47,7 +47,7 @@ async def test_a_call_has_the_tables_of_its_agent(autojump_clock: Clock, prewarm
             await world.quiet()
             assert session.settings is not None
             assert session.settings["mip_opt_out"] is True
-            assert session.settings["tags"] == tags
+            assert session.settings["tags"] == [*tags, phone.call_sid]
             functions = session.settings["agent"]["think"]["functions"]
             assert {one["name"] for one in functions} == names
             assert call.report.agent == ("accueil" if tags == ["accueil"] else "")

@@ -129,6 +129,21 @@ async def test_settings_are_sent_as_configured(autojump_clock: Clock) -> None:
     assert session.settings is not None
     assert session.settings["agent"]["greeting"] == "Ahoy"
     assert session.settings["audio"]["input"] == {"encoding": "mulaw", "sample_rate": 8000}
+    assert session.settings["tags"] == [phone.call_sid]
+
+
+async def test_the_calls_sid_joins_the_configured_tags(autojump_clock: Clock) -> None:
+    tags = ["sales", "spring"]
+    using = settings(deepgram={"settings": {"tags": tags, "mip_opt_out": True}, "prewarm": True})
+    async with in_memory(using=using) as world, world.call() as phone:
+        session = await world.agent.wait_for_session()
+        await session.applied.wait()
+        assert world.agent.opened == 1  # the prewarmed one
+        await phone.hang_up()
+    assert session.settings is not None
+    assert session.settings["tags"] == [*tags, phone.call_sid]
+    assert session.settings["mip_opt_out"] is True
+    assert using.deepgram.settings["tags"] == tags
 
 
 # ---- barge-in -----------------------------------------------------------------------------------
