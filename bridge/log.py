@@ -47,7 +47,9 @@ SHORTEST_SECRET = 6  # anything shorter would redact ordinary words
 LIBRARY_LEVELS = {"hypercorn.error": logging.INFO}
 LIBRARY_LEVEL = logging.WARNING
 
-NUMBER_KEYS = frozenset({"caller", "called", "number", "from_", "from", "to", "From", "To"})
+NUMBER_KEYS = frozenset(
+    {"caller", "called", "number", "transfer_to", "from_", "from", "to", "From", "To"}
+)
 
 
 def configure(

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from bridge.call.call import Call
+from bridge.outcome import Outcome
 from bridge.records.store import StoreUnavailable
 from bridge.service import Bridge
 from bridge.twilio.call_status import StatusUpdate
@@ -29,6 +30,12 @@ async def record_of(bridge: Bridge, call_sid: str) -> Mapping[str, Any] | None:
     except StoreUnavailable:
         return None
     return None if record is None else msgspec.to_builtins(record)
+
+
+def is_over(record: Mapping[str, Any]) -> bool:
+    """Return whether the record is of a call that has ended, as far as is known: one that was
+    handed over to another phone goes on."""
+    return record.get("outcome", "") not in ("", Outcome.HANDED_OVER)
 
 
 def carried_elsewhere(record: Mapping[str, Any]) -> bool:
@@ -63,5 +70,5 @@ def shown_call(
         if status and not shown.get("status"):
             shown["status"] = status
         if not shown.get("status") and record.get("outcome"):
-            shown["status"] = "completed"
+            shown["status"] = "completed" if is_over(record) else "in-progress"
     return {**shown, "live": live is not None}

@@ -33,7 +33,7 @@ from bridge.admission.slots import NotAdmitted
 from bridge.call.call import Call
 from bridge.call.typed import NotTaken
 from bridge.config.settings import Settings
-from bridge.http.call_records import latest_records, record_of, shown_call
+from bridge.http.call_records import is_over, latest_records, record_of, shown_call
 from bridge.http.current import client, current_bridge, origin_of
 from bridge.http.dialling import (
     check_request,
@@ -335,7 +335,7 @@ async def _check_is_over(bridge: Bridge, call_sid: str) -> None:
     known, record = bridge.progress.get(call_sid), await record_of(bridge, call_sid)
     if known is None and record is None:
         raise NoSuchCall
-    if (known is not None and known.is_terminal) or (record is not None and record.get("outcome")):
+    if (known is not None and known.is_terminal) or (record is not None and is_over(record)):
         return
     raise ApiError(
         "another worker process carries this call; set TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN "

@@ -261,6 +261,26 @@ async def test_twilio_repeats_the_request_for_what_comes_next(autojump_clock: Cl
     assert len(lines(world, "call ended")) == 1
 
 
+async def test_a_call_that_we_placed_keeps_its_variables(autojump_clock: Clock) -> None:
+    """They came with the address of the first webhook; the agent that has the called person back is
+    the same, with the same prompt."""
+    agents = {"sales": {"numbers": [], "think": {"prompt": "You talk to {name}."}}}
+    async with in_memory(script(), QUIET, using(agents=agents)) as world:
+        query = "var.name=Ada+%26+Co&amp;agent=sales"
+        page = f"<Response><Redirect>{world.base_url}/incoming-call?{query}</Redirect></Response>"
+        async with world.phone(dials=["busy"]).answer(page, world.base_url) as phone:
+            again = await world.agent.wait_for_session(2)
+            await again.applied.wait()
+            await trio.sleep(3)
+            await phone.hang_up()
+        await world.quiet()
+    first, _ = world.agent.sessions
+    assert first.prompt == again.prompt == "You talk to Ada & Co."
+    assert injected(again) == [SORRY]
+    record = record_of(world, phone)
+    assert (record.agent, record.direction, len(record.legs)) == ("sales", "outbound-api", 2)
+
+
 async def test_the_fallback_after_an_apology(autojump_clock: Clock) -> None:
     """Its outcome stays the first cause; the record says who was dialled, and how that ended."""
 

@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import msgspec
@@ -226,7 +227,9 @@ async def test_twilio_is_asked_for_the_call_with_all_that_it_will_need() -> None
             assert isinstance(connect, ConnectStream)
             media = place.address.replace("http://", "ws://")
             assert connect.url == f"{media}/media-stream"
-            assert connect.action == f"{place.address}/call-ended"
+            # With the variables, for the case that a transfer brings the person back.
+            variables = urlencode({"var.name": "Ann & <Bob>", "var.order": 42, "var.vip": "true"})
+            assert connect.action == f"{place.address}/call-ended?{variables}"
             parameters = dict(connect.parameters)
             assert parameters.pop("ticket")
             assert parameters == {
