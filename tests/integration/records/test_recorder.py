@@ -13,7 +13,9 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -22,17 +24,19 @@ import trio
 
 from bridge.call.story import Line
 from bridge.config.settings import RecordSettings
+from bridge.outcome import Outcome
 from bridge.records import schema, waiting, writer
 from bridge.records import spool as spools
 from bridge.records import store as stores
-from bridge.records.record import CallRecord, Ending, decode, encode
+from bridge.records.record import CallRecord, Ending, Leg, continued, decode, encode
 from bridge.records.recorder import Recorder, recorder_for
 from bridge.records.spool import Spool
 from bridge.records.store import Store, StoreError, StoreUnavailable
 from bridge.records.writer import Writer
+from bridge.twilio.dialled import DialResult
 from tests.integration.records.postgres import cluster
 from tests.integration.records.waiting import until
-from tests.unit.records.samples import NASTY, SID, record, sid, whole_record
+from tests.unit.records.samples import ENDING, NASTY, SID, record, sid, whole_record
 
 # Half of what a disk or a database hangs in these tests: waiting for it takes longer, whatever else
 # the machine does.
@@ -715,7 +719,7 @@ async def test_an_ending_is_known_here_before_it_is_written(database, folder):
     database.failing = "down"
     async with running(database, folder) as recorder:
         recorder.finish(whole_record())
-        assert await recorder.ending_of(SID) == Ending("transferred", "+15551112222")
+        assert await recorder.ending_of(SID) == ENDING
 
 
 async def test_an_ending_is_found_by_another_worker_that_asks_too_early(database, folder, tmp_path):
@@ -732,7 +736,7 @@ async def test_an_ending_is_found_by_another_worker_that_asks_too_early(database
             carries.finish(whole_record())
 
         nursery.start_soon(end_later)
-        assert await asked.ending_of(SID, within=PATIENCE) == Ending("transferred", "+15551112222")
+        assert await asked.ending_of(SID, within=PATIENCE) == ENDING
 
 
 async def test_an_unknown_ending_is_waited_for_with_a_deadline(database, folder):
@@ -760,6 +764,103 @@ async def test_waiting_records_are_shown_with_stored_ones(database, folder):
         assert shown is not None
         assert shown.outcome == "transferred"
         database.gate.set()
+
+
+# ---- legs and transfers ------------------------------------------------------------------------
+
+BUSY = DialResult("busy")
+ANSWERED = DialResult("completed", 61.0)
+
+
+def handed_over(**changes: Any) -> CallRecord:
+    return record(outcome="handed_over", transfer_to="+15551112222", legs=[Leg()], **changes)
+
+
+async def test_a_later_leg_finds_the_record_of_another_process(database, folder, tmp_path):
+    async with (
+        running(database, folder) as first,
+        running(Database(tmp_path), folder) as second,
+    ):
+        mine = handed_over(revision=0)
+        first.finish(mine)
+        await writer_of(first).settle()
+        found = await second.recall(SID, within=PATIENCE)
+        assert found is not None
+        assert (found.outcome, len(found.legs)) == ("handed_over", 1)
+        later = continued(found)
+        later.outcome = "caller_hung_up"
+        second.begin(later)
+        await writer_of(second).settle()
+        # What the first process still writes comes too late.
+        first.finish(mine)
+        await writer_of(first).settle()
+        stored = await second.get(SID)
+        assert stored is not None
+        assert stored.outcome == "caller_hung_up"
+
+
+async def test_a_later_leg_does_not_wait_for_a_database_that_hangs(database, folder, monkeypatch):
+    monkeypatch.setattr(database, "get", lambda _sid: database.gate.wait(HANGS) and None)
+    async with running(database, folder) as recorder:
+        database.gate.clear()
+        try:
+            began = trio.current_time()
+            assert await recorder.recall(SID, within=0.1) is None
+            assert trio.current_time() - began < NEVER_BLOCKS
+            recorder.finish(handed_over())
+            known = await recorder.recall(SID, within=0.1)
+            assert known is not None
+            assert known.outcome == "handed_over"
+        finally:
+            database.gate.set()
+
+
+async def test_the_result_of_a_transfer_is_added_once(database, folder):
+    async with running(database, folder) as recorder:
+        recorder.finish(handed_over())
+        told = partial(recorder.note_dialled, SID, 1, ANSWERED, Outcome.TRANSFERRED)
+        assert [await told() for _ in range(3)] == [True, False, False]
+        # Nor does the result of an earlier leg change a later one.
+        assert not await recorder.note_dialled(SID, 2, BUSY, Outcome.AGENT_ENDED)
+        await writer_of(recorder).settle()
+        stored = await recorder.get(SID)
+        assert stored is not None
+        assert (stored.outcome, stored.transfer_status) == ("transferred", "completed")
+        assert (stored.transfer_seconds, stored.legs[0].transfer_seconds) == (61.0, 61.0)
+
+
+async def test_the_result_of_a_transfer_is_added_by_another_process(database, folder, tmp_path):
+    async with (
+        running(database, folder) as carried,
+        running(Database(tmp_path), folder) as asked,
+    ):
+        carried.finish(handed_over())
+        await writer_of(carried).settle()
+        assert await asked.note_dialled(SID, 1, BUSY, Outcome.AGENT_ENDED, reason="busy")
+        await writer_of(asked).settle()
+        stored = await carried.get(SID)
+        assert stored is not None
+        assert (stored.outcome, stored.reason) == ("agent_ended", "busy")
+
+
+async def test_an_ending_of_an_earlier_leg_is_not_that_of_a_later_one(database, folder, tmp_path):
+    """This process carried the first leg, another one the second."""
+    async with (
+        running(database, folder) as first,
+        running(Database(tmp_path), folder) as second,
+    ):
+        first.finish(handed_over())
+        await writer_of(first).settle()
+        assert await first.ending_of(SID, 1) == Ending("handed_over", "+15551112222")
+        assert await first.ending_of(SID, 2, within=0.1) is None
+        found = await second.recall(SID, within=PATIENCE)
+        assert found is not None
+        later = continued(found)
+        later.legs.append(Leg(at=20))
+        later.outcome, later.transfer_to = "agent_ended", ""
+        second.finish(later)
+        await writer_of(second).settle()
+        assert await first.ending_of(SID, 2, within=PATIENCE) == Ending("agent_ended", legs=2)
 
 
 # ---- retention ---------------------------------------------------------------------------------

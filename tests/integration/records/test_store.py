@@ -18,10 +18,19 @@ from bridge.call.story import Line
 from bridge.config.settings import ConfigError
 from bridge.records import schema
 from bridge.records import store as stores
-from bridge.records.record import CallRecord, Ending, merge, snapshot, tidy
+from bridge.records.record import CallRecord, merge, snapshot, tidy
 from bridge.records.schema import SCHEMA_VERSION
 from bridge.records.store import Store, StoreError, StoreUnavailable
-from tests.unit.records.samples import NASTY, NOON, SID, any_record, record, sid, whole_record
+from tests.unit.records.samples import (
+    ENDING,
+    NASTY,
+    NOON,
+    SID,
+    any_record,
+    record,
+    sid,
+    whole_record,
+)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -87,7 +96,7 @@ def test_an_ending_is_known_when_there_is_one(store):
     write(store, record(revision=1))
     assert store.ending_of(SID) is None
     write(store, whole_record(revision=2))
-    assert store.ending_of(SID) == Ending("transferred", "+15551112222")
+    assert store.ending_of(SID) == ENDING
 
 
 # ---- writing again -----------------------------------------------------------------------------

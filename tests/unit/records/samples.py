@@ -9,7 +9,7 @@ import msgspec
 from hypothesis import strategies as st
 
 from bridge.call.story import FunctionUse, Line, Turn
-from bridge.records.record import CallRecord, Leg
+from bridge.records.record import CallRecord, Ending, Leg
 
 SID = "CA" + "0123456789abcdef" * 2
 # So far ahead that no retention deletes it.
@@ -110,6 +110,10 @@ def whole_record(call_sid: str = SID, **changes: Any) -> CallRecord:
         "request_ids": ["5f3a7c1e-0000-4000-8000-000000000001"],
     }
     return record(call_sid, **(fields | changes))
+
+
+# How that one ended.
+ENDING = Ending("transferred", "+15551112222", "reception", 2)
 
 
 def _fields(struct: type[msgspec.Struct], **special: Any) -> st.SearchStrategy[Any]:

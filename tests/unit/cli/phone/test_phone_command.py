@@ -43,6 +43,7 @@ def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
         (["--save", "no/such/folder/heard.wav"], "there is no folder no/such/folder"),
         (["--press", "12x"], "a keypad has no x"),
         (["--url", "bridge.example"], "must begin with http"),
+        (["--dial", "engaged"], "no-answer"),
     ],
 )
 def test_wrong_usage(monkeypatch, capsys, arguments, why):
