@@ -39,6 +39,7 @@ from sqlalchemy.exc import (
 )
 
 from bridge.config.settings import ConfigError
+from bridge.outcome import Outcome
 from bridge.records.record import STATUS_FIELDS, CallRecord, Ending, upgrade
 from bridge.records.schema import (
     LISTS,
@@ -58,6 +59,9 @@ CONNECT_SECONDS: Final = 3.0
 
 # Rows deleted in one transaction, so that no writer waits for a purge of many years' rows.
 PURGE_ROWS: Final = 500
+
+# Of a transfer whose result never came.
+UNREPORTED: Final = "; its result was not reported"
 
 T = TypeVar("T")
 
@@ -200,6 +204,20 @@ class Store:
         )
         with self._transaction() as connection:
             result = connection.execute(sa.delete(calls).where(calls.c.call_sid.in_(oldest)))
+            return int(result.rowcount)
+
+    def end_unreported(self, older_than: datetime) -> int:
+        """End the calls that began before `older_than` and are still handed over: Twilio could not
+        report what became of them. Returns how many.
+        """
+        if not self._prepared:
+            self.prepare()
+        unreported = sa.and_(
+            calls.c.outcome == Outcome.HANDED_OVER.value, calls.c.started_at < older_than
+        )
+        ended = {"outcome": Outcome.AGENT_ENDED.value, "reason": calls.c.reason + UNREPORTED}
+        with self._transaction() as connection:
+            result = connection.execute(sa.update(calls).where(unreported).values(ended))
             return int(result.rowcount)
 
     # ---- reading ----------------------------------------------------------------------------

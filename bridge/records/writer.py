@@ -74,6 +74,10 @@ LAST_WRITE_SECONDS: Final = 1.0
 DISK_SHARE: Final = 0.4
 
 DAY: Final = 86_400.0
+
+# The longest that a dialled call may be told to last; by default Twilio ends it after 4 hours.
+# https://www.twilio.com/docs/voice/twiml/dial#timelimit
+LONGEST_CALL: Final = timedelta(days=1)
 PURGE_AGAIN: Final = 3_600.0  # after one that failed
 
 T = TypeVar("T")
@@ -383,10 +387,12 @@ class Writer:
 
     async def _purge(self) -> None:
         """Delete what is older than `retention_days`: rows, recordings, and segments of the spool
-        whose process has ended.
+        whose process has ended. Also end the calls whose transfer's result never came.
         """
         self._purge_at = trio.current_time() + PURGE_AGAIN
-        limit = datetime.now(UTC) - self._retention
+        now = datetime.now(UTC)
+        await self._in_database(partial(self.store.end_unreported, now - LONGEST_CALL))
+        limit = now - self._retention
         rows = files = 0
         removed = PURGE_ROWS
         while removed == PURGE_ROWS:

@@ -143,6 +143,24 @@ def test_sql_and_python_merge_alike(store: Store, order: list[CallRecord], cut: 
         assert store.get(SID) == tidy(result)
 
 
+def test_a_transfer_whose_result_never_came_is_ended_after_a_day(store):
+    old, new, over = (
+        whole_record(sid(number), revision=1, started_at=NOON + timedelta(hours=hours), **ended)
+        for number, (hours, ended) in enumerate(
+            [(0, HANDED_OVER), (2, HANDED_OVER), (0, {"outcome": "idle"})]
+        )
+    )
+    write(store, old, new, over)
+    assert store.end_unreported(NOON + timedelta(hours=1)) == 1
+    outcomes = {one.call_sid: one.outcome for one in store.list_calls()}
+    assert outcomes == {sid(0): "agent_ended", sid(1): "handed_over", sid(2): "idle"}
+    assert store.get(sid(0)).reason == "asked for a person; its result was not reported"
+    assert store.end_unreported(NOON + timedelta(hours=1)) == 0
+
+
+HANDED_OVER = {"outcome": "handed_over"}
+
+
 # ---- listing and retention ---------------------------------------------------------------------
 
 
