@@ -182,7 +182,7 @@ class Conversation:
 
     def _agent_said(self, words: str, now: float) -> None:
         given = any(words in given for given in self._given)
-        self._story.agent_line(words, now, self._downlink.unsent, given=given)
+        self._story.agent_line(words, now, self._downlink.unsent, reply=not given)
         if given:
             self._decided.set()
         else:

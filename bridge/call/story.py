@@ -108,11 +108,12 @@ class Story:
 
     # ---- the agent ------------------------------------------------------------------------------
 
-    def agent_line(self, words: str, now: float, waiting: int = 0, *, given: bool = False) -> None:
-        """Add words of the agent's own, or `given` by bridge. The audio sent from now on speaks
-        them, after the `waiting` bytes that came earlier and are not sent yet."""
+    def agent_line(self, words: str, now: float, waiting: int = 0, *, reply: bool = True) -> None:
+        """Add words of the agent: a `reply`, or words that bridge gave it to say. The audio sent
+        from now on speaks them, after the `waiting` bytes that came earlier and are not sent yet.
+        """
         line = Line(at=self.seconds(now), role="agent", words=words)
-        self._turns.line(self._sent + waiting, given=given)
+        self._turns.line(self._sent + waiting, reply=reply)
         # Of the lines left out, only the start of the first matters: the line before ends there.
         if self._add(line) or (self._open and self._open[-1][1] is self.lines[-1]):
             self._open.append((self._sent + waiting, line))

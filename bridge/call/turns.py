@@ -121,10 +121,9 @@ class Turns:
 
     # ---- the agent ------------------------------------------------------------------------------
 
-    def line(self, position: int, *, given: bool) -> None:
-        """The agent's audio from byte `position` on speaks a line: its own, or `given` by bridge,
-        which is no reply."""
-        self._reply_from = math.inf if given else position
+    def line(self, position: int, *, reply: bool) -> None:
+        """The agent's audio from byte `position` on speaks a line: a reply, or other words."""
+        self._reply_from = position if reply else math.inf
 
     def utterance_done(self, position: int) -> None:
         """The agent's audio from byte `position` on is another utterance."""

@@ -34,9 +34,9 @@ class Scene:
     def confirmed(self, at: float, *, echo: bool = False) -> None:
         self.turns.confirmed(100.0 + at, echo=echo)
 
-    def says(self, at: float, seconds: float = 1.0, *, given: bool = False) -> None:
+    def says(self, at: float, seconds: float = 1.0, *, reply: bool = True) -> None:
         """An utterance of the agent: its text, its audio in one piece, its end."""
-        self.turns.line(self.position, given=given)
+        self.turns.line(self.position, reply=reply)
         self.sends(at, seconds)
         self.turns.utterance_done(self.position)
 
@@ -250,7 +250,7 @@ def test_nothing_that_comes_after_the_end_is_a_reply(scene: Scene, confirmed: bo
 def test_a_filler_is_no_reply(scene: Scene) -> None:
     scene.speech_ends(2.0)
     scene.confirmed(2.5)
-    scene.says(12.5, given=True)
+    scene.says(12.5, reply=False)
     scene.says(15.0)
     assert scene.spoken == [about(13.0)]
 
@@ -259,8 +259,8 @@ def test_a_reply_right_behind_a_filler_begins_where_its_own_words_do(scene: Scen
     """Both in one piece of audio: half a second of the filler, then the reply."""
     scene.speech_ends(2.0)
     scene.confirmed(2.5)
-    scene.turns.line(0, given=True)
-    scene.turns.line(SECOND // 2, given=False)
+    scene.turns.line(0, reply=False)
+    scene.turns.line(SECOND // 2, reply=True)
     scene.sends(4.0)
     assert scene.spoken == [about(2.5)]
 
@@ -268,7 +268,7 @@ def test_a_reply_right_behind_a_filler_begins_where_its_own_words_do(scene: Scen
 def test_words_given_again_to_a_new_session_are_still_the_callers(scene: Scene) -> None:
     scene.speech_ends(2.0)
     scene.confirmed(2.5)
-    scene.says(12.5, given=True)
+    scene.says(12.5, reply=False)
     scene.turns.utterance_done(scene.position)
     scene.confirmed(23.0, echo=True)
     scene.says(24.0)
@@ -308,7 +308,7 @@ def test_the_last_words_decide_how_a_turn_was_given(scene: Scene) -> None:
 
 
 def test_what_the_agent_is_saying_does_not_reply_to_what_is_typed_meanwhile(scene: Scene) -> None:
-    scene.turns.line(0, given=False)
+    scene.turns.line(0, reply=True)
     scene.sends(1.0)
     scene.turns.typed(102.0)
     scene.confirmed(2.1, echo=True)
