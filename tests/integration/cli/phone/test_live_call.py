@@ -113,7 +113,7 @@ async def test_a_conversation_of_two_turns_on_the_real_server(monkeypatch):
     result = json.loads(as_json(caller, view))
     assert [entry["words"] for entry in result["transcript"]][-1] == "Here you are."
     # A busy machine is late on both sides.
-    assert result["at_bridge"]["reply_seconds"] == pytest.approx(result["reply_seconds"], abs=0.25)
+    assert result["at_bridge"]["reply_seconds"] == pytest.approx(result["reply_seconds"], abs=0.5)
     assert len(result["reply_seconds"]) == 2
     assert min(result["reply_seconds"]) > 0.8
     assert "at bridge median" in summary(caller, view, None)
