@@ -131,7 +131,7 @@ class Conversation:
                 log.debug("said", role=role, words=words)
                 if role == "user":
                     gate.new_turn()
-                    self._caller_said(words, now)
+                    self._caller_said(words, now, message.languages)
                 else:
                     self._agent_said(words, now)
             case agent_says.FunctionCallRequest():
@@ -172,13 +172,13 @@ class Conversation:
             case _:
                 pass
 
-    def _caller_said(self, words: str, now: float) -> None:
+    def _caller_said(self, words: str, now: float, languages: object) -> None:
         self._silence.caller_said(now)
         if words in self._echoes:
             self._echoes.remove(words)
             self._story.echoed(now)
         else:
-            self._story.caller_said(words, now)
+            self._story.caller_said(words, now, languages)
 
     def _agent_said(self, words: str, now: float) -> None:
         given = any(words in given for given in self._given)

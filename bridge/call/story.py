@@ -29,13 +29,18 @@ MAX_LINES: Final = 2000
 MAX_FUNCTIONS: Final = 1000
 MAX_FUNCTION_TEXT: Final = 4000  # characters of a function's arguments, and of its answer
 
+# Languages of one utterance, and characters of each: BCP 47 recommends room for 35.
+MAX_LANGUAGES: Final = 8
+MAX_LANGUAGE: Final = 35
+
 
 class Line(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One utterance, or one keypad entry.
 
     `heard` says how much of the agent's words the caller heard: all ("heard"), the beginning
     ("cut", roughly `heard_seconds` of it where that is known), or nothing ("unheard"); "" while it
-    is not known.
+    is not known. `languages` are those that the agent heard in the caller's words ("es"), the most
+    spoken first, if its model tells.
     """
 
     at: float = 0.0
@@ -43,6 +48,7 @@ class Line(msgspec.Struct, kw_only=True, omit_defaults=True):
     words: str = ""
     heard: Heard = ""
     heard_seconds: float | None = None
+    languages: list[str] = []
 
 
 class FunctionUse(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -92,10 +98,15 @@ class Story:
         """Begin a new turn: the caller has started to speak."""
         self._turns.caller_spoke()
 
-    def caller_said(self, words: str, now: float) -> None:
-        """Add words that the caller spoke, and that the agent has confirmed."""
+    def caller_said(self, words: str, now: float, languages: object = None) -> None:
+        """Add words that the caller spoke, and that the agent has confirmed. `languages` is what
+        the agent says of them; anything but a list of names is ignored."""
         self._turns.confirmed(now, echo=False)
-        self._add(Line(at=self.seconds(now), role="caller", words=words, heard="heard"))
+        line = Line(at=self.seconds(now), role="caller", words=words, heard="heard")
+        if isinstance(languages, list):
+            names = [name for name in languages if isinstance(name, str)]
+            line.languages = [name[:MAX_LANGUAGE] for name in names[:MAX_LANGUAGES]]
+        self._add(line)
 
     def caller_typed(self, words: str, now: float, role: Role, typed_at: float) -> None:
         """Add words that the caller wrote, or keys that the caller pressed until `typed_at`."""

@@ -227,6 +227,8 @@ def _line(line: Line, words_kept: bool) -> Text:
     text = Text(f"{_clock(line.at)} ", style="")
     text.append(f"{line.role:<7}", style={"caller": "cyan", "agent": "green"}.get(line.role, ""))
     text.append(printable(line.words) if words_kept else "(not stored)")
+    if line.languages:
+        text.append(printable(f"  [{', '.join(line.languages)}]"), style="dim")
     if line.heard == "unheard":
         text.append("  [not heard]", style="red")
     elif line.heard == "cut":

@@ -31,10 +31,15 @@ class SettingsApplied(_FromAgent, frozen=True, tag="SettingsApplied"):
 
 
 class ConversationText(_FromAgent, frozen=True, tag="ConversationText"):
-    """Words that one side said: `role` is "user" or "assistant"."""
+    """Words that one side said: `role` is "user" or "assistant".
+
+    `languages` are those of the user's words, the most spoken first; only flux-general-multi tells.
+    https://developers.deepgram.com/docs/voice-agent-conversation-text
+    """
 
     role: str = ""
     content: str = ""
+    languages: Any = None
 
 
 class UserStartedSpeaking(_FromAgent, frozen=True, tag="UserStartedSpeaking"):

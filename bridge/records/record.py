@@ -246,6 +246,8 @@ class _Tidier:
             elif isinstance(value, str):
                 value = self._plain(value, min(WORDS_LIMIT, self._room))
                 self._room -= len(value)
+            elif isinstance(value, list):
+                value = [self._plain(one, FIELD_LIMIT) for one in value[:20]]
             else:
                 value = self._plain(value, 0)
             if value is not _NO_NUMBER:

@@ -411,3 +411,24 @@ async def test_a_ten_minute_call_takes_no_time(autojump_clock: Clock) -> None:
     assert phone.elapsed == pytest.approx(600, abs=1)
     assert bytes(session.received_audio) == phone.sent_audio
     assert phone.received_audio == SPEECH * 20
+
+
+@pytest.mark.parametrize("languages", [["es", "en"], "es", None, [7]])
+async def test_the_languages_that_the_agent_heard_are_kept(
+    autojump_clock: trio.testing.MockClock, languages: object
+) -> None:
+    """flux-general-multi tells them. Told in another way, they cost nobody a word."""
+
+    async def script(agent: AgentSession) -> None:
+        await agent.send(
+            {"type": "ConversationText", "role": "user", "content": "Hola", "languages": languages}
+        )
+        await agent.say("Hola.", b"\x00" * 800)
+
+    async with in_memory(script) as world, world.call() as phone:
+        await phone.wait_event("mark_echoed")
+        (call,) = world.app.extensions["bridge"].calls
+        line = call.story.lines[0]
+        await phone.hang_up()
+    assert line.words == "Hola"
+    assert line.languages == (languages if languages == ["es", "en"] else [])

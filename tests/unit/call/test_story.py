@@ -53,3 +53,22 @@ def test_a_line_that_is_cut_off_knows_how_much_of_it_was_heard() -> None:
         ("cut", 1.25),
         ("unheard", None),
     ]
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        (["es", "en"], ["es", "en"]),
+        (None, []),
+        ([], []),
+        ("es", []),
+        ({"es": 1}, []),
+        ([None, 7, "es"], ["es"]),
+        (["x" * 100] * 100, ["x" * stories.MAX_LANGUAGE] * stories.MAX_LANGUAGES),
+    ],
+)
+def test_the_languages_of_the_callers_words(told: object, kept: list[str]) -> None:
+    story = Story(0.0, Voice())
+    story.caller_said("Hola", 1.0, told)
+    (line,) = story.lines
+    assert (line.words, line.languages) == ("Hola", kept)

@@ -105,7 +105,7 @@ def test_shows_one(run):
         "status completed human",
         "cost 0.2500",
         "00:00.5 agent Hello!",
-        "00:02.0 caller Sales, please.",
+        "00:02.0 caller Sales, please. [en, es]",
         "00:02.6 agent One moment. [cut off after 0.5 s]",
         "00:06.0 agent Never said. [not heard]",
         "00:07.0 keypad 42#",

@@ -88,7 +88,7 @@ def whole_record(call_sid: str = SID, **changes: Any) -> CallRecord:
         ],
         "transcript": [
             Line(at=0.5, role="agent", words="Hello!", heard="heard"),
-            Line(at=2.0, role="caller", words="Sales, please."),
+            Line(at=2.0, role="caller", words="Sales, please.", languages=["en", "es"]),
             Line(at=2.6, role="agent", words="One moment.", heard="cut", heard_seconds=0.5),
             Line(at=6.0, role="agent", words="Never said.", heard="unheard"),
             Line(at=7.0, role="keypad", words="42#"),

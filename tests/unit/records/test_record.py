@@ -81,6 +81,13 @@ def test_what_is_no_number_is_left_out():
     assert kept.turns == [records.Turn(latencies={"good": 1.0})]
 
 
+def test_languages_are_tidied_like_other_words():
+    one = record(transcript=[Line(languages=["es", "\x00\ud800", "x" * 1000] + ["en"] * 100)])
+    (line,) = tidy(snapshot(one)).transcript
+    assert line.languages[:3] == ["es", "\ufffd\ufffd", "x" * records.FIELD_LIMIT]
+    assert len(line.languages) == 20
+
+
 def test_a_line_of_a_newer_version_can_be_read():
     line = encode(record())[:-2] + b',"invented_later":[1]}\n'
     assert decode(line) == record()

@@ -36,7 +36,7 @@ export class Transcript {
     const list = this.element;
     const before = this._drawn;
     this._drawn = lines.map((line, index) => {
-      const goesOn = index > 0 && speaker(lines[index - 1]) === speaker(line);
+      const goesOn = index > 0 && heading(lines[index - 1]) === heading(line);
       const key = JSON.stringify([line, goesOn]);
       return before[index]?.key === key ? before[index] : { key, element: said(line, goesOn) };
     });
@@ -51,7 +51,12 @@ function speaker(line) {
   return line.role ?? "caller";
 }
 
-// One line. Its speaker is named unless the line before has the same one (`goesOn`).
+// The speaker, and the languages of the caller's words where the agent tells them.
+function heading(line) {
+  return [SPEAKERS[speaker(line)] ?? String(speaker(line)), ...(line.languages ?? [])].join(" · ");
+}
+
+// One line. Its heading is shown unless the line before has the same one (`goesOn`).
 function said(line, goesOn) {
   const role = speaker(line);
   const words = typeof line.words === "string" && line.words !== "" ? line.words : null;
@@ -61,7 +66,7 @@ function said(line, goesOn) {
     h(
       "span",
       { class: goesOn ? "unseen" : "speaker" },
-      SPEAKERS[role] ?? String(role),
+      heading(line),
       h("span", { class: "at numbers" }, clock(line.at)),
     ),
     h(
