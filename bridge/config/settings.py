@@ -6,7 +6,6 @@ them from a text, with an error for each mistake; `file` reads the file, again w
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -17,8 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
-from bridge.addresses import is_loopback
-from bridge.config.agent import ID, agent_from, default_agent, merged
+from bridge.config.agent import agent_from, default_agent, merged
 from bridge.config.words import Words
 from bridge.text import printable
 from bridge.twilio.login import LoginOptions, api_url
@@ -192,46 +190,6 @@ PER_AGENT: Final[Mapping[str, frozenset[str]]] = {
     "limits": frozenset({"calls_per_number"}),
     "deepgram": frozenset({"settings"}),
 }
-
-
-def warnings_for(settings: Settings) -> list[str]:
-    """One line for each protection that is switched off, and for what cannot work."""
-    lines = []
-    for name in ("", *settings.agents):
-        prefix, own = f"agents.{name}." if name else "", settings.for_agent(name)
-        if ID in settings.agents.get(name, settings.agent):
-            lines.append(
-                f"{prefix or 'agent.'}id: bridge adds no functions to a stored configuration; the "
-                "agent can call end_call, transfer_call and your functions only if it describes "
-                "them itself"
-            )
-        if (speaks := own.words.voices_language) not in ("", own.words.language or "en-US"):
-            lines.append(
-                f"{prefix}words.voice: {own.words.voice} speaks {speaks}, not words.language; "
-                "Twilio may refuse to say anything"
-            )
-    if not settings.twilio.validate_signatures:
-        lines.append(
-            "twilio.validate_signatures is false: anyone who finds this server can pose as Twilio, "
-            "and talk to the agent at your expense"
-        )
-    if not settings.twilio.require_ticket:
-        lines.append(
-            "twilio.require_ticket is false: media sockets are accepted for calls that no webhook "
-            "announced"
-        )
-    agent = urlsplit(settings.deepgram.url)
-    if agent.scheme == "ws" and not is_loopback(agent.netloc):
-        lines.append(
-            f"deepgram.url is ws://: the key and all audio go unencrypted to {agent.hostname}; "
-            "write wss://"
-        )
-    if any(ipaddress.ip_network(proxy).prefixlen == 0 for proxy in settings.server.trusted_proxies):
-        lines.append(
-            "server.trusted_proxies trusts every address: any client can then choose its "
-            "X-Forwarded-* headers"
-        )
-    return lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

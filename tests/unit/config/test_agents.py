@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.config.agent import BESIDE_AGENT, default_agent, merged
-from bridge.config.settings import PER_AGENT, ConfigError, Settings, warnings_for
+from bridge.config.settings import PER_AGENT, ConfigError, Settings
 from bridge.config.toml import parse
+from bridge.config.warnings import warnings_for
 from bridge.deepgram.settings import settings_message
 from bridge.testing.agent.schema import SETTINGS, check_settings
 

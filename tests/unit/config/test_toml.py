@@ -14,8 +14,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bridge.config.settings import ConfigError, Secrets, Settings, check_startup, warnings_for
+from bridge.config.settings import ConfigError, Secrets, Settings, check_startup
 from bridge.config.toml import parse
+from bridge.config.warnings import warnings_for
 from bridge.deepgram.settings import settings_message
 from bridge.testing.agent.schema import check_settings
 from bridge.text import printable

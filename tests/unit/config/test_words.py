@@ -8,8 +8,8 @@ from importlib.resources import files
 import msgspec
 import pytest
 
-from bridge.config.settings import warnings_for
 from bridge.config.toml import parse
+from bridge.config.warnings import warnings_for
 from bridge.config.words import Words
 
 LANGUAGES = {
@@ -50,7 +50,6 @@ def test_the_english_ones_are_the_defaults() -> None:
         ("Google.fr-FR-Chirp3-HD-Aoede", "en-US", True),
         ("Google.cmn-CN-Standard-A", "", True),
         ("Polly.Lea-Neural", "en-US", False),
-        ("", "fr-FR", False),
     ],
 )
 def test_a_voice_of_another_language_is_told_at_the_start(
@@ -58,10 +57,20 @@ def test_a_voice_of_another_language_is_told_at_the_start(
 ) -> None:
     words = f"{{ voice = '{voice}', language = '{language}' }}"
     settings = parse(f"words = {words}\n[agents.x]\nnumbers = ['+15557654321']\nwords = {words}")
-    lines = warnings_for(settings)
-    assert [line.partition(":")[0] for line in lines] == (
-        ["words.voice", "agents.x.words.voice"] if told else []
+    keys = [line.partition(":")[0] for line in warnings_for(settings) if "speaks" in line]
+    assert keys == (["words.voice", "agents.x.words.voice"] if told else [])
+
+
+def test_words_that_are_left_in_english_are_told_at_the_start() -> None:
+    (line,) = warnings_for(
+        parse(
+            LANGUAGES["fr"] + "[agents.x]\nnumbers = ['+15557654321']\n"
+            f"words.busy = '{ENGLISH['busy']}'\nwords.withheld = '{ENGLISH['withheld']}'"
+        )
     )
+    assert "agents.x.words.language: fr-FR, while these are still English: busy, withheld;" in line
+    for file in LANGUAGES.values():
+        assert warnings_for(parse(file)) == []
 
 
 def test_pressed_keys_stand_where_the_sentence_has_them() -> None:
