@@ -143,6 +143,15 @@ def test_the_official_sdk_reads_our_settings() -> None:
     assert json.loads(read.json(exclude_unset=True).replace('"version":"v1",', "")) == written
 
 
+def test_the_official_sdk_reads_what_stands_beside_the_agent_and_a_stored_one() -> None:
+    beside = {"mip_opt_out": True, "tags": ["a"], "experimental": True, "flags": {"history": True}}
+    stored = "f47ac10b-58cc-4372-a567-0e02b2c3d479"
+    written = json.loads(settings_message({"id": stored}, beside=beside))
+    read = TypeAdapter(sdk_model("Settings")).validate_python(written)
+    assert (read.agent, read.mip_opt_out, read.flags.history) == (stored, True, True)
+    assert json.loads(read.json(exclude_unset=True)) == written
+
+
 def test_settings_pass_the_agent_through_untouched() -> None:
     agent = {"greeting": "Grüß Gott", "listen": {"provider": {"n": 8000, "f": 0.5, "x": [None]}}}
     text = settings_message(agent)
