@@ -26,7 +26,8 @@ from bridge.call.live_calls import LiveCalls
 from bridge.call.observers import Observer, Observers
 from bridge.call_setup import CallSetup, agent_of
 from bridge.config.file import ConfigFile, SettingsSource, config_path
-from bridge.config.settings import ConfigError, Secrets, Settings, check_startup, quoted_warning
+from bridge.config.secrets import Secrets, check_startup, quoted_warning
+from bridge.config.settings import ConfigError, Settings
 from bridge.config.warnings import warnings_for
 from bridge.deepgram.prewarm import Prewarming
 from bridge.functions import FunctionError

@@ -26,7 +26,8 @@ from structlog.testing import capture_logs
 from trio_websocket import wrap_client_stream
 
 from bridge.config.file import FixedConfig
-from bridge.config.settings import Secrets, Settings
+from bridge.config.secrets import Secrets
+from bridge.config.settings import Settings
 from bridge.http.app import create_app
 from bridge.server.hypercorn.connection import GuardedTCPServer
 from bridge.server.hypercorn.install import install

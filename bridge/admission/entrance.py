@@ -14,7 +14,8 @@ import trio
 
 from bridge.admission.slots import RESERVED_SECONDS, Admission, Entry, Limits, NotAdmitted
 from bridge.admission.ticket import BadTicket, EpochClock, Purpose, Ticket, Tickets, ticket_keys
-from bridge.config.settings import Secrets, Settings
+from bridge.config.secrets import Secrets
+from bridge.config.settings import Settings
 
 # How long a slot is reserved where the socket may reach another process, in seconds: as long as
 # Twilio usually takes to open it.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bridge.check.finding import Finding, ok, skipped, warning, wrong
-from bridge.config.settings import Secrets, Settings
+from bridge.config.secrets import Secrets
+from bridge.config.settings import Settings
 from bridge.twilio.login import login_names
 from bridge.twilio.rest import (
     API_URL,

@@ -18,7 +18,8 @@ from bridge.check.connect_error import connect_error
 from bridge.check.finding import Finding, ok, warning, wrong
 from bridge.check.think_models import think_models
 from bridge.config.agent import ID
-from bridge.config.settings import ConfigError, Secrets, Settings, check_startup
+from bridge.config.secrets import Secrets, check_startup
+from bridge.config.settings import ConfigError, Settings
 from bridge.deepgram import messages
 from bridge.deepgram.session import (
     AgentClosed,

@@ -17,7 +17,8 @@ from bridge.addresses import is_loopback
 from bridge.check.finding import Finding, ok, skipped, wrong
 from bridge.check.probe import ANSWER_SECONDS, NoAnswer, get, post
 from bridge.check.webhook import judge_twiml
-from bridge.config.settings import Secrets, Settings
+from bridge.config.secrets import Secrets
+from bridge.config.settings import Settings
 from bridge.testing.phone.media_socket import StreamRefusedError, open_media_socket
 from bridge.testing.phone.twiml import ConnectStream, TwimlError, dialled_address
 from bridge.testing.phone.webhook import open_network_stream, sign

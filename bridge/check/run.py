@@ -15,7 +15,8 @@ from bridge.check.finding import Finding, warning, wrong
 from bridge.check.privacy import check_privacy
 from bridge.check.public import check_server
 from bridge.check.records import check_recordings, check_records
-from bridge.config.settings import Secrets, Settings, quoted_warning
+from bridge.config.secrets import Secrets, quoted_warning
+from bridge.config.settings import Settings
 from bridge.config.warnings import warnings_for
 from bridge.transport.websocket_client import OpenStream
 from bridge.twilio.login import api_url

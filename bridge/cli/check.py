@@ -16,7 +16,8 @@ from bridge import log as logs
 from bridge.check import Checks, Finding, run_checks
 from bridge.cli.failure import Failure, Misconfigured
 from bridge.config.file import config_path, load
-from bridge.config.settings import ConfigError, Secrets, Settings
+from bridge.config.secrets import Secrets
+from bridge.config.settings import ConfigError, Settings
 from bridge.text import printable
 from bridge.twilio.numbers import is_number
 

@@ -31,12 +31,12 @@ from bridge.cli.phone.result import summary
 from bridge.cli.phone.view import CallView
 from bridge.config.agent import default_agent
 from bridge.config.file import FixedConfig
+from bridge.config.secrets import Secrets
 from bridge.config.settings import (
     DeepgramSettings,
     FunctionSettings,
     LoggingSettings,
     RecordSettings,
-    Secrets,
     ServerSettings,
     Settings,
 )

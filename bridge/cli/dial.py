@@ -15,7 +15,8 @@ import trio
 
 from bridge.addresses import is_loopback
 from bridge.cli.failure import Failure, Misconfigured
-from bridge.config.settings import ConfigError, Secrets
+from bridge.config.secrets import Secrets
+from bridge.config.settings import ConfigError
 from bridge.server.kept_token import kept_token
 from bridge.text import printable
 from bridge.transport.http_client import open_client

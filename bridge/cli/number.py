@@ -14,7 +14,8 @@ import trio
 from bridge.addresses import is_loopback
 from bridge.cli.failure import Failure, Misconfigured
 from bridge.config.file import config_path, load
-from bridge.config.settings import ConfigError, Secrets
+from bridge.config.secrets import Secrets
+from bridge.config.settings import ConfigError
 from bridge.text import printable
 from bridge.twilio.login import LoginOptions
 from bridge.twilio.numbers import is_number

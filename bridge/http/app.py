@@ -13,7 +13,7 @@ from werkzeug.routing import MapAdapter
 
 from bridge.addresses import BadHost
 from bridge.config.file import SettingsSource
-from bridge.config.settings import Secrets
+from bridge.config.secrets import Secrets
 from bridge.http.current import current_bridge
 from bridge.http.events import events
 from bridge.http.health import health

@@ -18,7 +18,8 @@ from quart import Request, Websocket
 from werkzeug.datastructures import Headers
 
 from bridge.admission.ticket import BadTicket, Purpose
-from bridge.config.settings import Settings, quoted_warning
+from bridge.config.secrets import quoted_warning
+from bridge.config.settings import Settings
 from bridge.http.current import current_bridge, origin_of
 from bridge.http.proxies import is_same_origin, requested_url
 from bridge.log import get_logger

@@ -22,13 +22,13 @@ import trio
 
 from bridge.config.agent import default_agent
 from bridge.config.file import FixedConfig
+from bridge.config.secrets import Secrets
 from bridge.config.settings import (
     CallSettings,
     DeepgramSettings,
     FunctionSettings,
     LoggingSettings,
     RecordSettings,
-    Secrets,
     ServerSettings,
     Settings,
 )

@@ -20,7 +20,8 @@ import msgspec
 import trio
 
 from bridge.config.file import FixedConfig
-from bridge.config.settings import Secrets, Settings
+from bridge.config.secrets import Secrets
+from bridge.config.settings import Settings
 from bridge.http.app import create_app
 from bridge.server.serve import hypercorn_config, serve
 from bridge.testing.agent.server import Behaviour, Script, SimulatedAgent, silent

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 import trio
 
-from bridge.config.settings import Secrets
+from bridge.config.secrets import Secrets
 from bridge.functions import Functions
 from bridge.records.record import CallRecord
 from bridge.testing.agent.server import AgentSession

@@ -23,7 +23,7 @@ from twilio.request_validator import RequestValidator
 
 from bridge.admission.entrance import TICKET_SECONDS
 from bridge.admission.slots import LEAST_WAITING
-from bridge.config.settings import Secrets
+from bridge.config.secrets import Secrets
 from bridge.config.words import Words
 from bridge.http.twilio_auth import SECONDS_BETWEEN_LINES
 from bridge.local_agent import phrases

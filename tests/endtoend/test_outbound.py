@@ -25,7 +25,8 @@ import pytest
 import trio
 
 from bridge.config.file import FixedConfig
-from bridge.config.settings import Secrets, Settings
+from bridge.config.secrets import Secrets
+from bridge.config.settings import Settings
 from bridge.config.words import Words
 from bridge.http.app import create_app
 from bridge.server.serve import hypercorn_config, serve

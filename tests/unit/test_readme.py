@@ -10,7 +10,8 @@ import pytest
 
 from bridge.cli import COMMANDS
 from bridge.config.file import FixedConfig
-from bridge.config.settings import Secrets, Settings
+from bridge.config.secrets import Secrets
+from bridge.config.settings import Settings
 from bridge.config.toml import parse
 from bridge.functions.registry import Function
 from bridge.http.app import create_app

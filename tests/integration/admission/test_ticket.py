@@ -10,7 +10,7 @@ SID = "CA" + "0f" * 16
 
 CHILD = """
 import sys
-from bridge.config.settings import Secrets
+from bridge.config.secrets import Secrets
 from bridge.admission.entrance import tickets_from
 tickets = tickets_from(Secrets.from_environment())
 tickets.use(sys.argv[1], sys.argv[2], 1e9)
@@ -20,7 +20,7 @@ print("holds")
 PARENT = f"""
 import subprocess, sys
 import bridge.asgi
-from bridge.config.settings import Secrets
+from bridge.config.secrets import Secrets
 from bridge.admission.entrance import tickets_from
 tickets = tickets_from(Secrets.from_environment())
 ticket = tickets.issue("{SID}", 1e9, lifetime=60)

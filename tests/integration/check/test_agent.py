@@ -15,7 +15,8 @@ import trio
 import trustme
 
 from bridge.check.agent import check_agents, check_names, hosts
-from bridge.config.settings import Secrets, Settings
+from bridge.config.secrets import Secrets
+from bridge.config.settings import Settings
 from bridge.testing.agent.server import AgentSession, Behaviour, SimulatedAgent, silent
 from tests.world import QUIET, SECRETS, settings
 

@@ -12,7 +12,7 @@ import trustme
 from twilio.request_validator import RequestValidator
 
 from bridge.check.public import ServerAddress, check_server, likely_addresses, local_address
-from bridge.config.settings import Secrets
+from bridge.config.secrets import Secrets
 from bridge.server.instance import HEADER, instance
 from tests.integration.check.site import Request, Response, site
 from tests.proxies import proxy

@@ -6,7 +6,8 @@ import httpx
 import pytest
 
 from bridge.check.account import check_account
-from bridge.config.settings import Secrets, Settings
+from bridge.config.secrets import Secrets
+from bridge.config.settings import Settings
 from bridge.twilio.rest import TwilioRest
 from tests.twilio_standin import ACCOUNT_SID, AUTH_TOKEN, OWN_NUMBER, TwilioStandIn, number
 from tests.world import settings

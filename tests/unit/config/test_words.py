@@ -9,7 +9,6 @@ import msgspec
 import pytest
 
 from bridge.config.toml import parse
-from bridge.config.warnings import warnings_for
 from bridge.config.words import Words
 
 LANGUAGES = {
@@ -41,36 +40,6 @@ def test_nothing_in_it_is_left_in_english(language: str) -> None:
 def test_the_english_ones_are_the_defaults() -> None:
     words = parse(LANGUAGES["en"]).words
     assert msgspec.structs.replace(words, voice="") == Words()
-
-
-@pytest.mark.parametrize(
-    ("voice", "language", "told"),
-    [
-        ("Google.fr-FR-Chirp3-HD-Aoede", "fr-FR", False),
-        ("Google.fr-FR-Chirp3-HD-Aoede", "en-US", True),
-        ("Google.cmn-CN-Standard-A", "", True),
-        ("Polly.Lea-Neural", "en-US", False),
-    ],
-)
-def test_a_voice_of_another_language_is_told_at_the_start(
-    voice: str, language: str, told: bool
-) -> None:
-    words = f"{{ voice = '{voice}', language = '{language}' }}"
-    settings = parse(f"words = {words}\n[agents.x]\nnumbers = ['+15557654321']\nwords = {words}")
-    keys = [line.partition(":")[0] for line in warnings_for(settings) if "speaks" in line]
-    assert keys == (["words.voice", "agents.x.words.voice"] if told else [])
-
-
-def test_words_that_are_left_in_english_are_told_at_the_start() -> None:
-    (line,) = warnings_for(
-        parse(
-            LANGUAGES["fr"] + "[agents.x]\nnumbers = ['+15557654321']\n"
-            f"words.busy = '{ENGLISH['busy']}'\nwords.withheld = '{ENGLISH['withheld']}'"
-        )
-    )
-    assert "agents.x.words.language: fr-FR, while these are still English: busy, withheld;" in line
-    for file in LANGUAGES.values():
-        assert warnings_for(parse(file)) == []
 
 
 def test_pressed_keys_stand_where_the_sentence_has_them() -> None:

@@ -13,7 +13,7 @@ from quart_trio import QuartTrio
 from structlog.testing import capture_logs
 
 from bridge.config.file import FixedConfig
-from bridge.config.settings import Secrets
+from bridge.config.secrets import Secrets
 from bridge.http.app import create_app
 from bridge.twilio.rest import TwilioRest
 from tests.twilio_standin import ACCOUNT_SID, OWN_NUMBER, TwilioStandIn

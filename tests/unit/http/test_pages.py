@@ -7,7 +7,7 @@ import re
 import httpx
 import pytest
 
-from bridge.config.settings import Secrets
+from bridge.config.secrets import Secrets
 from bridge.http.app import create_app
 from bridge.http.pages import assets, load
 

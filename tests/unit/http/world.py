@@ -10,7 +10,7 @@ import httpx
 from bridge.call.typed import NotTaken
 from bridge.caller import CallInfo
 from bridge.config.file import FixedConfig
-from bridge.config.settings import Secrets
+from bridge.config.secrets import Secrets
 from bridge.config.words import Words
 from bridge.http.app import create_app
 from bridge.outcome import Outcome

@@ -15,7 +15,7 @@ import pytest
 import trio
 from twilio.rest import Client
 
-from bridge.config.settings import Secrets
+from bridge.config.secrets import Secrets
 from bridge.twilio import twiml
 from bridge.twilio.login import api_url
 from bridge.twilio.rest import PhoneNumber, PlacedCall, TwilioError, TwilioRest, TwilioUnreachable
