@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Final
 
 import pytest
 from hypothesis import settings
+from werkzeug.routing import Rule
 
-# These machines stall now and then; how long an example takes is no property of the code.
-settings.register_profile("bridge", deadline=None)
+# Compiled code is kept, whatever the environment says: the tests start Python some hundred times,
+# and each time half a second would go into compiling bridge.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Making an application is mostly compiling, for each route, what would build its address. Nothing
+# here builds one, and thousands of applications are made.
+Rule._compile_builder = lambda *_, **__: lambda *_: None  # type: ignore[method-assign,assignment]
+
+# The same examples each time: what fails is the fault of a change. `python -m tests.fuzz` finds new
+# ones. These machines stall now and then; how long an example takes is no property of the code.
+settings.register_profile("bridge", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("bridge")
 
 # Each file stays in one process. The longest begin first, so that the last process does not work

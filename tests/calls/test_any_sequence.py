@@ -101,7 +101,7 @@ sequences = st.lists(st.sampled_from([*HARMLESS]), max_size=8)
 
 
 @given(sequences, st.sampled_from([*ENDING]), sequences, st.booleans())
-@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_the_first_ending_counts_and_nothing_is_left(
     before: list[str], ending: str, after: list[str], answers_close: bool
 ) -> None:

@@ -85,7 +85,7 @@ def test_a_planted_bug_is_found(
 
 
 @given(st.integers(0, 2**30), st.integers(0, 2**30), st.sampled_from(FAULTS), st.integers(0, 3))
-@settings(max_examples=100)
+@settings(max_examples=60)
 def test_a_second_fault_during_the_cleanup_of_the_first(
     first: int, gap: int, second: Fault, seed: int
 ) -> None:

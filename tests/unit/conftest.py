@@ -14,11 +14,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import trio
 from trio.testing import MockClock
+
+_HERE: Final = Path(__file__).parent
 
 _FORBIDDEN: Final[dict[str, tuple[tuple[object, str], ...]]] = {
     "starts a process": (
@@ -34,10 +37,12 @@ _FORBIDDEN: Final[dict[str, tuple[tuple[object, str], ...]]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def autojump_clock() -> MockClock:
-    """Run async tests on a clock that jumps; overrides pytest-trio's fixture of this name."""
-    return MockClock(autojump_threshold=0)
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run async tests by `_run`, in place of what pytest-trio has chosen."""
+    for item in items:
+        if item.path.is_relative_to(_HERE) and item.get_closest_marker("trio"):
+            item.add_marker(pytest.mark.trio(run=_run), append=False)
 
 
 @pytest.fixture(autouse=True)
@@ -61,4 +66,5 @@ _real_run = trio.run
 
 def _run(*arguments: Any, **options: Any) -> Any:
     """Run as `trio.run`, on a clock that jumps if the caller names none."""
-    return _real_run(*arguments, **{"clock": MockClock(autojump_threshold=0), **options})
+    options["clock"] = options.get("clock") or MockClock(autojump_threshold=0)
+    return _real_run(*arguments, **options)

@@ -63,7 +63,7 @@ def test_every_field_comes_back(store):
     assert store.get(SID) == whole_record(revision=1)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(one=any_record)
 def test_any_record_comes_back(store: Store, one: CallRecord) -> None:
     one.revision = 2**61
@@ -123,7 +123,7 @@ writings = st.lists(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=writings, cut=st.integers(1, 6))
 def test_sql_and_python_merge_alike(store: Store, order: list[CallRecord], cut: int) -> None:
     """Whatever arrives in whatever order: it makes no difference what met in memory before."""

@@ -375,4 +375,4 @@ class Calls(RuleBasedStateMachine):
 
 
 TestCalls = Calls.TestCase
-TestCalls.settings = effort(max_examples=40, stateful_step_count=40, deadline=None)
+TestCalls.settings = effort(max_examples=30, stateful_step_count=30)

@@ -246,7 +246,7 @@ printable = st.text(
 
 
 @given(caller=printable, called=printable)
-@effort(max_examples=50, deadline=None)
+@effort(max_examples=30)
 async def test_parameters_come_out_as_sent(caller: str, called: str) -> None:
     form = {"From": caller, "To": called, "CallSid": CALL_SID}
     given_ = {name: value for name, value in form.items() if value}

@@ -9,7 +9,7 @@ import stat
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.audio import SAMPLE_RATE, SILENCE
@@ -53,6 +53,7 @@ def test_what_the_phone_had_not_played_at_the_end_was_not_heard():
     assert runs(agent) == [(0x00, 16_000)]
 
 
+@settings(max_examples=20)
 @given(st.integers(0, 2**32))
 def test_jitter_makes_no_holes(seed: int) -> None:
     """Packets of 20 ms, each late by up to 0.3 s, but the first: the caller's voice stays whole, at
