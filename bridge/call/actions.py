@@ -11,15 +11,17 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final
 
+import msgspec
 import trio
 
 from bridge.call.conversation import Conversation
 from bridge.call.goodbye import PoliteEnd
-from bridge.call.typed import RETRY_SECONDS, NotTaken
+from bridge.call.typed import RETRY_SECONDS
 from bridge.deepgram.session import AgentClosed
 from bridge.deepgram.updates import AgentTable, Changes
 from bridge.ending import Ending
 from bridge.functions import Functions
+from bridge.functions.errors import NotTaken
 from bridge.log import get_logger
 from bridge.outcome import Outcome
 from bridge.twilio.targets import read_target
@@ -69,8 +71,8 @@ class CallActions:
         if voice:
             if changes.speak:
                 raise ValueError("voice: it is a part of speak; give one of them")
-            changes = changes._replace(speak=self._table.voice(voice))
-        if not any(changes):
+            changes = msgspec.structs.replace(changes, speak=self._table.voice(voice))
+        if changes == Changes():
             raise ValueError("update: expected prompt, voice, think, speak or listen")
         self._add(partial(self._update, changes))
 

@@ -19,7 +19,7 @@ from bridge.call.report import CallReport
 from bridge.call.silence import Silence
 from bridge.call.story import Story
 from bridge.call.timekeeper import Timekeeper
-from bridge.call.typed import NotTaken, TypedInput
+from bridge.call.typed import TypedInput
 from bridge.call.uplink import Uplink
 from bridge.call.voice import Voice
 from bridge.caller import CallInfo
@@ -30,6 +30,7 @@ from bridge.deepgram.updates import AgentTable
 from bridge.ending import Ending, Sign
 from bridge.functions import Functions
 from bridge.functions.builtin import built_in
+from bridge.functions.errors import NotTaken
 from bridge.outcome import Outcome
 from bridge.twilio.media_clock import MediaClock
 from bridge.twilio.media_stream import MediaStream

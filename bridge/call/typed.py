@@ -15,6 +15,7 @@ from bridge.call.conversation import Conversation
 from bridge.call.keypad import Keypad
 from bridge.config.words import Words
 from bridge.deepgram.session import AgentClosed
+from bridge.functions.errors import NotTaken
 
 # Input that waits for a session: enough for a menu, and bounded.
 MAX_TYPED: Final = 16
@@ -22,10 +23,6 @@ MAX_TYPED: Final = 16
 # Seconds from finding the session closed to the next try. The agent reader, which replaces the
 # session, needs a moment to notice.
 RETRY_SECONDS: Final = 0.25
-
-
-class NotTaken(Exception):
-    """Typed input was refused. The message says why, in one line."""
 
 
 class _Typed(NamedTuple):

@@ -19,7 +19,9 @@ https://developers.deepgram.com/docs/voice-agent-update-prompt, .../voice-agent-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from bridge.config.agent import ID, merged
 from bridge.deepgram import messages
@@ -32,14 +34,24 @@ Table = Mapping[str, Any]
 _REPEATED = ("type", "version", "model", "language_hints")
 
 
-class Changes(NamedTuple):
+class Changes(msgspec.Struct, frozen=True):
     """Changes of an agent; tables in the shape of `[agent.think]`, `[agent.speak]` and
     `[agent.listen]`. What is empty changes nothing."""
 
     prompt: str = ""
-    think: Table | Sequence[Table] | None = None
-    speak: Table | Sequence[Table] | None = None
-    listen: Table | None = None
+    think: Table | list[Table] | None = None
+    speak: Table | list[Table] | None = None
+    listen: Mapping[str, Table] | None = None
+
+
+def checked(**changes: object) -> Changes:
+    """Return a copy of changes that a user has written. Raises ValueError if they are not JSON of
+    the right shape."""
+    try:
+        return msgspec.convert(msgspec.to_builtins(changes), Changes)
+    except (TypeError, msgspec.MsgspecError) as error:
+        what, _, path = str(error).partition(" - at `$.")
+        raise ValueError(f"{path.rstrip('`') or 'a change'}: {what}") from None
 
 
 class AgentTable:
@@ -98,7 +110,8 @@ class AgentTable:
             sent.append(messages.UpdateSpeak(table["speak"]))
         if changes.listen:
             table = merged(table, {"listen": changes.listen})
-            provider, given = table["listen"]["provider"], changes.listen.get("provider", {})
+            given = changes.listen.get("provider", {})
+            provider = table["listen"].get("provider", {})
             kept = {key: value for key, value in provider.items() if key in (*_REPEATED, *given)}
             sent.append(messages.UpdateListen({"provider": kept}))
         self.now = table

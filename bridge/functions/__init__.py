@@ -19,8 +19,16 @@ its functions and describes them to the agent; `in_flight` runs the function cal
 from __future__ import annotations
 
 from bridge.caller import CallInfo
-from bridge.functions.errors import FunctionError
+from bridge.functions.errors import FunctionError, NotTaken
 from bridge.functions.phone_call import PhoneCall
 from bridge.functions.registry import Function, Functions, function
 
-__all__ = ["CallInfo", "Function", "FunctionError", "Functions", "PhoneCall", "function"]
+__all__ = [
+    "CallInfo",
+    "Function",
+    "FunctionError",
+    "Functions",
+    "NotTaken",
+    "PhoneCall",
+    "function",
+]

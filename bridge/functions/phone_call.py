@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+import msgspec
 import trio
 
 from bridge.caller import CallInfo
-from bridge.deepgram.updates import Changes
+from bridge.deepgram.updates import Changes, checked
 
 T = TypeVar("T")
 Table = Mapping[str, Any]
@@ -46,9 +47,12 @@ class PhoneCall(CallInfo, frozen=True):
     @classmethod
     def of(cls, info: CallInfo, actions: Actions) -> PhoneCall:
         """Make the one of a call, in Trio's thread."""
-        token, thread = trio.lowlevel.current_trio_token(), threading.get_ident()
-        facts = info.call_sid, info.stream_sid, info.caller, info.called, info.parameters
-        return cls(*facts, actions, token, thread)
+        return cls(
+            **msgspec.structs.asdict(info),
+            _actions=actions,
+            _token=trio.lowlevel.current_trio_token(),
+            _thread=threading.get_ident(),
+        )
 
     def say(self, words: str) -> None:
         """Have the agent say these words, after what it is saying now; not over the caller, who is
@@ -82,7 +86,7 @@ class PhoneCall(CallInfo, frozen=True):
         are tables as in `config.toml`, and change the agent's as `[agents.NAME]` would: a prompt in
         `think` replaces the prompt. What Deepgram refuses is taken back.
         """
-        changes = Changes(prompt, think, speak, listen)
+        changes = checked(prompt=prompt, think=think, speak=speak, listen=listen)
         self._do(partial(self._actions.update, changes, voice))
 
     def _do(self, act: Callable[[], T]) -> T:

@@ -31,8 +31,8 @@ from quart import Blueprint, jsonify, request
 from bridge.addresses import PublicAddress, is_loopback, public_address
 from bridge.admission.slots import NotAdmitted
 from bridge.call.call import Call
-from bridge.call.typed import NotTaken
 from bridge.config.settings import Settings
+from bridge.functions.errors import NotTaken
 from bridge.http.call_records import is_over, latest_records, record_of, shown_call
 from bridge.http.current import client, current_bridge, origin_of
 from bridge.http.dialling import (

@@ -13,10 +13,10 @@ import trio
 import trio.testing
 
 from bridge.call.actions import MAX_WAITING, SAY_SECONDS
-from bridge.call.typed import NotTaken
 from bridge.config.file import FixedConfig
 from bridge.config.settings import Settings
 from bridge.functions import Functions, PhoneCall
+from bridge.functions.errors import NotTaken
 from bridge.testing.agent.server import AgentSession, Behaviour, silent
 from bridge.testing.agent.voice import hum
 from bridge.testing.phone.twiml import Hangup, Say

@@ -9,7 +9,8 @@ import pytest
 import trio
 import trio.testing
 
-from bridge.call.typed import MAX_TYPED, NotTaken
+from bridge.call.typed import MAX_TYPED
+from bridge.functions.errors import NotTaken
 from bridge.testing.agent.server import AgentSession
 from tests.world import QUIET, World, in_memory, settings
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from bridge.config.agent import default_agent
 from bridge.deepgram.messages import encode
 from bridge.deepgram.settings import uses_flux
-from bridge.deepgram.updates import AgentTable, Changes
+from bridge.deepgram.updates import AgentTable, Changes, checked
 from bridge.testing.agent.schema import check_listen, check_speak, check_think
 
 with warnings.catch_warnings():
@@ -196,3 +197,21 @@ def test_a_stored_configuration_is_told_its_changes_again() -> None:
     one.update(Changes(speak={"provider": {"colour": "blue"}}), FUNCTIONS)
     assert one.take_back()
     assert one.opened(one.now) == [*first, *second], "without what was refused"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prompt": 5}, "prompt: Expected `str`, got `int`"),
+        ({"think": 5}, "think: Expected `object | array | null`, got `int`"),
+        ({"speak": ["x"]}, "speak[0]: Expected `object`, got `str`"),
+        ({"listen": {"provider": "nova"}}, "listen[...]: Expected `object`, got `str`"),
+        ({"think": {"prompt": object()}}, "a change: Encoding objects of type object is unsup"),
+    ],
+)
+def test_what_is_not_a_change_is_refused_where_it_is_written(
+    changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        checked(**changes)
+    assert checked(prompt="a", speak=[{"x": 1}]) == Changes("a", speak=[{"x": 1}])

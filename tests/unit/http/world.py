@@ -7,11 +7,11 @@ from typing import Any
 
 import httpx
 
-from bridge.call.typed import NotTaken
 from bridge.caller import CallInfo
 from bridge.config.file import FixedConfig
 from bridge.config.secrets import Secrets
 from bridge.config.words import Words
+from bridge.functions.errors import NotTaken
 from bridge.http.app import create_app
 from bridge.outcome import Outcome
 from bridge.records.recorder import Recorder
