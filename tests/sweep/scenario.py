@@ -23,7 +23,7 @@ from trio_websocket import ConnectionClosed, HandshakeError
 from bridge.call.call import Call
 from bridge.config.file import FixedConfig
 from bridge.deepgram.prewarm import GIVE_BACK_SECONDS, HOLD_SECONDS
-from bridge.functions import Functions, function
+from bridge.functions import Functions, PhoneCall, function
 from bridge.http.app import create_app
 from bridge.server.serve import hypercorn_config
 from bridge.testing.agent.server import AgentSession, Behaviour, SimulatedAgent
@@ -46,7 +46,7 @@ GUARD_SECONDS = 200.0
 CALL_TASKS = frozenset(
     {
         *("receiver", "sender", "agent reader"),
-        *("timekeeper", "silence", "typed input", "function call"),
+        *("timekeeper", "silence", "typed input", "function call", "actions"),
     }
 )
 
@@ -186,8 +186,9 @@ async def heard(socket: Any, nbytes: int, after: str = "") -> None:
 
 
 @function
-async def get_time() -> str:
+async def get_time(call: PhoneCall) -> str:
     """Tell the time, after thinking for a while."""
+    call.update(prompt="It is noon.")
     await trio.sleep(0.01)
     return "12:00"
 
