@@ -196,12 +196,12 @@ class Conversation:
             self.goodbye.caller_cut_in()
         log.debug("barge-in")
 
+    # ---- from us --------------------------------------------------------------------------------
+
     @property
     def agent_may_be_heard(self) -> bool:
         """Whether the phone may be playing audio of the agent."""
         return self._downlink.playback.may_be_playing
-
-    # ---- from us --------------------------------------------------------------------------------
 
     async def wait_session(self) -> None:
         """Wait until a session is open."""
