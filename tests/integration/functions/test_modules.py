@@ -12,9 +12,12 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
+from bridge.config.file import FixedConfig
 from bridge.functions import FunctionError
 from bridge.functions import modules as functions_modules
 from bridge.functions.modules import FunctionModules
+from bridge.service import Bridge
+from tests.world import SECRETS, settings
 
 Write = Callable[[str, str], None]
 
@@ -158,3 +161,17 @@ async def test_an_import_that_hangs_costs_one_call_some_seconds(
         while answer(modules) == 1:  # noqa: ASYNC110
             await trio.sleep(0.01)
     assert answer(modules) == 2
+
+
+async def test_a_server_asks_for_them_with_the_settings_of_each_call(write: Write) -> None:
+    agents = {"sales": {"functions": {"module": "yours"}}, "night": {"greeting": "Good night."}}
+    using = settings(functions={"module": "mine"}, agents=agents)
+    write("mine.py", source(1))
+    write("yours.py", source(10))
+    bridge = Bridge(FixedConfig(using), SECRETS)
+    bridge.functions.reload = True
+    bridge.prepare()
+    assert set(bridge.functions.loaded) == {"", "mine", "yours"}
+    write("yours.py", source(20))
+    await bridge.settings()
+    assert (answer(bridge.functions), answer(bridge.functions, "yours")) == (1, 20)
