@@ -537,3 +537,22 @@ async def test_no_secret_is_ever_printed(commands: Commands, nursery: trio.Nurse
 
 
 REFUSES = type(QUIET)(reject_status=401, reject_body=f"{KEY} is no key")
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+async def test_hypercorn_with_its_default_worker_says_what_is_missing(
+    commands: Commands, workers: str
+) -> None:
+    commands.write("config.toml", configuration(9))
+    command = [sys.executable, "-m", "hypercorn", "--bind", "127.0.0.1:0", "--workers", workers]
+    done = await trio.run_process(
+        [*command, "bridge.asgi:app"],
+        capture_stderr=True,
+        check=False,
+        cwd=commands.folder,
+        env=commands.env,
+    )
+    lines = set(done.stderr.decode().splitlines())
+    assert lines == {
+        "bridge: hypercorn runs asyncio, and this server needs Trio; add --worker-class trio"
+    }

@@ -31,11 +31,12 @@ in hypercorn's own way: calls are cut off after `--graceful-timeout`.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, nullcontext
 from multiprocessing import parent_process
-from typing import Any
+from typing import Any, NoReturn
 
 import hypercorn.trio.run
 import trio
@@ -58,6 +59,16 @@ def install() -> None:
     """Replace the function that hypercorn's Trio worker runs. Idempotent."""
     install_remedies()
     hypercorn.trio.run.worker_serve = hypercorn_worker
+    # Loaded already if hypercorn is about to run one of its other workers, of which one is default.
+    if (asyncio_workers := sys.modules.get("hypercorn.asyncio.run")) is not None:
+        asyncio_workers.worker_serve = _refuse_asyncio  # type: ignore[attr-defined]
+
+
+def _refuse_asyncio(*arguments: Any, **options: Any) -> NoReturn:
+    """End the process with the remedy: under asyncio every single request would fail."""
+    raise SystemExit(
+        "bridge: hypercorn runs asyncio, and this server needs Trio; add --worker-class trio"
+    )
 
 
 async def hypercorn_worker(app: Any, config: Config, **options: Any) -> None:
