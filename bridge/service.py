@@ -81,6 +81,8 @@ class Bridge:
         self._secrets = secrets
         self._settings = Settings()
         self._prepared = False
+        self._checked: Settings | None = None
+        self._warned: frozenset[str] = frozenset()
         self.functions = FunctionModules()
         self.metrics = Metrics()
         self.calls = LiveCalls()
@@ -130,8 +132,9 @@ class Bridge:
                 mask_numbers=settings.logging.mask_numbers,
                 secrets=self._secrets.values(),
             )
-            for warning in (*warnings_for(settings), *map(quoted_warning, self._secrets.quoted)):
-                log.warning(warning)
+            self._warn_of_protections(settings)
+            for name in self._secrets.quoted:
+                log.warning(quoted_warning(name))
             try:
                 self.functions.load(modules_of(settings))
             except FunctionError as error:
@@ -195,11 +198,20 @@ class Bridge:
         assert self._config is not None
         settings = await self._config.current()
         await self.functions.bring_up_to_date(modules_of(settings))
+        self._warn_of_protections(settings)
         if self.tunnel and not settings.server.public_url:
             server = msgspec.structs.replace(settings.server, public_url=self.tunnel)
             settings = msgspec.structs.replace(settings, server=server)
         self._settings = settings
         return settings
+
+    def _warn_of_protections(self, settings: Settings) -> None:
+        """Log each protection that is switched off, once, also when an edit has done it."""
+        if settings is not self._checked:
+            self._checked, warned = settings, self._warned
+            self._warned = frozenset(warnings_for(settings))
+            for warning in sorted(self._warned - warned):
+                log.warning(warning)
 
     def settings_now(self) -> Settings:
         """Return the settings last read, without waiting for the file."""
@@ -339,6 +351,7 @@ class Bridge:
                     call_sid=start.call_sid,
                     caller=counted_as(caller),
                     ticket=ticket,
+                    parameters=parameters,
                 )
             except NotAdmitted as error:
                 raise NotIntroduced(Outcome.PROTOCOL_ERROR, str(error)) from None

@@ -7,13 +7,22 @@ A call is admitted twice. Its webhook reserves a slot and is given a ticket; the
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Final
 
 import trio
 
 from bridge.admission.slots import RESERVED_SECONDS, Admission, Entry, Limits, NotAdmitted
-from bridge.admission.ticket import BadTicket, EpochClock, Purpose, Ticket, Tickets, ticket_keys
+from bridge.admission.ticket import (
+    BadTicket,
+    EpochClock,
+    Purpose,
+    Ticket,
+    Tickets,
+    digest_of,
+    ticket_keys,
+)
 from bridge.config.secrets import Secrets
 from bridge.config.settings import Settings
 
@@ -75,9 +84,21 @@ class Entrance:
             seconds = RESERVED_BRIEFLY if self.spans_processes(settings) else RESERVED_SECONDS
         await self.slots.reserve(call_sid, caller, Limits.of(settings), seconds=seconds)
 
-    def ticket(self, call_sid: str, purpose: Purpose = "phone") -> str:
-        """Return a ticket for a call that has a slot."""
-        return self.tickets.issue(call_sid, self.epoch(), lifetime=TICKET_SECONDS, purpose=purpose)
+    def ticket(
+        self,
+        call_sid: str,
+        purpose: Purpose = "phone",
+        parameters: Mapping[str, str] | None = None,
+    ) -> str:
+        """Return a ticket for a call that has a slot, and for no stream with other `parameters`
+        as far as these say who calls whom."""
+        return self.tickets.issue(
+            call_sid,
+            self.epoch(),
+            lifetime=TICKET_SECONDS,
+            purpose=purpose,
+            facts="" if parameters is None else digest_of(parameters),
+        )
 
     def read_ticket(self, ticket: str, purpose: Purpose = "softphone") -> Ticket:
         """Return what a ticket says, without using it. Raises BadTicket."""
@@ -99,15 +120,17 @@ class Entrance:
         call_sid: str,
         caller: str,
         ticket: str,
+        parameters: Mapping[str, str] | None = None,
     ) -> None:
         """Bind the slot of the call whose `start` a media socket has received. Raises NotAdmitted.
 
-        `purpose` is what the ticket has to be for.
+        `purpose` is what the ticket has to be for, and `parameters` are the stream's.
         """
         announced = settings.twilio.require_ticket or purpose == "softphone"
         if announced:
             try:
-                self.tickets.use(ticket, call_sid, self.epoch(), purpose=purpose)
+                facts = digest_of(parameters or {})
+                self.tickets.use(ticket, call_sid, self.epoch(), purpose=purpose, facts=facts)
             except BadTicket as error:
                 raise NotAdmitted(str(error)) from None
         # A valid ticket proves an admission, perhaps by another worker process.

@@ -1,8 +1,9 @@
 """Tickets: proof that the peer of a media socket was given the socket's address by this server.
 
 The webhook, which only Twilio can reach, puts a ticket among the stream's parameters; the socket's
-`start` brings it back. A ticket names the call, its purpose and its expiry, with a MAC over all
-three. Any process or machine with the same secret can verify it, and none stores issued tickets:
+`start` brings it back. A ticket names the call, its purpose and its expiry, with a MAC over these
+and over who calls whom. Any process or machine with the same secret can verify it, and none stores
+issued tickets:
 
     phone.CA0123…cdef.6a1b2c3d.Xk3s9QmZ0aE.<43 characters of HMAC-SHA256>
 
@@ -18,9 +19,11 @@ import hmac
 import math
 import re
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from heapq import heappop, heappush
 from typing import Final, Literal, NamedTuple, get_args
+
+from bridge.twilio.twiml import parameter_value
 
 Purpose = Literal["phone", "softphone"]
 
@@ -32,6 +35,9 @@ _FORM: Final = re.compile(
     r"(?P<expires>[0-9a-f]{8,12})\.(?P<nonce>[A-Za-z0-9_-]{11})\.(?P<mac>[A-Za-z0-9_-]{43})"
 )
 _CALL_SID: Final = re.compile(r"[A-Za-z0-9]{1,64}")
+
+# The parameters that decide which agent answers, and as whose call it counts.
+_FACTS: Final = ("From", "To", "direction", "agent")
 
 # Used tickets that are remembered until they expire: a hundred a second for ten minutes. Beyond,
 # tickets are refused; only Twilio's webhook is given so many, for as many calls.
@@ -66,6 +72,16 @@ def ticket_keys(*sources: Iterable[str]) -> tuple[bytes, ...]:
                 hmac.new(secret.encode(), _LABEL, hashlib.sha256).digest() for secret in chosen
             )
     return (secrets.token_bytes(32),)
+
+
+def digest_of(parameters: Mapping[str, str]) -> str:
+    """Return a digest of who calls whom, by the parameters of a stream, for a ticket.
+
+    Values count as Twilio passes them on, without regard to white space.
+    """
+    facts = [" ".join(parameter_value(name, parameters.get(name, "")).split()) for name in _FACTS]
+    digest = hashlib.sha256(repr(facts).encode(errors="replace")).digest()
+    return "." + base64.urlsafe_b64encode(digest).decode()
 
 
 class EpochClock:
@@ -112,10 +128,16 @@ class Tickets:
         self._expiring: list[tuple[int, str]] = []
 
     def issue(
-        self, call_sid: str, now: float, *, lifetime: float, purpose: Purpose = "phone"
+        self,
+        call_sid: str,
+        now: float,
+        *,
+        lifetime: float,
+        purpose: Purpose = "phone",
+        facts: str = "",
     ) -> str:
         """Return a ticket for this call: URL-safe text of less than 200 characters, valid once
-        within `lifetime` seconds.
+        within `lifetime` seconds, and only for a call with these `facts` (`digest_of`), if any.
 
         Raises ValueError for a SID that is not of letters and digits.
         """
@@ -123,18 +145,24 @@ class Tickets:
             raise ValueError("a call SID is of letters and digits")
         nonce = secrets.token_urlsafe(8)
         body = f"{purpose}.{call_sid}.{int(now + lifetime):08x}.{nonce}"
-        return f"{body}.{self._mac(self._keys[0], body)}"
+        return f"{body}.{self._mac(self._keys[0], body + facts)}"
 
-    def read(self, ticket: str, now: float, *, purpose: Purpose = "phone") -> Ticket:
+    def read(
+        self, ticket: str, now: float, *, purpose: Purpose = "phone", facts: str = ""
+    ) -> Ticket:
         """Return what a ticket says, whether or not it has been used. Raises BadTicket."""
         form = _FORM.fullmatch(ticket)
         if form is None:
             raise BadTicket("not a ticket" if ticket else NO_TICKET)
         body = ticket.rpartition(".")[0]
         # Every key is tried, so that the time taken does not reveal which one signed.
-        held = [hmac.compare_digest(self._mac(key, body), form["mac"]) for key in self._keys]
+        held = [
+            hmac.compare_digest(self._mac(key, body + bound), form["mac"])
+            for key in self._keys
+            for bound in ("", facts)
+        ]
         if not any(held) or form["purpose"] not in get_args(Purpose):
-            raise BadTicket("a ticket that was not signed here")
+            raise BadTicket("a ticket that was not signed here, or not for this caller and agent")
         if form["purpose"] != purpose:
             raise BadTicket(f"a ticket for a {form['purpose']}, shown by a {purpose}")
         expires = int(form["expires"], 16)
@@ -142,9 +170,17 @@ class Tickets:
             raise BadTicket(f"a ticket that expired {now - expires:.0f} seconds ago")
         return Ticket(purpose, form["call_sid"], expires, form["nonce"])
 
-    def use(self, ticket: str, call_sid: str, now: float, *, purpose: Purpose = "phone") -> None:
-        """Use up a ticket for this call. Raises BadTicket."""
-        read = self.read(ticket, now, purpose=purpose)
+    def use(
+        self,
+        ticket: str,
+        call_sid: str,
+        now: float,
+        *,
+        purpose: Purpose = "phone",
+        facts: str = "",
+    ) -> None:
+        """Use up a ticket for this call, with these `facts` (`digest_of`). Raises BadTicket."""
+        read = self.read(ticket, now, purpose=purpose, facts=facts)
         if not hmac.compare_digest(read.call_sid.encode(), call_sid.encode(errors="replace")):
             raise BadTicket("the ticket of another call")
         while self._expiring and self._expiring[0][0] <= now:

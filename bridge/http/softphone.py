@@ -72,9 +72,10 @@ async def call() -> Answer:
         log.info("softphone busy", reason=str(error), peer=client())
         return jsonify(error="all lines are busy; try again in a moment"), 503
     log.info("softphone call", call_sid=call_sid, peer=client(), agent=asked.agent)
-    ticket = bridge.entrance.ticket(call_sid, SOFTPHONE)
     parameters = {"From": SOFTPHONE, "To": _number(settings.agents, asked.agent)}
-    parameters |= {"direction": SOFTPHONE, "agent": asked.agent, TICKET: ticket}
+    parameters |= {"direction": SOFTPHONE, "agent": asked.agent}
+    # For any parameters: it is read before they come, and its holder is an operator.
+    ticket = parameters[TICKET] = bridge.entrance.ticket(call_sid, SOFTPHONE)
     bridge.prewarm(settings, call_sid, parameters)
     return jsonify(
         call_sid=call_sid,

@@ -104,7 +104,7 @@ class Webhook:
     def _connect(self, leg: int, dial_status: str = "") -> bytes:
         address = public_address(self.settings.server.public_url, self._host)
         more = {LEG: str(leg), DIAL_STATUS: dial_status} if leg > 1 else {}
-        ticket = self._bridge.entrance.ticket(self._call_sid)
+        ticket = self._bridge.entrance.ticket(self._call_sid, parameters=self._parameters)
         return twiml.connect_stream(
             f"{address.socket}/media-stream",
             action=call_ended_address(address.web, leg, self._kept),

@@ -69,9 +69,14 @@ def connect_stream(
         stream.set("statusCallback", _text(status_callback))
     for name, value in parameters.items():
         if value:
-            cut = _text(value)[: MAX_PARAMETER - len(name)]
-            ElementTree.SubElement(stream, "Parameter", {"name": _text(name), "value": cut})
+            passed = parameter_value(name, value)
+            ElementTree.SubElement(stream, "Parameter", {"name": _text(name), "value": passed})
     return _document(response)
+
+
+def parameter_value(name: str, value: str) -> str:
+    """Return the value of a stream's parameter as `connect_stream` passes it to Twilio."""
+    return _text(value)[: MAX_PARAMETER - len(name)]
 
 
 def hang_up(words: str = "", voice: Voice = DEFAULT_VOICE) -> bytes:

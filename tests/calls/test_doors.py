@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -18,16 +18,19 @@ import h11
 import msgspec
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio_websocket import ConnectionClosed, ConnectionRejected, wrap_client_stream
 from twilio.request_validator import RequestValidator
 
 from bridge.admission.entrance import TICKET_SECONDS
 from bridge.admission.slots import LEAST_WAITING
+from bridge.config.file import FixedConfig
 from bridge.config.secrets import Secrets
 from bridge.config.words import Words
+from bridge.http.app import create_app
 from bridge.http.twilio_auth import SECONDS_BETWEEN_LINES
 from bridge.local_agent import phrases
-from bridge.testing.phone.twiml import Hangup, Say, read_twiml
+from bridge.testing.phone.twiml import ConnectStream, Hangup, Say, read_twiml
 from bridge.testing.phone.webhook import WebhookError, request, sign
 from tests.world import (
     AUTH_TOKEN,
@@ -401,6 +404,37 @@ async def test_a_ticket_lets_in_once(autojump_clock: Clock) -> None:
         assert await refused_at_start(world, start) == "a ticket that was used before"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("From", "+15550009999"),
+        ("To", "+15550009999"),
+        ("agent", "sales"),
+        ("direction", "outbound-api"),
+    ],
+)
+async def test_a_ticket_is_for_who_calls_whom(autojump_clock: Clock, name: str, value: str) -> None:
+    """Finding B3: whoever was given a ticket could say any From, To, direction and agent."""
+    form = [*FORM, ("CallerName", "Ann")]
+    async with in_memory() as world:
+        answer = await request(
+            world.base_url + "/incoming-call",
+            form,
+            token=AUTH_TOKEN,
+            open_stream=world.phone_options["open_stream"],
+        )
+        (stream,) = read_twiml(answer.body, answer.content_type, world.base_url)
+        assert isinstance(stream, ConnectStream)
+        given = dict(stream.parameters)
+        good = changed(start_message(world.app, SID), customParameters=given)
+        forged = changed(good, customParameters={**given, name: value})
+        world.app.extensions["bridge"].entrance.slots.release(SID)
+        assert "not for this caller" in await refused_at_start(world, forged)
+        async with media_socket(world) as socket:
+            await socket.send_message(good)
+            await world.agent.wait_for_session()
+
+
 async def test_a_ticket_expires(autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     async with in_memory() as world:
         start = start_message(world.app, SID)
@@ -606,3 +640,53 @@ async def test_a_socket_that_closes_without_a_message_was_no_call(autojump_clock
     assert "\nbridge_calls_active 0.0\n" in exposed
     assert '\nbridge_calls_total{outcome="phone_lost"} 0.0\n' in exposed
     assert "\nbridge_call_duration_seconds_count 0.0\n" in exposed
+
+
+# ---- what strangers can write into the log ------------------------------------------------------
+
+
+async def test_bytes_behind_a_refused_handshake_leave_no_traceback(
+    autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Finding B6: 594 tracebacks in 5 seconds. Now a line for each kind, every few seconds."""
+    head = (
+        f"GET /media-stream HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\n"
+        "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        "Sec-WebSocket-Version: 13\r\n\r\n"
+    )
+    async with in_memory() as world:
+        for number in range(40):
+            stream = await world.phone_options["open_stream"]("127.0.0.1", 5000, False)
+            await stream.send_all(head.encode())
+            for _ in range(number % 4):
+                await trio.lowlevel.checkpoint()
+            with suppress(trio.BrokenResourceError):
+                await stream.send_all(b"\x81\x80aaaa" * (number + 1))
+            await trio.testing.wait_all_tasks_blocked()
+            await trio.aclose_forcefully(stream)
+        events = [line["event"] for line in world.logs]
+    assert len(events) == len(set(events)) < 5
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_a_protection_that_an_edit_switches_off_is_announced(autojump_clock: Clock) -> None:
+    """Finding C1: unsigned webhooks were 403 before and 200 after, without a word."""
+    config = FixedConfig(settings())
+    app = create_app(config, SECRETS)
+    bridge = app.extensions["bridge"]
+    bridge.prepare()
+
+    async def warned() -> list[str]:
+        with capture_logs() as logs:
+            await bridge.settings()
+        return [line["event"] for line in logs]
+
+    assert await warned() == []
+    config._settings = settings(twilio={"validate_signatures": False})
+    (line,) = await warned()
+    assert line.startswith("twilio.validate_signatures is false")
+    assert await warned() == []
+    config._settings = settings()
+    assert await warned() == []
+    config._settings = settings(twilio={"validate_signatures": False, "require_ticket": False})
+    assert len(await warned()) == 2

@@ -25,7 +25,7 @@ import trio
 from bridge.testing.agent.server import AgentSession, SimulatedAgent
 from bridge.testing.phone.phone import SimulatedPhone
 from bridge.testing.speech import SILENCE
-from tests.world import AUTH_TOKEN, QUIET
+from tests.world import API_TOKEN, AUTH_TOKEN, QUIET
 
 # For a machine that does other things at the same time; a test that works needs a few seconds.
 PATIENCE = 60.0
@@ -275,6 +275,7 @@ async def running(
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     environment["DEEPGRAM_API_KEY"] = "dg-test-key-0123456789"
     environment["TWILIO_AUTH_TOKEN"] = AUTH_TOKEN
+    environment["BRIDGE_API_TOKEN"] = API_TOKEN
     environment.update(env or {})
     with trio.fail_after(patience):
         async with trio.open_nursery() as nursery:

@@ -47,6 +47,11 @@ ROUTES = [
 ]
 
 
+def unset(folder: Path) -> dict[str, str]:
+    """An environment without a token of the operator's; the server's own is kept in `folder`."""
+    return {"BRIDGE_API_TOKEN": "", "XDG_RUNTIME_DIR": str(folder)}
+
+
 async def ask(url: str, method: str, path: str, token: str = "") -> int:
     """The status that a new connection gets."""
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=20) as client:
@@ -67,7 +72,7 @@ async def test_one_token_for_the_run_and_for_all_workers(
     mode: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    async with running(mode, tmp_path, env={"XDG_RUNTIME_DIR": str(tmp_path)}) as server:
+    async with running(mode, tmp_path, env=unset(tmp_path)) as server:
         token = await printed(server)
         assert kept_token(server.base_url) == token
         for _ in range(6):  # each connection is any worker's
@@ -81,7 +86,7 @@ async def test_one_token_for_the_run_and_for_all_workers(
 
 
 async def test_a_command_on_this_machine_needs_no_token(tmp_path: Path) -> None:
-    env = {"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(tmp_path)}
+    env = {"PATH": os.environ["PATH"], **unset(tmp_path)}
     async with running(SERVE, tmp_path, env=env) as server:
         await printed(server)
         command = "from bridge.cli import main; main()"
@@ -138,7 +143,7 @@ async def test_a_stranger_behind_a_proxy_that_adds_nothing_is_none(
     tmp_path: Path, nursery: trio.Nursery
 ) -> None:
     public = {"public_url": "https://voice.example.com"}
-    async with running(SERVE, tmp_path, env={"XDG_RUNTIME_DIR": str(tmp_path)}, **public) as server:
+    async with running(SERVE, tmp_path, env=unset(tmp_path), **public) as server:
         upstream = server.base_url.removeprefix("http://")
         for host in ("", upstream, "localhost", "127.0.0.1:5000"):
             stranger = await nursery.start(partial(proxy, upstream, host))
@@ -157,7 +162,7 @@ async def test_a_stranger_behind_a_proxy_that_adds_nothing_is_none(
 async def test_a_stranger_behind_nginx_is_none(tmp_path: Path, more: str) -> None:
     public = {"public_url": "https://voice.example.com"}
     async with (
-        running(SERVE, tmp_path, env={"XDG_RUNTIME_DIR": str(tmp_path)}, **public) as server,
+        running(SERVE, tmp_path, env=unset(tmp_path), **public) as server,
         nginx(server.base_url.removeprefix("http://"), tmp_path, more) as stranger,
     ):
         for method, path in ROUTES:

@@ -20,6 +20,7 @@ application returns, the connection is closed, by hypercorn, as any other.
 from __future__ import annotations
 
 from typing import Any, Final, cast
+from weakref import WeakKeyDictionary
 
 import trio
 from hypercorn.config import Config
@@ -28,6 +29,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.typing import AppWrapper
 
 from bridge.log import get_logger
+from bridge.log_throttle import LogThrottle
 from bridge.server.limits import ConnectionLimiter
 from bridge.transport.byte_stream import RECEIVE_BYTES, close_at_once
 from bridge.transport.tcp_keepalive import detect_dead_peer
@@ -49,8 +51,14 @@ CLOSE_TIMEOUT: Final = 1.0
 CONNECTION_KEY: Final = "bridge.connection"
 
 
+# Between two lines of one kind that a peer can cause.
+SECONDS_BETWEEN_LINES: Final = 5.0
+
 # Those of this process.
 _limiter = ConnectionLimiter()
+
+# Of each server, by the kind of line.
+_throttles: WeakKeyDictionary[Config, dict[str, LogThrottle]] = WeakKeyDictionary()
 
 
 class GuardedTCPServer(TCPServer):
@@ -81,7 +89,7 @@ class GuardedTCPServer(TCPServer):
     async def run(self) -> None:
         """Serve the connection. Raises nothing but cancellation and what is not an Exception."""
         if not self.limiter.admit(self, self._make_room):
-            log.warning("too many connections, one turned away", limit=self.limiter.limit)
+            self._warn("too many connections, one turned away", limit=self.limiter.limit)
             return await trio.aclose_forcefully(self.stream)
         detect_dead_peer(self.stream)
         try:
@@ -89,10 +97,17 @@ class GuardedTCPServer(TCPServer):
                 await super().run()
         except* Exception as group:
             # Caused by the peer or by hypercorn, and over: a warning, with what an expert needs.
-            log.warning("connection failed", errors=repr(group.exceptions))
+            self._warn("connection failed", errors=repr(group.exceptions))
         finally:
             self.limiter.closed(self)
         return None
+
+    def _warn(self, event: str, **facts: object) -> None:
+        """Log what any stranger can cause, at most once in a few seconds."""
+        throttles = _throttles.setdefault(self.config, {})
+        throttle = throttles.setdefault(event, LogThrottle(SECONDS_BETWEEN_LINES))
+        if (suppressed := throttle.due()) is not None:
+            log.warning(event, **facts, others_since_the_last_line=suppressed)
 
     def _make_room(self) -> None:
         self._life.cancel(reason="too many connections, and this one asks for nothing")
@@ -165,7 +180,7 @@ class GuardedTCPServer(TCPServer):
         except Exception as error:
             # What the peer sent broke hypercorn's protocol code. To the application that is a
             # disconnect like any other, and it may still finish what it does on one.
-            log.warning("connection failed while reading", error=repr(error))
+            self._warn("connection failed while reading", error=repr(error))
             await self.protocol.handle(Closed())
         finally:
             self._stopped_reading.set()

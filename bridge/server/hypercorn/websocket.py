@@ -3,14 +3,17 @@
 Once the application accepts, the connection's stream is the application's
 (`bridge.server.hypercorn.connection`), and frames are `bridge.transport.websocket`'s. Remedies for
 the handshake: hypercorn agrees to compression whenever it is offered, answers frames that come
-before the accept without telling the application, and leaves a refused connection open.
+before the accept without telling the application, leaves a refused connection open, and logs a
+traceback when the peer sends anything behind a handshake that is being refused.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from h11 import LocalProtocolError
 from hypercorn.protocol.events import Body, Data, Request, Response, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
@@ -65,6 +68,11 @@ class GuardedWSStream(WSStream):
         self._connection.hand_over()
         await self.send(Response(stream_id=self.stream_id, status_code=status, headers=headers))
         await self.config.log.access(self.scope, {"status": status, "headers": []}, 0.0)
+
+    async def _send_rejection(self, message: Any) -> None:
+        """Refuse the handshake; a peer that has sent no HTTP behind it gets no whole answer."""
+        with suppress(LocalProtocolError):
+            await super()._send_rejection(message)
 
     async def _hang_up(self) -> None:
         await self.send(StreamClosed(stream_id=self.stream_id))

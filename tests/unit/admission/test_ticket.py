@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.admission import ticket as module
-from bridge.admission.ticket import BadTicket, EpochClock, Purpose, Tickets, ticket_keys
+from bridge.admission.ticket import (
+    BadTicket,
+    EpochClock,
+    Purpose,
+    Tickets,
+    digest_of,
+    ticket_keys,
+)
+from bridge.twilio import twiml
 
 SID = "CA" + "0f" * 16
 OTHER = "CA" + "0e" * 16
@@ -182,3 +191,25 @@ def test_a_clock_set_back_is_followed_at_once() -> None:
     # And forward again, as NTP does that finds the clock wrong twice.
     assert machine.wait(1, drift=3600) == -3598
     assert machine.wait(60) == 62
+
+
+# ---- who calls whom -----------------------------------------------------------------------------
+
+
+@given(
+    st.dictionaries(st.sampled_from(["From", "To", "direction", "agent"]), st.text(max_size=600))
+)
+def test_facts_count_as_the_stream_brings_them(parameters: dict[str, str]) -> None:
+    """Cut, cleaned and without empty values, as they are written into TwiML and read from it."""
+    document = twiml.connect_stream("wss://a/m", action="https://a/e", parameters=parameters)
+    root = ElementTree.fromstring(document)
+    brought = {one.attrib["name"]: one.attrib["value"] for one in root.iter("Parameter")}
+    assert digest_of(brought) == digest_of(parameters)
+
+
+@pytest.mark.parametrize("name", ["From", "To", "direction", "agent"])
+def test_each_fact_counts(name: str) -> None:
+    facts = {"From": "+1", "To": "+2", "direction": "", "agent": "", "name": "Ann"}
+    assert digest_of({**facts, name: "other"}) != digest_of(facts)
+    assert digest_of({**facts, "name": "Bob"}) == digest_of(facts)
+    assert digest_of({"From": "+1", "To": "+2"}) == digest_of(facts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import h2.connection
@@ -27,6 +27,7 @@ class Line:
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
+        self._sending = trio.Lock()
         self._protocol = h2.connection.H2Connection()
         self._protocol.initiate_connection()
         self.statuses: dict[int, int] = {}
@@ -50,7 +51,9 @@ class Line:
         await self.flush()
 
     async def flush(self) -> None:
-        await self._stream.send_all(self._protocol.data_to_send())
+        async with self._sending:
+            with suppress(trio.BrokenResourceError):  # the server has ended it
+                await self._stream.send_all(self._protocol.data_to_send())
 
     async def read(self) -> None:
         while received := await self._stream.receive_some():
