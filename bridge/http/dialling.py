@@ -249,7 +249,7 @@ _NUMBER: Final = f"{EXPECTED_NUMBER}; {HOW_TO_WRITE_NUMBERS}"
 def _own_number(agent: str, agents: Mapping[str, Iterable[str]]) -> str:
     for name, numbers in agents.items():
         if not agent or name == agent:
-            for number in numbers:
+            for number in filter(is_number, numbers):
                 return number
     return ""
 

@@ -35,7 +35,6 @@ HOW_TO_WRITE_NUMBERS: Final = "write + and the country code, then digits alone"
 EXPECTED_TARGET: Final = (
     f"{EXPECTED_NUMBER}, sip:name@example.com or client:name; {HOW_TO_WRITE_NUMBERS}"
 )
-_TARGET: Final = re.compile(r"sips?:[^\s<>@]{1,100}@[^\s<>@]{1,150}|client:[^\s<>]{1,121}")
 
 
 def is_number(number: str) -> bool:
@@ -87,7 +86,7 @@ def is_target(target: str) -> bool:
 
     https://www.twilio.com/docs/voice/api/call-resource#create-a-call-resource (To)
     """
-    return is_number(target) or _TARGET.fullmatch(target) is not None
+    return any(form.fullmatch(target) for form in (_E164, _SIP, _CLIENT))
 
 
 def check_target(target: str) -> str:

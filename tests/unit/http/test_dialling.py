@@ -30,7 +30,7 @@ from bridge.http.json_api import BadRequest
 MDT = "machine_detection_timeout"
 TO, FROM = "+15551234567", "+15557654321"
 ADDRESS = PublicAddress("https://voice.example.com", "wss://voice.example.com")
-AGENTS = {"sales": [FROM], "night": ["+15550000002"], "mute": []}
+AGENTS = {"sales": [FROM], "night": ["sip:night@example.com", "+15550000002"], "mute": []}
 
 
 def checked(**fields: Any) -> OutboundCall:
