@@ -76,6 +76,12 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     audio_done_when_interrupted: bool = False
     """Whether an interrupted utterance ends with AgentAudioDone."""
 
+    injected_words_interrupt: bool = True
+    """Whether InjectUserMessage interrupts the agent, as the caller's speech does; undocumented."""
+    answers_context: bool = False
+    """Whether a session whose context ends with a user message answers it by itself, with "You
+    asked: " and the words; undocumented."""
+
     # Optional messages
     history: bool = True
     """History messages; Settings.flags.history = false turns them off as well."""

@@ -161,6 +161,8 @@ async def _refuse_injection(session: Session, why: str) -> None:
 
 
 async def _inject_user_message(session: Session, message: Json) -> None:
+    if session.behaviour.injected_words_interrupt:
+        session.mouth.interrupt()
     await session.user_said(message["content"], trigger="manual")
     session.add_turn(CallerTurn(text=message["content"]))
 

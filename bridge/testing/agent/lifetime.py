@@ -50,6 +50,9 @@ async def apply_settings(session: Session) -> None:
         greeting = knobs.greeting
     if greeting:
         await session.say(greeting)
+    last = session.context_messages[-1] if session.context_messages else {}
+    if knobs.answers_context and last.get("role") == "user":
+        await session.say(f"You asked: {last.get('content')}")
 
 
 async def watch_time(session: Session) -> None:

@@ -15,6 +15,7 @@ from typing import Protocol
 import msgspec
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
+from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import LocalProtocolError
 
 from bridge.testing.agent.behaviour import Behaviour
@@ -26,7 +27,9 @@ from bridge.testing.agent.schema import Json
 from bridge.testing.agent.speaking import Mouth, Utterance
 from bridge.testing.agent.wire import Wire
 
-GOING_AWAY = 1001  # RFC 6455: the server goes down
+# RFC 6455, section 7.4.1.
+GOING_AWAY = 1001  # the server goes down
+NO_CODE = 1005  # a Close frame without a code
 
 Script = Callable[["AgentSession"], Awaitable[None]]
 
@@ -193,7 +196,7 @@ class AgentSession(Observations):
         await self.send({"type": "LatencyReport", **latencies})
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Close the session with `code`; the script is cancelled here."""
+        """Close the session with `code`, 1005 for none; the script is cancelled here."""
         if self._agent_closes is None:
             self._agent_closes = (code, reason)
         self._scope.cancel()
@@ -329,4 +332,6 @@ class AgentSession(Observations):
         with trio.move_on_after(self.behaviour.close_timeout, shield=True):
             # Raised when the connection is already past a closing handshake.
             with suppress(LocalProtocolError):
-                await self._ws.aclose(code, reason or None)
+                # wsproto leaves a code out if it is this enum's, and only then.
+                bare = CloseReason.NO_STATUS_RCVD if code == NO_CODE else code
+                await self._ws.aclose(bare, reason or None)
