@@ -14,6 +14,9 @@
     agent's session is lost                 nothing                          cancelled
     the phone call ends                     nothing                          cancelled
 
+A function that Deepgram runs itself is in flight, too, until its FunctionCallResponse, so that the
+silence meanwhile is not taken for a stall.
+
 Deepgram's agent stays silent until it has an answer, so it always gets exactly one, unless it has
 cancelled the function call or the session has ended. The agent reader never waits for a function:
 `start` only starts tasks, and the end of the call's nursery cancels them all.
@@ -66,6 +69,9 @@ class Tasks(Protocol):
 
 # Seconds. Callers hang up after a longer silence, and Deepgram documents no limit of its own.
 DEFAULT_DEADLINE: Final = 10.0
+
+# Deepgram runs a server-side function itself; after this it counts as ended, answered or not.
+SERVER_SIDE_SECONDS: Final = 60.0
 
 # A model requests a few functions at once; more than this is a malfunction.
 MAX_IN_FLIGHT: Final = 16
@@ -160,15 +166,16 @@ class FunctionCalls:
     def start(self, nursery: Tasks, request: FunctionCallRequest) -> None:
         """Start a task in `nursery` for each function call of the request. Does not block.
 
-        Ignores server-side functions (`client_side` is false) and an id that is already in
-        flight. At most MAX_IN_FLIGHT run; the next MAX_REFUSALS are answered with an error; beyond
-        that a request is dropped, with one line in the log per phone call.
+        A server-side function (`client_side` is false) is in flight until `answered`. Ignores an id
+        that is already in flight. At most MAX_IN_FLIGHT run; the next MAX_REFUSALS are answered
+        with an error; beyond that a request is dropped, with one line in the log per phone call.
         """
         for call in request.functions:
-            if not call.client_side:
-                continue
             if call.id in self._in_flight:
                 log.debug("function call already in flight", function=call.name, id=call.id)
+                continue
+            if not call.client_side:
+                self._wait_for(call, nursery)
                 continue
             if len(self._in_flight) >= MAX_IN_FLIGHT + MAX_REFUSALS:
                 if not self._overwhelmed:
@@ -179,6 +186,26 @@ class FunctionCalls:
             entry = self._in_flight[call.id] = _InFlight(call)
             self._on_began(trio.current_time())
             nursery.start_soon(self._serve, entry, full, name="function call")
+
+    def answered(self, call_id: str) -> None:
+        """Deepgram has answered a server-side function. Other ids are ignored."""
+        if (entry := self._in_flight.get(call_id)) and not entry.call.client_side:
+            entry.scope.cancel(reason="Deepgram has answered the function call")
+
+    def _wait_for(self, call: FunctionCall, nursery: Tasks) -> None:
+        if len(self._in_flight) < MAX_IN_FLIGHT:
+            entry = self._in_flight[call.id] = _InFlight(call)
+            self._on_began(trio.current_time())
+            nursery.start_soon(self._server_side, entry, name="function call")
+
+    async def _server_side(self, entry: _InFlight) -> None:
+        try:
+            with entry.scope as scope:
+                scope.deadline = entry.began + SERVER_SIDE_SECONDS
+                await trio.sleep_forever()
+        finally:
+            del self._in_flight[entry.call.id]
+            self._on_ended(trio.current_time())
 
     def cancel(self, cancelled: FunctionCallCancelled) -> None:
         """Cancel the named function calls; they get no answer.

@@ -282,7 +282,7 @@ def raises(error: BaseException) -> Callable[..., Any]:
     [
         ValueError("password hunter2"),
         trio.TooSlowError("password hunter2"),
-        AgentClosed("password hunter2", clean=True),
+        AgentClosed("password hunter2"),
         SystemExit("password hunter2"),
         StopAsyncIteration("password hunter2"),
         asyncio.CancelledError("password hunter2"),
@@ -512,7 +512,7 @@ async def test_a_function_that_swallows_the_end_of_the_call(autojump_clock: Mock
 
 async def test_the_agent_is_gone_when_the_answer_is_ready(autojump_clock: MockClock) -> None:
     async def answer(result: FunctionResult) -> None:
-        raise AgentClosed("gone", clean=True)
+        raise AgentClosed("gone")
 
     async with trio.open_nursery() as nursery:
         calls = FunctionCalls(Functions.of(wait), INFO, answer)
