@@ -27,7 +27,7 @@ from bridge.config.settings import Settings
 from bridge.deepgram.context_hook import fetch_context
 from bridge.deepgram.prewarm import Prepared, Prewarming
 from bridge.deepgram.retry import open_within
-from bridge.deepgram.session import AgentSession, open_session
+from bridge.deepgram.session import AgentFailed, AgentSession, open_session
 from bridge.deepgram.settings import settings_message, tagged
 from bridge.deepgram.template import fill_in, variables_of
 from bridge.ending import Ending
@@ -48,6 +48,9 @@ log = get_logger(__name__)
 
 # The longest that a caller waits in silence for the context hook's answer.
 CONTEXT_SECONDS: Final = 2.0
+
+# A message that the agent cannot read, or will not accept.
+_SETTINGS_REFUSED: Final = frozenset({"UNPARSABLE_CLIENT_MESSAGE", "INVALID_SETTINGS"})
 
 # The code of the Close frame to a phone whose socket does not become a call.
 _CLOSE_CODES: Final = {Outcome.PROTOCOL_ERROR: 1002, Outcome.SERVER_SHUTDOWN: 1001}
@@ -274,16 +277,33 @@ class _AgentOfCall:
                 self._table = await setup.filled_in(self._settings, self._info)
             elif table:
                 self._table = table
-            message = self._message(self._table, schemas, history)
             # The time spent on the prewarmed session counts, but one attempt always remains.
             budget, spent = deepgram.connect_budget, trio.current_time() - began
-            session = await stack.enter_async_context(
-                open_within(
-                    max(budget - spent, min(budget, deepgram.connect_timeout)),
-                    lambda: setup.open_session(self._settings, message, ending.by),
-                )
-            )
+            budget = max(budget - spent, min(budget, deepgram.connect_timeout))
+            try:
+                opening = self._open(budget, schemas, history, ending)
+                session = await stack.enter_async_context(opening)
+            except AgentFailed as error:
+                # What is new in the Settings of a resumed session is the conversation.
+                if not history or error.code not in _SETTINGS_REFUSED:
+                    raise
+                log.warning("agent refuses to resume; opening without context", reason=str(error))
+                opening = self._open(budget, schemas, (), ending)
+                session = await stack.enter_async_context(opening)
             yield self._opened(session)
+
+    def _open(
+        self,
+        budget: float,
+        schemas: Sequence[Mapping[str, Any]],
+        history: Sequence[Mapping[str, Any]] | None,
+        ending: Ending[Outcome],
+    ) -> AbstractAsyncContextManager[AgentSession]:
+        assert self._table is not None
+        message = self._message(self._table, schemas, history)
+        return open_within(
+            budget, lambda: self._setup.open_session(self._settings, message, ending.by)
+        )
 
     def _opened(self, session: AgentSession) -> OpenedAgent:
         assert self._table is not None

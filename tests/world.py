@@ -63,6 +63,8 @@ def settings(**tables: dict[str, Any]) -> Settings:
     # No database unless a test asks for one: its threads and the virtual clock do not mix.
     given = {"records": {"url": ""}, **tables, "deepgram": deepgram}
     base = Settings()
+    # A greeting that is configured and never comes is a stall; the agent of most tests is QUIET.
+    base.agent.pop("greeting")
     return msgspec.structs.replace(
         base,
         **{

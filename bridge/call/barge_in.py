@@ -9,12 +9,13 @@ A gate that waits for one particular message can mute the rest of a call, becaus
 certain to come: AgentAudioDone may be missing for an interrupted utterance, AgentThinking usually
 is. So there are several ways to open it, and time alone is one.
 
-    shut by    UserStartedSpeaking, unless the last utterance is known to have been sent whole
+    shut by    UserStartedSpeaking or a key of the phone, unless the last utterance is known to
+               have been sent whole
     opened by  a sign of a new turn: ConversationText of the user, EndOfTurn, AgentThinking,
                AgentStartedSpeaking, FunctionCallRequest
                AgentAudioDone: the interrupted utterance has ended, later audio is new
                a message that bridge injected
-               STALE_SECONDS after the last UserStartedSpeaking
+               time: STALE_SECONDS after UserStartedSpeaking
     not by     ConversationText of the assistant: that of the interrupted reply may come late
 
 https://developers.deepgram.com/docs/voice-agent-user-started-speaking
@@ -40,10 +41,11 @@ class StaleAudioGate:
         # The agent has not spoken yet, so no stale audio can be on the wire.
         self._sent_whole = True
 
-    def user_started_speaking(self, now: float) -> None:
-        """Shut the gate: the caller interrupted, and audio of the reply may still arrive."""
+    def caller_cut_in(self, now: float, seconds: float = STALE_SECONDS) -> None:
+        """Shut the gate for `seconds`: the caller interrupted, and audio of the reply may still
+        arrive."""
         if not self._sent_whole or self._shut_until is not None:
-            self._shut_until = now + STALE_SECONDS
+            self._shut_until = now + seconds
 
     def new_turn(self) -> None:
         """Open the gate: audio that comes from now on belongs to a new turn."""
@@ -54,6 +56,10 @@ class StaleAudioGate:
         """Open the gate on AgentAudioDone: no audio of this utterance can follow."""
         self._shut_until = None
         self._sent_whole = True
+
+    def is_shut(self, now: float) -> bool:
+        """Return whether the caller has interrupted a reply that may still arrive."""
+        return self._shut_until is not None and now < self._shut_until
 
     def passes(self, now: float) -> bool:
         """Return whether agent audio that has just come is to be played."""

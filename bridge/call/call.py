@@ -49,7 +49,7 @@ class Call(CallParts):
         an `Exception` are raised; everything else is an outcome.
         """
         # Room for every session that the call may have: the agent reader never waits to offer one.
-        offered, sessions = trio.open_memory_channel[AgentSession](1 + self.max_reconnects)
+        offered, sessions = trio.open_memory_channel[AgentSession](1 + 2 * self.max_reconnects)
         self.observer.began(self)
         try:
             async with self.ending.tasks() as tasks:
@@ -59,8 +59,6 @@ class Call(CallParts):
                 tasks.start_soon(self.uplink.fill_silence, name="silence")
                 tasks.start_soon(self.timekeeper.run, name="timekeeper")
                 tasks.start_soon(self.typed.run, name="typed input")
-                if self.earlier.words:
-                    tasks.start_soon(self.conversation.say_first, self.earlier.words)
                 if self.recording is not None:
                     tasks.start_soon(self.recording.run, name="recording")
         except* Exception as group:
@@ -105,8 +103,7 @@ class Call(CallParts):
         """Agent to phone: what the agent says, from the first session to the end of the last."""
         while self.ending.first is None:
             schemas = self.functions.schemas()
-            resumed = self.has_had_agent or self.conversation.history
-            history = self.conversation.history if resumed else None
+            history = self.conversation.memory.resume()
             try:
                 table = self.table.now
                 async with self.open_agent(self.ending, schemas, history, table) as agent:
@@ -114,7 +111,7 @@ class Call(CallParts):
                     # What ends a session is recorded before it is closed: closing takes time, in
                     # which other tasks would find reasons of their own.
                     with self.ending.watch():
-                        await self._converse(agent)
+                        await self._converse(agent, resumed=history is not None)
             except (AgentUnavailable, AgentFailed) as error:
                 never = isinstance(error, AgentUnavailable) and not self.has_had_agent
                 outcome = Outcome.AGENT_UNREACHABLE if never else Outcome.AGENT_FAILED
@@ -136,6 +133,7 @@ class Call(CallParts):
                             if self.recording is not None:
                                 self.recording.caller(media.payload, spoken_at - self.began_at)
                         case phone_says.Dtmf(dtmf=dtmf):
+                            self.ending.start_soon(self.conversation.key_cut_in, name="cut in")
                             self.typed.key_pressed(dtmf.digit)
                         case phone_says.Mark(mark=mark):
                             self.conversation.mark_returned(mark.name)
@@ -148,7 +146,7 @@ class Call(CallParts):
         except NotAPhone as error:
             self.end(Outcome.PROTOCOL_ERROR, str(error))
 
-    async def _converse(self, agent: OpenedAgent) -> None:
+    async def _converse(self, agent: OpenedAgent, *, resumed: bool) -> None:
         """Let one session and the caller talk until it is over, and decide what comes next."""
         session, self.report.agent, table = agent
         again = self.table.opened(table)
@@ -159,7 +157,7 @@ class Call(CallParts):
         functions = FunctionCalls(
             self.functions,
             PhoneCall.of(self.report.info, self.actions),
-            session.send,
+            self.conversation.answer,
             self.silence.function_began,
             self.silence.function_ended,
             self.conversation.function_over,
@@ -167,14 +165,15 @@ class Call(CallParts):
         try:
             for message in again:
                 await session.send(message)
-            await self.conversation.follow(session, functions, self.ending)
+            greets = not resumed and bool(table.get("greeting"))
+            await self.conversation.follow(
+                session, functions, self.ending, greets=greets, resumed=resumed
+            )
         except (AgentFailed, AgentClosed) as error:
+            await self.polite_end.finish()
             refused = isinstance(error, AgentFailed) and self.table.take_back()
-            if isinstance(error, AgentClosed) and error.clean:
-                self.end(Outcome.AGENT_ENDED, str(error), error)
-            elif self.report.reconnects >= self.max_reconnects or not (
-                refused or worth_another_try(error)
-            ):
+            self.losses += not session.is_abandoned
+            if self.losses > self.max_reconnects or not (refused or worth_another_try(error)):
                 self.end(Outcome.AGENT_FAILED, str(error), error)
             elif self.ending.first is None:
                 self.report.reconnects += 1

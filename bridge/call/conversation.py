@@ -6,17 +6,21 @@ The agent reader runs it. It outlives the agent's sessions and continues after a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from typing import Any, Final, NoReturn
+from collections.abc import Callable
+from typing import Final, NoReturn
 
 import msgspec
 import trio
 
+from bridge.call.barge_in import STALE_SECONDS
 from bridge.call.downlink import Downlink
+from bridge.call.earlier import NOTHING_EARLIER, Earlier
 from bridge.call.goodbye import Goodbye
+from bridge.call.keypad import PAUSE_SECONDS
+from bridge.call.memory import Memory
 from bridge.call.silence import Silence
 from bridge.call.story import Role, Story
+from bridge.config.words import Words
 from bridge.deepgram import messages as agent_says
 from bridge.deepgram.session import AgentClosed, AgentFailed, AgentSession
 from bridge.deepgram.updates import AgentTable
@@ -25,9 +29,11 @@ from bridge.log import get_logger
 
 log = get_logger(__name__)
 
-# Items of the conversation kept to resume it with. A model needs no more of a phone call, and the
-# memory of a call of hours must stay bounded; the oldest items are dropped first.
-HISTORY_ITEMS: Final = 300
+# https://developers.deepgram.com/docs/voice-agent-errors-warnings
+_SLOW: Final = frozenset({"SLOW_THINK_REQUEST", "SLOW_SPEAK_REQUEST"})
+
+# How long audio is stale after a key, in seconds: the entry ends with a pause.
+ENTRY_SECONDS: Final = PAUSE_SECONDS + STALE_SECONDS
 
 # How long the agent may take to say or refuse words it was given. It says them later if others are
 # in the queue.
@@ -50,15 +56,17 @@ class Conversation:
         story: Story,
         silence: Silence,
         table: AgentTable,
+        words: Words,
         *,
         changed: Callable[[], object],
         greeting_protected: bool,
-        history: Iterable[Mapping[str, Any]] = (),
+        earlier: Earlier = NOTHING_EARLIER,
     ) -> None:
         self._downlink = downlink
         self._story = story
         self._silence = silence
         self._table = table
+        self._words = words
         self._changed = changed
         self._greeting_protected = greeting_protected
         # Words that bridge gave the agent to say; ConversationText repeats them as the agent's.
@@ -68,8 +76,9 @@ class Conversation:
         self._refused = False
         # Words that bridge gave it as the caller's; they are in the story already.
         self._echoes: deque[str] = deque(maxlen=ECHOES)
-        self.history: list[dict[str, Any]] = [dict(item) for item in history]
-        """Items of the agent's History messages, to resume the conversation in a new session."""
+        self.memory = Memory(earlier.history)
+        # What the next session says first, instead of an apology for the interruption.
+        self._first_words = earlier.words
         self.agent: AgentSession | None = None
         """The open session; None before the first one and between two."""
         self._session_opened = trio.Event()
@@ -80,19 +89,29 @@ class Conversation:
 
     # ---- from the agent -------------------------------------------------------------------------
 
-    async def follow(self, agent: AgentSession, functions: FunctionCalls, tasks: Tasks) -> NoReturn:
+    async def follow(
+        self,
+        agent: AgentSession,
+        functions: FunctionCalls,
+        tasks: Tasks,
+        *,
+        greets: bool = False,
+        resumed: bool = False,
+    ) -> NoReturn:
         """Act on the agent's messages until its session ends. The functions that it calls run in
-        `tasks`.
+        `tasks`. With `greets` the agent speaks first, by itself; a session that was `resumed` is
+        made to speak first, so that the caller does not wait in silence.
 
         Raises AgentFailed when the agent sends an Error, AgentClosed when the session is over. If
         it is cancelled, agent audio that was received and not yet sent to the phone is lost.
         """
         self.agent, self.running = agent, functions
-        self._session_opened.set()
         self._downlink.session_opened()
         self._silence.session_opened(trio.current_time())
         self._changed()
         try:
+            await self._begin(greets=greets, resumed=resumed)
+            self._session_opened.set()
             while True:
                 for message in await agent.receive():
                     if isinstance(message, bytes):
@@ -102,6 +121,8 @@ class Conversation:
                         self._changed()
                 if await self._downlink.play():
                     self._changed()
+                if not self._silence.reply_due:
+                    self.memory.replied()
         except (AgentFailed, AgentClosed):
             # The caller should still hear the audio that came before.
             await self._downlink.play()
@@ -112,6 +133,19 @@ class Conversation:
             # Their answers belong to a session that is over.
             functions.cancel_all()
             self._changed()
+
+    async def _begin(self, *, greets: bool, resumed: bool) -> None:
+        """Have a new session speak: what the earlier legs of the call left to say, the reply that
+        the last session owed, an apology for the interruption, or its greeting."""
+        first, self._first_words = self._first_words, ""
+        if first:
+            await self.inject(first, "queue")
+        if words := self.memory.unanswered:
+            await self._quote(words)
+        elif resumed and not first:
+            await self.inject(self._words.cut_off, "queue")
+        elif greets:
+            self._silence.agent_thinking(trio.current_time())
 
     async def _hear(
         self, message: agent_says.Message, now: float, functions: FunctionCalls, tasks: Tasks
@@ -133,11 +167,16 @@ class Conversation:
                     gate.new_turn()
                     self._caller_said(words, now, message.languages)
                 else:
-                    self._agent_said(words, now)
-            case agent_says.FunctionCallRequest():
+                    self._agent_said(words, now, reply=message.is_reply)
+            case agent_says.FunctionCallRequest(functions=called):
                 gate.new_turn()
+                self.memory.functions_called(called)
                 functions.start(tasks, message)
-            case agent_says.FunctionCallCancelled():
+            case agent_says.FunctionCallResponse():
+                self.memory.function_answered(message.id, message.content)
+                functions.answered(message.id)
+            case agent_says.FunctionCallCancelled(functions=cancelled):
+                self.memory.functions_cancelled(cancelled)
                 functions.cancel(message)
             case agent_says.EndOfTurn():
                 gate.new_turn()
@@ -152,8 +191,7 @@ class Conversation:
                 self._story.latencies(message)
             case agent_says.History():
                 item = msgspec.to_builtins(message)
-                self.history.append({k: v for k, v in item.items() if v is not None})
-                del self.history[:-HISTORY_ITEMS]
+                self.memory.history({k: v for k, v in item.items() if v is not None})
             case (
                 agent_says.PromptUpdated()
                 | agent_says.ThinkUpdated()
@@ -167,6 +205,8 @@ class Conversation:
                 self._decided.set()
             case agent_says.Warning(code=code, description=words):
                 log.warning("agent warning", code=code, words=words)
+                if code in _SLOW:
+                    self._silence.agent_slow(now)
             case agent_says.Error():
                 raise AgentFailed(message)
             case _:
@@ -179,10 +219,14 @@ class Conversation:
             self._story.echoed(now)
         else:
             self._story.caller_said(words, now, languages)
+            self.memory.caller_said(words)
 
-    def _agent_said(self, words: str, now: float) -> None:
+    def _agent_said(self, words: str, now: float, *, reply: bool) -> None:
         given = any(words in given for given in self._given)
         self._story.agent_line(words, now, self._downlink.unsent, reply=not given)
+        if not reply:
+            self._silence.injected(now)
+            return
         if given:
             self._decided.set()
         else:
@@ -190,8 +234,8 @@ class Conversation:
         if self.goodbye is not None:
             self.goodbye.agent_said(words)
 
-    async def _clear(self, signalled_at: float) -> None:
-        await self._downlink.clear(signalled_at)
+    async def _clear(self, signalled_at: float, stale_seconds: float = STALE_SECONDS) -> None:
+        await self._downlink.clear(signalled_at, stale_seconds)
         if self.goodbye is not None:
             self.goodbye.caller_cut_in()
         log.debug("barge-in")
@@ -206,13 +250,6 @@ class Conversation:
     async def wait_session(self) -> None:
         """Wait until a session is open."""
         await self._session_opened.wait()
-
-    async def say_first(self, words: str) -> None:
-        """Have the agent say `words` as soon as there is a session. If that one is lost, so are the
-        words."""
-        await self.wait_session()
-        with suppress(AgentClosed):
-            await self.inject(words, "queue")
 
     async def inject(self, words: str, behavior: str) -> None:
         """Give the agent words to say, with `behavior` as in InjectAgentMessage.
@@ -243,18 +280,29 @@ class Conversation:
         """Send the agent a message. Raises AgentClosed when there is no session."""
         await self._session().send(message)
 
-    async def give_callers_words(self, words: str, *, cut_in: bool) -> None:
-        """Give the agent words that the caller wrote or keyed in, as if they had been spoken. With
-        `cut_in` they interrupt the agent, as speech does.
+    async def give_callers_words(self, words: str) -> None:
+        """Give the agent words that the caller wrote or keyed in, as if they had been spoken. They
+        interrupt the agent, as speech does.
 
         Raises AgentClosed when there is no session.
         """
-        agent = self._session()
-        if cut_in and self._downlink.playback.may_be_playing and not self._greeting_protected:
+        self._session()
+        if self.may_be_cut_off:
             await self._clear(trio.current_time())
+        await self._quote(words)
+        # Not before: words that could not be sent are given again by the task that sends them.
+        self.memory.caller_said(words)
+
+    async def _quote(self, words: str) -> None:
         if words not in self._echoes:
             self._echoes.append(words)
-        await agent.send(agent_says.InjectUserMessage(words))
+        await self._session().send(agent_says.InjectUserMessage(words))
+        self._silence.caller_quoted(trio.current_time())
+
+    async def answer(self, result: agent_says.FunctionResult) -> None:
+        """Give the agent the result of a function. Raises AgentClosed when there is no session."""
+        self.memory.function_answered(result.id, result.content)
+        await self._session().send(result)
 
     async def end_turn(self) -> None:
         """Tell an agent that uses Flux that the caller's turn is over.
@@ -265,19 +313,45 @@ class Conversation:
 
     def _session(self) -> AgentSession:
         if self.agent is None:
-            raise AgentClosed("there is no session", clean=False)
+            raise AgentClosed("there is no session")
         return self.agent
 
     # ---- from the phone -------------------------------------------------------------------------
 
     def mark_returned(self, name: str) -> None:
         """A mark came back from the phone: the audio before it was heard, or cleared."""
-        played = self._downlink.mark_returned(name, trio.current_time())
-        if played:
-            self._greeting_protected = False
-        if self.goodbye is not None:
-            self.goodbye.mark_returned(name, played=played)
+        heard = self._downlink.mark_returned(name, trio.current_time())
+        if name not in heard and self.goodbye is not None:
+            self.goodbye.mark_returned(name, played=False)
+        self._heard(heard)
         self._changed()
+
+    def settle(self, now: float) -> None:
+        """Take as heard what the phone must have played by `now`, although no mark says so."""
+        if marks := self._downlink.overdue(now):
+            self._heard(marks)
+            self._changed()
+
+    def _heard(self, marks: list[str]) -> None:
+        for name in marks:
+            self._greeting_protected = False
+            self.memory.begun |= not self._silence.reply_due  # a filler is no greeting
+            if self.goodbye is not None:
+                self.goodbye.mark_returned(name, played=True)
+
+    @property
+    def may_be_cut_off(self) -> bool:
+        """Whether the agent may be heard now, and interrupted."""
+        return self._downlink.playback.may_be_playing and not self._greeting_protected
+
+    async def key_cut_in(self) -> None:
+        """Silence the agent, because the caller pressed a key: what it goes on to say is dropped
+        until it is told the entry."""
+        now = trio.current_time()
+        if self.may_be_cut_off:
+            await self._clear(now, ENTRY_SECONDS)
+        elif self._downlink.gate.is_shut(now):
+            self._downlink.gate.caller_cut_in(now, ENTRY_SECONDS)
 
     def keys_pressed(self, digits: str, pressed_at: float) -> None:
         """The caller entered these digits on the keypad, the last of them at `pressed_at`."""

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import trio
 
 from bridge.audio import PHONE_FRAME_BYTES, SAMPLE_RATE, Framer
-from bridge.call.barge_in import StaleAudioGate
+from bridge.call.barge_in import STALE_SECONDS, StaleAudioGate
 from bridge.call.playback import Playback
 from bridge.call.silence import Silence
 from bridge.call.story import Story
@@ -136,14 +136,15 @@ class Downlink:
         await self._phone.mark(mark)
         return mark
 
-    async def clear(self, signalled_at: float) -> None:
+    async def clear(self, signalled_at: float, stale_seconds: float = STALE_SECONDS) -> None:
         """Silence the agent, because the caller interrupted it.
 
         Audio not written yet is dropped, and the phone discards the audio it has not played.
         `clear` is sent even if the phone should be silent: it costs nothing, and the phone may
-        still be playing. `signalled_at` is when UserStartedSpeaking came, on Trio's clock.
+        still be playing. `signalled_at` is when UserStartedSpeaking came, on Trio's clock; audio of
+        the interrupted reply is dropped for `stale_seconds` more.
         """
-        self.gate.user_started_speaking(signalled_at)
+        self.gate.caller_cut_in(signalled_at, stale_seconds)
         self._cuts += 1
         unsent = len(self._audio) + len(self._frames.flush())
         self.bytes_dropped += unsent
@@ -158,15 +159,22 @@ class Downlink:
             self._recording.cleared(self._story.seconds(now))
         self._silence.agent_done_playing(now)
 
-    def mark_returned(self, name: str, now: float) -> bool:
-        """Record a mark that came back from the phone. Returns whether the audio before it was
-        heard, rather than cleared."""
-        played = self.playback.mark_returned(name)
-        if played:
-            self._story.mark_heard(name, now)
-            if not self.playback.may_be_playing:
-                self._silence.agent_done_playing(now)
-        return played
+    def mark_returned(self, name: str, now: float) -> list[str]:
+        """Record a mark that came back from the phone. Returns the marks before which the audio was
+        heard: this one and earlier ones, or none if it was cleared."""
+        return self._heard(self.playback.mark_returned(name), now)
+
+    def overdue(self, now: float) -> list[str]:
+        """Record as heard what the phone must have played by now, although no mark came back.
+        Returns the marks, as `mark_returned` does."""
+        return self._heard(self.playback.overdue(now), now)
+
+    def _heard(self, marks: list[str], now: float) -> list[str]:
+        for mark in marks:
+            self._story.mark_heard(mark, now)
+        if not self.playback.may_be_playing:
+            self._silence.agent_done_playing(now)
+        return marks
 
     async def wait_played(self) -> None:
         """Wait until the phone has played all audio sent to it, by the clock's estimate."""

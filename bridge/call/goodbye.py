@@ -40,7 +40,7 @@ class Goodbye:
 
     `words` selects the utterance by its text; if empty, the next utterance is the goodbye. `begun`
     is set when the agent begins to say it; `over` when the caller has heard all of it or has
-    interrupted it, and `interrupted` tells which.
+    interrupted it, and `interrupted` tells which; `given_up` when the call goes on after that.
     """
 
     def __init__(self, words: str = "") -> None:
@@ -48,6 +48,7 @@ class Goodbye:
         self._mark: str | None = None
         self.begun = trio.Event()
         self.over = trio.Event()
+        self.given_up = trio.Event()
         self.interrupted = False
 
     def agent_said(self, words: str) -> None:
@@ -136,6 +137,7 @@ class PoliteEnd:
             await self._follow(goodbye, GOODBYE_SECONDS)
             if goodbye.interrupted:
                 self._conversation.goodbye = None
+                goodbye.given_up.set()
                 return
             await self._end(outcome, reason, transfer_to, transfer_name)
 
@@ -147,6 +149,16 @@ class PoliteEnd:
         self._report.transfer_to, self._report.transfer_name = transfer_to, transfer_name
         await self._hand_over(outcome, reason)
         self._ending.begin(outcome, reason)
+
+    async def finish(self) -> None:
+        """The agent's session is over. If a goodbye is in progress, end the call as soon as the
+        caller has heard what was sent of it; return only if the caller interrupts it. If none is,
+        return at once."""
+        if (goodbye := self._conversation.goodbye) is not None:
+            await self._wait_played()
+            goodbye.begun.set()
+            goodbye.over.set()
+            await goodbye.given_up.wait()
 
     def _begin(self, goodbye: Goodbye, follow: Callable[[], Awaitable[None]]) -> None:
         if self._conversation.goodbye is None:

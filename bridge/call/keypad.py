@@ -16,18 +16,20 @@ from typing import Final
 # Longer than any card, account or conference number; more keys mean that a key is held down.
 MAX_KEYS: Final = 64
 
+# The time without a key that completes an entry: it lets a caller read a number off a card.
+PAUSE_SECONDS: Final = 2.0
+
 _KEYS: Final = frozenset("0123456789*#ABCD")
 
 
 class Keypad:
     """Collects the keys one caller presses.
 
-    `pause` is the time without a key, in seconds, that completes an entry; two seconds let a caller
-    read a number off a card. Times are seconds on a monotonic clock. Raises ValueError unless
-    `pause` is above 0.
+    `pause` is the time without a key, in seconds, that completes an entry. Times are seconds on a
+    monotonic clock. Raises ValueError unless `pause` is above 0.
     """
 
-    def __init__(self, pause: float = 2.0) -> None:
+    def __init__(self, pause: float = PAUSE_SECONDS) -> None:
         if pause <= 0:
             raise ValueError(f"pause must be above 0 seconds, not {pause:g}")
         self.refused = 0

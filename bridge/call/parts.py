@@ -115,6 +115,7 @@ class CallParts:
         )
         self.last_words_seconds = LAST_WORDS_SHARE * call.teardown_seconds
         self.max_reconnects = settings.deepgram.max_reconnects
+        self.losses = 0
         self.phone = phone
         self.open_agent = open_agent
         self.observer = observer
@@ -122,7 +123,7 @@ class CallParts:
         self.media_clock = MediaClock()
         self.voice = Voice()
         self.story = Story(self.began_at - earlier.seconds, self.voice)
-        self.silence = Silence(call.idle_seconds, call.stall_seconds)
+        self.silence = Silence(call.idle_seconds, call.stall_seconds, self.voice)
         self.uplink = Uplink(call.frame_ms, delays.uplink_delay)
         self.downlink = Downlink(phone, self.story, self.silence, recording, delays.downlink_delay)
         self.table = AgentTable()
@@ -131,9 +132,10 @@ class CallParts:
             self.story,
             self.silence,
             self.table,
+            self.words,
             changed=partial(observer.changed, self),
             greeting_protected=not call.interruptible_greeting,
-            history=earlier.history,
+            earlier=earlier,
         )
         self.polite_end = PoliteEnd(
             self.conversation, self.downlink.wait_played, self.ending, self.report, transfer
@@ -156,6 +158,7 @@ class CallParts:
             call,
             self.words,
             self.voice,
+            suspicions=self.max_reconnects,
             began_at=self.began_at - earlier.seconds,
             filler_seconds=settings.functions.filler_seconds,
         )

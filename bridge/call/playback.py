@@ -7,12 +7,21 @@ outstanding mark as well, so a mark alone does not mean "played": each carries t
 which it was sent, and `clear` begins a new one. Between marks the clock tells how much is queued,
 because playback is in real time. Nothing is paced by sleeping.
 
+A mark may be lost, and audio may never get one, because its session broke in mid-sentence. Marks
+come back in order, so a later one settles those before it; and MARK_GRACE seconds after the audio
+should have been played, the clock settles the rest.
+
 https://www.twilio.com/docs/voice/media-streams/websocket-messages#send-a-mark-message
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from bridge.audio import SAMPLE_RATE
+
+# How late a mark may come back, in seconds: the way to Twilio and back, and its jitter buffer.
+MARK_GRACE: Final = 2.0
 
 
 class Playback:
@@ -21,7 +30,8 @@ class Playback:
     def __init__(self) -> None:
         self._generation = 0
         self._marks = 0
-        self._outstanding: set[str] = set()
+        # Each with the time at which the audio before it will have been played, in order.
+        self._outstanding: dict[str, float] = {}
         self._unmarked = False
         self._ends_at = float("-inf")
 
@@ -38,16 +48,27 @@ class Playback:
         self._marks += 1
         self._unmarked = False
         name = f"{self._generation}:{self._marks}"
-        self._outstanding.add(name)
+        self._outstanding[name] = self._ends_at
         return name
 
-    def mark_returned(self, name: str) -> bool:
-        """Record a returned mark. True: the audio before it was heard; False: it was cleared, or
-        bridge did not send this mark."""
+    def mark_returned(self, name: str) -> list[str]:
+        """Record a returned mark, and return all marks, in order, before which the audio was heard:
+        this one and those before it; none if it was cleared, or bridge did not send this mark."""
         if name not in self._outstanding:
-            return False
-        self._outstanding.discard(name)
-        return True
+            return []
+        names = list(self._outstanding)
+        heard = names[: names.index(name) + 1]
+        for one in heard:
+            del self._outstanding[one]
+        return heard
+
+    def overdue(self, now: float) -> list[str]:
+        """Settle by the clock what no mark has settled, and return the marks that this concerns, as
+        `mark_returned` does."""
+        if self._unmarked and now >= self._ends_at + MARK_GRACE:
+            self._unmarked = False
+        late = [name for name, at in self._outstanding.items() if now >= at + MARK_GRACE]
+        return self.mark_returned(late[-1]) if late else []
 
     def cleared(self, now: float) -> float:
         """Record that `clear` was written. Returns roughly how many seconds were not heard."""

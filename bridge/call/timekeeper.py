@@ -30,7 +30,11 @@ TICK_SECONDS: Final = 0.25
 
 
 class Timekeeper:
-    """Keeps the time of one call, which began at `began_at` on Trio's clock."""
+    """Keeps the time of one call, which began at `began_at` on Trio's clock.
+
+    A session that stalls is replaced `suspicions` times, counted apart from sessions that were
+    lost. After that it is kept: it may yet speak, and a caller who is hung up on hears nothing.
+    """
 
     def __init__(
         self,
@@ -42,6 +46,7 @@ class Timekeeper:
         words: Words,
         voice: Voice,
         *,
+        suspicions: int,
         began_at: float,
         filler_seconds: float,
     ) -> None:
@@ -54,6 +59,7 @@ class Timekeeper:
         self._stall_seconds = settings.stall_seconds
         self._filler_seconds = filler_seconds
         self._quiet_since = began_at
+        self._suspicions = suspicions
         self._ends_at = began_at + 60 * settings.max_minutes
         self._warn_at = self._ends_at - WARNING_SECONDS
 
@@ -63,6 +69,7 @@ class Timekeeper:
             await trio.sleep(TICK_SECONDS)
             now = trio.current_time()
             self._typed.pause(now)
+            self._conversation.settle(now)
             if self._conversation.agent is not None:
                 try:
                     await self._tick(now)
@@ -93,8 +100,11 @@ class Timekeeper:
                 log.warning("agent stalls", seconds=self._stall_seconds)
                 # Not "interrupt": that it is refused is what tells a stuck session from a cough.
                 await self._conversation.inject(self._words.one_moment, "queue")
+            case Action.RECONNECT if self._suspicions <= 0:
+                log.warning("agent stalls, and was replaced too often; keeping it")
             case Action.RECONNECT:
                 if self._conversation.agent is not None:
+                    self._suspicions -= 1
                     await self._conversation.agent.abandon("it heard the caller and says nothing")
             case None:
                 pass
@@ -107,5 +117,4 @@ class Timekeeper:
         elif functions is not None and self._filler_seconds and conversation.goodbye is None:
             spoke_at = max(self._quiet_since, self._voice.last_voiced_at)
             if now - max(functions.silent_since, spoke_at) >= self._filler_seconds:
-                self._silence.filler_given(now)
                 await conversation.inject(self._words.one_moment, "queue")

@@ -7,7 +7,7 @@ wait here, in order, MAX_TYPED of them at most.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 
@@ -25,11 +25,6 @@ MAX_TYPED: Final = 16
 RETRY_SECONDS: Final = 0.25
 
 
-class _Typed(NamedTuple):
-    words: str  # as they are sent to the agent
-    cut_in: bool
-
-
 class TypedInput:
     """The typed input of one call. Only `run`, a task of the call, waits."""
 
@@ -41,7 +36,7 @@ class TypedInput:
         # Whether the agent accepts ForceEndTurn; only Flux does.
         self._takes_end_of_turn = takes_end_of_turn
         self._keypad = Keypad()
-        self._typed_in, self._typed = trio.open_memory_channel[_Typed](MAX_TYPED)
+        self._typed_in, self._typed = trio.open_memory_channel[str](MAX_TYPED)
         self._waiting = 0
 
     def key_pressed(self, digit: str) -> None:
@@ -60,19 +55,19 @@ class TypedInput:
         if self._waiting >= MAX_TYPED:
             raise NotTaken("too many messages are waiting for the agent")
         self._conversation.words_written(words)
-        self._put(_Typed(words, cut_in=True))
+        self._put(words)
 
     async def run(self) -> None:
         """Send typed input to the agent until cancelled."""
-        async for typed in self._typed:
-            await self._send(typed)
+        async for words in self._typed:
+            await self._send(words)
             self._waiting -= 1
 
-    async def _send(self, typed: _Typed) -> None:
+    async def _send(self, words: str) -> None:
         while True:
             await self._conversation.wait_session()
             try:
-                await self._conversation.give_callers_words(typed.words, cut_in=typed.cut_in)
+                await self._conversation.give_callers_words(words)
                 if self._takes_end_of_turn():
                     await self._conversation.end_turn()
                 return
@@ -83,8 +78,8 @@ class TypedInput:
         # An entry beyond the bound is dropped: the caller notices that nothing happens.
         if digits and self._waiting < MAX_TYPED:
             self._conversation.keys_pressed(digits, self._keypad.entered_at)
-            self._put(_Typed(self._words.pressed(digits), cut_in=False))
+            self._put(self._words.pressed(digits))
 
-    def _put(self, typed: _Typed) -> None:
+    def _put(self, words: str) -> None:
         self._waiting += 1
-        self._typed_in.send_nowait(typed)
+        self._typed_in.send_nowait(words)

@@ -22,6 +22,9 @@ from typing import Final
 
 from bridge.audio import PHONE_FRAME_BYTES
 
+PAUSE: Final = 0.5
+"""Seconds of quiet within one utterance, between its words."""
+
 # All levels are sums of segments over one 20 ms piece.
 MARGIN: Final = 1.0 * PHONE_FRAME_BYTES
 """Between the line's noise and a voice: one segment, 6 dB."""
@@ -40,14 +43,15 @@ _as_int: Final = int.from_bytes
 class Voice:
     """Follows the caller's voice in µ-law audio at 8 kHz, piece by piece as the phone sends it.
 
-    `last_voiced_at` is when the caller was last heard to speak, in seconds on the clock of `at`;
-    `-inf` before the caller's first words.
+    `last_voiced_at` is when the caller was last heard to speak, and `voiced_from` when these words
+    began, in seconds on the clock of `at`; `-inf` and `inf` before the caller's first words.
     """
 
-    __slots__ = ("_loud", "_noise", "last_voiced_at")
+    __slots__ = ("_loud", "_noise", "last_voiced_at", "voiced_from")
 
     def __init__(self) -> None:
         self.last_voiced_at = -math.inf
+        self.voiced_from = math.inf
         self._noise = 0.0
         self._loud = False
 
@@ -60,6 +64,8 @@ class Voice:
         if level < noise + MARGIN:
             self._loud = False
         elif self._loud:
+            if at - self.last_voiced_at > PAUSE:
+                self.voiced_from = at
             self.last_voiced_at = at
         else:
             self._loud = True

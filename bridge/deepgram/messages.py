@@ -34,12 +34,20 @@ class ConversationText(_FromAgent, frozen=True, tag="ConversationText"):
     """Words that one side said: `role` is "user" or "assistant".
 
     `languages` are those of the user's words, the most spoken first; only flux-general-multi tells.
-    https://developers.deepgram.com/docs/voice-agent-conversation-text
+    https://developers.deepgram.com/docs/voice-agent-conversation-text,
+    https://developers.deepgram.com/docs/voice-agent-think-live
     """
 
     role: str = ""
     content: str = ""
     languages: Any = None
+    conversational_behavior: str = "default"
+
+    @property
+    def is_reply(self) -> bool:
+        """Whether this is a turn of the conversation, rather than "backchannel" ("mhm" while the
+        other side speaks), "presence_check" or "filler"."""
+        return self.conversational_behavior in ("default", "")
 
 
 class UserStartedSpeaking(_FromAgent, frozen=True, tag="UserStartedSpeaking"):

@@ -14,7 +14,7 @@ from typing import Final
 import trio
 
 from bridge.backoff import pauses
-from bridge.deepgram.session import AgentClosed, AgentFailed, AgentSession, AgentUnavailable
+from bridge.deepgram.session import AgentFailed, AgentSession, AgentUnavailable
 from bridge.log import get_logger
 
 log = get_logger(__name__)
@@ -26,7 +26,8 @@ LONGEST_PAUSE: Final = 2.0
 # Retrying cannot help: the key, the account or the address is wrong.
 _FINAL_STATUSES: Final = frozenset({400, 401, 402, 403, 404})
 
-# Retrying cannot help either: the same Settings, audio or functions would fail in the same way.
+# Retrying cannot help either: the same Settings or audio would fail in the same way. A model that
+# calls a function which does not exist made a mistake, and will hardly repeat it.
 _RECURRING_ERRORS: Final = frozenset(
     {
         "UNPARSABLE_CLIENT_MESSAGE",
@@ -35,7 +36,6 @@ _RECURRING_ERRORS: Final = frozenset(
         "SETTINGS_ALREADY_APPLIED",
         "INVALID_SETTINGS",
         "USER_AUDIO_FORMAT",
-        "NON_EXISTENT_FUNCTION_CALLED",
         "AGENT_ID_NOT_SUPPORTED",
         "INVALID_AGENT_ID",
     }
@@ -50,9 +50,7 @@ def worth_another_try(error: Exception) -> bool:
             return status not in _FINAL_STATUSES
         case AgentFailed(code=code):
             return code not in _RECURRING_ERRORS
-        case AgentClosed(clean=clean):
-            return not clean
-    return False
+    return True
 
 
 @asynccontextmanager

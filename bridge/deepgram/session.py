@@ -40,6 +40,9 @@ MAX_MESSAGE_BYTES: Final = 1024 * 1024
 # dropped; an agent that does not read for so long is lost.
 SEND_TIMEOUT: Final = 5.0
 
+# Messages before SettingsApplied that are kept; more are dropped.
+MAX_EARLY: Final = 1000
+
 # A bad message does not end a session. This many in a row, and the peer is not a Voice Agent;
 # another session may be.
 MAX_CONSECUTIVE_BAD_MESSAGES: Final = 100
@@ -54,11 +57,11 @@ class AgentUnavailable(Exception):
 
 
 class AgentClosed(Exception):
-    """The session is over. `clean`: the agent closed it in the normal way."""
+    """The session is over. Says why, in one line.
 
-    def __init__(self, why: str, *, clean: bool) -> None:
-        super().__init__(why)
-        self.clean = clean
+    The Voice Agent has no code for "goodbye": a session that we did not close was lost, whatever
+    its code.
+    """
 
 
 class AgentFailed(Exception):
@@ -83,9 +86,6 @@ _REMEDIES: Final = {
 # Characters of Deepgram's own words about a refused handshake.
 MAX_TOLD: Final = 200
 
-# RFC 6455, section 7.4.1: the codes of a normal end.
-_CLEAN_CODES: Final = frozenset({1000, 1005})
-
 
 class AgentSession:
     """An open session whose Settings are applied.
@@ -100,7 +100,7 @@ class AgentSession:
         # Short keys, made up for a local agent, could be part of any word.
         self._key = key if len(key) >= SHORTEST_SECRET else ""
         self._given_up = ""
-        # What came in one read with SettingsApplied, and behind it: already the conversation.
+        # What came before SettingsApplied, or with it in one read: already the conversation.
         self._early: list[messages.Message | bytes] = []
         self.warnings: list[messages.Warning] = []  # those that came before SettingsApplied
         self.received_at = websocket.received_at
@@ -133,6 +133,11 @@ class AgentSession:
         """Whether nothing more can be sent, as far as is known; what came can still be read."""
         return self._websocket.closing is not None or bool(self._given_up)
 
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether we gave it up: a suspicion, not a loss."""
+        return bool(self._given_up)
+
     async def abandon(self, why: str) -> None:
         """Drop the session: tasks that send or receive get AgentClosed with these words."""
         self._given_up = why
@@ -162,8 +167,7 @@ class AgentSession:
                 read.append(message)
         if self._consecutive_bad >= MAX_CONSECUTIVE_BAD_MESSAGES and not read:
             raise AgentClosed(
-                f"{self._consecutive_bad} consecutive messages that are not Voice Agent messages",
-                clean=False,
+                f"{self._consecutive_bad} consecutive messages that are not Voice Agent messages"
             )
         return read
 
@@ -194,14 +198,13 @@ class AgentSession:
 
     def _closed(self, closed: WebSocketClosed) -> AgentClosed:
         if self._given_up:
-            return AgentClosed(self._given_up, clean=False)
+            return AgentClosed(self._given_up)
         why = self._without_key(closed.reason)
         if closed.broke_protocol:
-            return AgentClosed(f"the connection broke: {closed.code} {why}".rstrip(), clean=False)
+            return AgentClosed(f"the connection broke: {closed.code} {why}".rstrip())
         if closed.code == ABNORMAL_CLOSURE:
-            return AgentClosed(f"the connection was lost{f': {why}' if why else ''}", clean=False)
-        words = f"closed with {closed.code}" + (f" ({why})" if why else "")
-        return AgentClosed(words, clean=closed.code in _CLEAN_CODES)
+            return AgentClosed(f"the connection was lost{f': {why}' if why else ''}")
+        return AgentClosed(f"closed with {closed.code}" + (f" ({why})" if why else ""))
 
 
 @asynccontextmanager
@@ -306,24 +309,26 @@ class _Refusal(msgspec.Struct):
 
 
 async def _apply_settings(session: AgentSession, settings: str) -> None:
-    """Welcome, Settings, SettingsApplied. What comes behind them is left to be received."""
+    """Welcome, Settings, SettingsApplied. What belongs to the conversation is left to be received,
+    also if the agent is in a hurry and sends it before SettingsApplied."""
+    early: list[messages.Message | bytes] = []
     applied = False
     while not applied:
-        batch = await session.receive()
-        for position, message in enumerate(batch, start=1):
+        for message in await session.receive():
             match message:
                 case messages.Welcome():
                     session.request_id = message.request_id
                     log.debug("agent welcome", request_id=message.request_id)
                     await session._send(settings)
                 case messages.SettingsApplied():
-                    session._early = batch[position:]
                     applied = True
-                    break
                 case messages.Error():
                     raise AgentFailed(message, session.request_id)
                 case messages.Warning():
                     session.warnings.append(message)
                     log.warning("agent warning", code=message.code, words=message.description)
+                case _ if len(early) < MAX_EARLY:
+                    early.append(message)
                 case _:
                     log.debug("agent message before its time", kind=type(message).__name__)
+    session._early = early

@@ -23,7 +23,6 @@ Doing = Literal["connecting", "listening", "thinking", "speaking", "reconnecting
 # The lists of a call, by name, in the order in which a page needs them.
 LISTS: Final = ("transcript", "turns", "functions")
 
-_REPLY_DUE: Final = frozenset({State.OWING, State.TOLD, State.FILLED, State.PRODDED})
 _CALLER_SPEAKING: Final = frozenset({State.CALLER, State.AGAIN})
 
 _RECORDED: Final[Mapping[str, Any]] = {
@@ -55,7 +54,7 @@ def doing(call: CallParts, now: float) -> Doing:
         return "connecting" if report.setup_seconds is None else "reconnecting"
     if call.downlink.playback.queued(now) > 0:
         return "speaking"
-    if awaited in _REPLY_DUE:
+    if call.silence.reply_due or awaited is State.PRODDED:
         return "thinking"
     if running is not None and running.running:
         return "thinking"

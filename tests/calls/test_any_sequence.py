@@ -83,7 +83,7 @@ HARMLESS: dict[str, Action] = {
 ENDING: dict[str, tuple[Action, Outcome]] = {
     "caller hangs up": (lambda s: s.phone.hang_up(), Outcome.CALLER_HUNG_UP),
     "phone is lost": (lambda s: s.phone.drop(), Outcome.PHONE_LOST),
-    "agent hangs up": (lambda s: s.agent.close(1000), Outcome.AGENT_ENDED),
+    "agent closes without a word": (lambda s: s.agent.close(1000), Outcome.AGENT_FAILED),
     "agent closes in trouble": (lambda s: s.agent.close(1011), Outcome.AGENT_FAILED),
     "agent is lost": (lambda s: s.agent.reset(), Outcome.AGENT_FAILED),
     "agent fails": (lambda s: s.agent.error("INTERNAL_SERVER_ERROR"), Outcome.AGENT_FAILED),

@@ -10,6 +10,7 @@ import itertools
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -437,7 +438,7 @@ async def test_error_lost_when_the_caller_hangs_up_after_it(
     class Bug(Exception):
         pass
 
-    async def follow(self: Conversation, *args: Any) -> None:
+    async def follow(self: Conversation, *args: Any, **more: Any) -> None:
         await trio.sleep(1)
         raise Bug
 
@@ -540,6 +541,8 @@ async def hang_up_speaking(phone: SimulatedPhone, agent: AgentSession) -> None:
 
 
 async def agent_hangs_up(phone: SimulatedPhone, agent: AgentSession) -> None:
+    agent.nursery.start_soon(partial(agent.call_functions, [{"name": "end_call"}]))
+    await agent.wait_for_message("FunctionCallResponse")
     await agent.close(1000)
     await phone.wait_ended()
 
@@ -565,8 +568,9 @@ async def test_traceback_on_normal_hang_up(
             await end(phone, session)
         await world.quiet()
     lines = [line for line in world.logs if line["log_level"] != "debug"]
-    assert [line["event"] for line in lines] == ["call started", "call ended"]
-    assert levels(world) == ["info", "info"]
+    function = ["function call"] if end is agent_hangs_up else []
+    assert [line["event"] for line in lines] == ["call started", *function, "call ended"]
+    assert set(levels(world)) == {"info"}
     assert not any("exc_info" in line for line in world.logs)
     assert [record for record in caplog.records if record.levelname != "INFO"] == []
 
@@ -657,6 +661,8 @@ async def test_the_apology_is_the_failed_calls_own(autojump_clock: Clock) -> Non
     """One call's agent fails, the other's says goodbye: only one caller hears the apology."""
 
     async def script(agent: AgentSession) -> None:
+        if agent.number == 2:
+            await agent.call_functions([{"name": "end_call"}])
         await together.wait()
         await (agent.reset() if agent.number == 1 else agent.close(1000))
 

@@ -356,7 +356,7 @@ async def test_an_agent_that_heard_and_says_nothing_is_replaced(autojump_clock: 
             first = world.agent.sessions[0]
             await phone.hang_up()
     injected = [m["message"] for _, m in first.messages if m["type"] == "InjectAgentMessage"]
-    assert injected == [Words().one_moment]
+    assert injected == [Words().one_moment] * 2
     assert second.settings is not None
 
 

@@ -14,6 +14,7 @@ from bridge.caller import CallInfo
 from bridge.config.words import Words
 from bridge.functions import Functions
 from bridge.testing.agent.server import AgentSession
+from bridge.testing.agent.voice import sentences
 from tests.world import QUIET, in_memory, settings
 
 Clock = trio.testing.MockClock
@@ -58,6 +59,7 @@ async def waiter(agent: AgentSession) -> None:
         await trio.sleep(20)
         await agent.reset()
         return
+    await agent.wait_for_message("InjectAgentMessage")  # the line was interrupted
     await trio.sleep(5)
     await agent.user_said("Are you back?")
     await agent.say("Yes, I am.", SECOND)
@@ -106,6 +108,7 @@ async def test_five_minutes_with_everything_in_them(autojump_clock: Clock) -> No
                 ("agent", f"The {dish} is very good today.", "heard"),
             )
         ),
+        *(("agent", sentence, "heard") for sentence in sentences(Words().cut_off)),
         ("caller", "Are you back?", "heard"),
         ("agent", "Yes, I am.", "heard"),
         ("agent", Words().still_there, "heard"),

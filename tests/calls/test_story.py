@@ -304,9 +304,18 @@ async def test_audio_in_another_format_is_refused(
 # ---- endings ------------------------------------------------------------------------------------
 
 
-async def close_cleanly(agent: AgentSession) -> None:
+async def say_goodbye(agent: AgentSession) -> None:
+    await agent.call_functions([{"name": "end_call"}])
     await agent.say("goodbye", SPEECH[:800])
     await agent.close(1000)
+
+
+async def close_without_a_word(agent: AgentSession) -> None:
+    await agent.close(1000)
+
+
+async def close_without_a_code(agent: AgentSession) -> None:
+    await agent.close(1005)
 
 
 async def close_with_trouble(agent: AgentSession) -> None:
@@ -324,7 +333,9 @@ async def drop_connection(agent: AgentSession) -> None:
 @pytest.mark.parametrize(
     ("script", "behaviour", "outcome", "reason"),
     [
-        (close_cleanly, {}, "agent_ended", "closed with 1000"),
+        (say_goodbye, {}, "agent_ended", "the agent called end_call"),
+        (close_without_a_word, {}, "agent_failed", "closed with 1000"),
+        (close_without_a_code, {}, "agent_failed", "closed with 1005"),
         (close_with_trouble, {}, "agent_failed", "closed with 1011"),
         (fail, {}, "agent_failed", "INTERNAL_SERVER_ERROR: out of order"),
         (fail, {"closes_after_error": False}, "agent_failed", "INTERNAL_SERVER_ERROR"),

@@ -21,7 +21,7 @@ def play(transcript: str) -> str:
             case "+" | "-":
                 word = "+" if gate.passes(now) else "-"
             case "user-speaks":
-                gate.user_started_speaking(now)
+                gate.caller_cut_in(now)
             case "done":
                 gate.audio_done()
             case "new-turn":

@@ -54,8 +54,9 @@ class Phone:
 async def downlink_to(phone: Phone) -> tuple[Downlink, Story]:
     stream = MediaStream(phone)
     await stream.start()
-    story = Story(trio.current_time(), Voice())
-    return Downlink(stream, story, Silence(30, 10), None, lambda seconds: None), story
+    voice = Voice()
+    story = Story(trio.current_time(), voice)
+    return Downlink(stream, story, Silence(30, 10, voice), None, lambda seconds: None), story
 
 
 async def test_audio_that_came_together_is_one_message(autojump_clock: Clock) -> None:
@@ -143,7 +144,7 @@ async def test_a_mark_that_returns_was_heard_unless_it_was_cleared(
     if cleared:
         await downlink.clear(trio.current_time())
     await trio.sleep(1)
-    assert downlink.mark_returned(mark, trio.current_time()) is not cleared
+    assert downlink.mark_returned(mark, trio.current_time()) == ([] if cleared else [mark])
     assert story.lines[0].heard == ("unheard" if cleared else "heard")
 
 

@@ -427,5 +427,5 @@ async def test_the_last_words_come_before_the_end(autojump_clock: Clock) -> None
                         await one.watch_to_the_end(viewer)
     for watcher in (one, everything):
         assert [line[1] for line in watcher.said] == ["One.", "Goodbye."]
-        assert watcher.endings[phone.call_sid]["outcome"] == "agent_ended"
+        assert watcher.endings[phone.call_sid]["outcome"] == "agent_failed"
     assert one.names[-1] == "ended"
