@@ -166,7 +166,7 @@ class Conversation:
                 if role == "user":
                     gate.new_turn()
                     self._caller_said(words, now, message.languages)
-                else:
+                elif role == "assistant":
                     self._agent_said(words, now, reply=message.is_reply)
             case agent_says.FunctionCallRequest(functions=called):
                 gate.new_turn()
@@ -301,7 +301,7 @@ class Conversation:
 
     async def answer(self, result: agent_says.FunctionResult) -> None:
         """Give the agent the result of a function. Raises AgentClosed when there is no session."""
-        self.memory.function_answered(result.id, result.content)
+        self.memory.function_answered(result.id or "", result.content)
         await self._session().send(result)
 
     async def end_turn(self) -> None:

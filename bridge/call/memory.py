@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+import msgspec
+
 from bridge.deepgram.messages import CancelledFunction, FunctionCall
 
 # Items kept. A model needs no more of a phone call, and the memory of a call of hours must stay
@@ -72,13 +74,8 @@ class Memory:
     def functions_called(self, calls: Iterable[FunctionCall]) -> None:
         """The agent has called functions."""
         for call in calls:
-            self._calls[call.id] = {
-                "id": call.id,
-                "name": call.name,
-                "client_side": call.client_side,
-                "arguments": call.arguments,
-                "response": INTERRUPTED,
-            }
+            told = msgspec.to_builtins(call) | {"response": INTERRUPTED}
+            self._calls[call.id] = {k: v for k, v in told.items() if v is not None}
             if len(self._calls) > HISTORY_ITEMS:
                 del self._calls[next(iter(self._calls))]
 

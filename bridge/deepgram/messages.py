@@ -8,10 +8,11 @@ may leave out has a default, and every unlisted type becomes `Unknown`, because 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, get_args
 
 import msgspec
 
+from bridge.deepgram.lenient import nearest
 from bridge.tagged_messages import BadMessage as BadMessage
 from bridge.tagged_messages import message_reader
 
@@ -79,10 +80,11 @@ class EndOfTurn(_FromAgent, frozen=True, tag="EndOfTurn"):
 
 
 class FunctionCall(msgspec.Struct, frozen=True):
-    """One function that the agent calls. `arguments` is JSON in a string, possibly empty."""
+    """One function that the agent calls. `arguments` is JSON in a string, possibly empty. If it has
+    no `id`, it is answered by its name."""
 
-    id: str
-    name: str
+    id: str = ""
+    name: str = ""
     arguments: str = ""
     client_side: bool = True
     thought_signature: str | None = None
@@ -97,7 +99,7 @@ class FunctionCallRequest(_FromAgent, frozen=True, tag="FunctionCallRequest"):
 class CancelledFunction(msgspec.Struct, frozen=True):
     """A function call that is no longer wanted."""
 
-    id: str
+    id: str = ""
     name: str = ""
 
 
@@ -214,6 +216,21 @@ parse: Callable[[str], Message | Unknown] = message_reader(Message, "type", Unkn
 Raises BadMessage when it is not JSON or a known type of the wrong shape.
 """
 
+_KINDS: Final = {kind.__struct_config__.tag: kind for kind in get_args(Message)}
+
+
+def parse_leniently(text: str) -> Message:
+    """Read one text message of a known type whose shape is not the documented one; see `lenient`.
+
+    Raises BadMessage when there is nothing to be understood.
+    """
+    try:
+        data = msgspec.json.decode(text)
+        message: Message = nearest(data, _KINDS[data["type"]])
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
+        raise BadMessage(str(error)) from None
+    return message
+
 
 class _ToAgent(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
     pass
@@ -287,12 +304,13 @@ class ForceEndTurn(_ToAgent, frozen=True, tag="ForceEndTurn"):
 
 
 class FunctionResult(_ToAgent, frozen=True, tag="FunctionCallResponse"):
-    """The answer to one FunctionCall; `content` is usually JSON.
+    """The answer to one FunctionCall; `content` is usually JSON. Without an `id`, which a call may
+    lack, the name tells which.
 
     https://developers.deepgram.com/docs/voice-agent-function-call-response
     """
 
-    id: str
+    id: str | msgspec.UnsetType
     name: str
     content: str
     thought_signature: str | None = None

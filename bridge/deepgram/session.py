@@ -108,6 +108,7 @@ class AgentSession:
         self.request_id = ""
         """What Deepgram calls the session; its support asks for it."""
         self.bad_messages = 0
+        self._odd_types: set[str] = set()
         self._consecutive_bad = 0
         self.bytes_sent = 0
         self.frames_sent = 0
@@ -172,13 +173,20 @@ class AgentSession:
         return read
 
     def _parse(self, text: str) -> messages.Message | None:
+        text = self._without_key(text)
         try:
-            message = messages.parse(self._without_key(text))
+            message = messages.parse(text)
         except messages.BadMessage as error:
             self.bad_messages += 1
-            self._consecutive_bad += 1
-            log.debug("agent message skipped", reason=str(error)[:200])
-            return None
+            try:
+                message = messages.parse_leniently(text)
+            except messages.BadMessage:
+                self._consecutive_bad += 1
+                log.debug("agent message skipped", reason=str(error)[:200])
+                return None
+            if (kind := type(message).__name__) not in self._odd_types:
+                self._odd_types.add(kind)
+                log.warning("agent message has another shape", type=kind, reason=str(error)[:200])
         self._consecutive_bad = 0
         if isinstance(message, messages.Unknown):
             log.debug("agent message of an unknown type", type=message.type)

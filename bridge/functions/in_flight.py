@@ -30,6 +30,7 @@ session. Rules: https://developers.deepgram.com/docs/voice-agent-function-call-r
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import re
 from collections.abc import Awaitable, Callable
@@ -97,12 +98,13 @@ _NAME_SHOWN: Final = 64
 
 @dataclass(eq=False)
 class _InFlight:
-    """One function call. `scope` encloses running it; `unwanted`: the agent wants no answer;
-    `told`: its result is known; `filled`: the caller has been given something to hear meanwhile;
-    `ended`: its result, unless it is unwanted.
+    """One function call. `key` is its id, or made up if it has none; `scope` encloses running it;
+    `unwanted`: the agent wants no answer; `told`: its result is known; `filled`: the caller has
+    been given something to hear meanwhile; `ended`: its result, unless it is unwanted.
     """
 
     call: FunctionCall
+    key: str
     began: float = field(default_factory=trio.current_time)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     unwanted: bool = False
@@ -140,6 +142,7 @@ class FunctionCalls:
         self._answer = answer
         self._threads = ThreadLimiter()
         self._in_flight: dict[str, _InFlight] = {}
+        self._numbers = itertools.count(1)
         self._overwhelmed = False
 
     def __len__(self) -> int:
@@ -171,11 +174,12 @@ class FunctionCalls:
         with an error; beyond that a request is dropped, with one line in the log per phone call.
         """
         for call in request.functions:
-            if call.id in self._in_flight:
+            key = call.id or f"{call.name}, call {next(self._numbers)} without an id"
+            if key in self._in_flight:
                 log.debug("function call already in flight", function=call.name, id=call.id)
                 continue
             if not call.client_side:
-                self._wait_for(call, nursery)
+                self._wait_for(call, key, nursery)
                 continue
             if len(self._in_flight) >= MAX_IN_FLIGHT + MAX_REFUSALS:
                 if not self._overwhelmed:
@@ -183,7 +187,7 @@ class FunctionCalls:
                 self._overwhelmed = True
                 return
             full = len(self._in_flight) >= MAX_IN_FLIGHT
-            entry = self._in_flight[call.id] = _InFlight(call)
+            entry = self._in_flight[key] = _InFlight(call, key)
             self._on_began(trio.current_time())
             nursery.start_soon(self._serve, entry, full, name="function call")
 
@@ -192,9 +196,9 @@ class FunctionCalls:
         if (entry := self._in_flight.get(call_id)) and not entry.call.client_side:
             entry.scope.cancel(reason="Deepgram has answered the function call")
 
-    def _wait_for(self, call: FunctionCall, nursery: Tasks) -> None:
+    def _wait_for(self, call: FunctionCall, key: str, nursery: Tasks) -> None:
         if len(self._in_flight) < MAX_IN_FLIGHT:
-            entry = self._in_flight[call.id] = _InFlight(call)
+            entry = self._in_flight[key] = _InFlight(call, key)
             self._on_began(trio.current_time())
             nursery.start_soon(self._server_side, entry, name="function call")
 
@@ -204,7 +208,7 @@ class FunctionCalls:
                 scope.deadline = entry.began + SERVER_SIDE_SECONDS
                 await trio.sleep_forever()
         finally:
-            del self._in_flight[entry.call.id]
+            del self._in_flight[entry.key]
             self._on_ended(trio.current_time())
 
     def cancel(self, cancelled: FunctionCallCancelled) -> None:
@@ -231,12 +235,14 @@ class FunctionCalls:
             await trio.lowlevel.checkpoint_if_cancelled()
             if not entry.unwanted:
                 call = entry.call
-                result = FunctionResult(call.id, call.name, content, call.thought_signature)
+                result = FunctionResult(
+                    call.id or msgspec.UNSET, call.name, content, call.thought_signature
+                )
                 await self._answer(result)
         except AgentClosed:
             return
         finally:
-            del self._in_flight[entry.call.id]
+            del self._in_flight[entry.key]
             self._on_ended(trio.current_time())
 
     async def _content(self, entry: _InFlight, full: bool) -> str:

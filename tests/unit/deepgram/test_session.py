@@ -14,6 +14,7 @@ from urllib.parse import SplitResult
 import pytest
 import trio
 import trio.testing
+from structlog.testing import capture_logs
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import (
     AcceptConnection,
@@ -191,7 +192,7 @@ async def test_bad_and_unknown_messages_are_skipped(autojump_clock: Clock) -> No
         await peer.settle()
         for text in (
             "no json",
-            '{"type":"Error","code":7}',
+            '{"type":7}',
             '{"type":"New"}',
             '{"type":"History"}',
         ):
@@ -206,6 +207,53 @@ async def test_bad_and_unknown_messages_are_skipped(autojump_clock: Clock) -> No
         assert agent.bad_messages == 2
 
     await converse(behaviour, body)
+
+
+async def test_messages_of_another_shape_are_understood_and_named_once(
+    autojump_clock: Clock,
+) -> None:
+    async def behaviour(peer: Peer) -> None:
+        await peer.settle()
+        await peer.text('{"type":"LatencyReport","tts_latency":"0.2"}')
+        await peer.text('{"type":"LatencyReport","tts_latency":"0.3"}')
+        await peer.text('{"type":"Error","code":null,"description":"out of order"}')
+        await peer.read_to_end()
+
+    async def body(agent: AgentSession) -> None:
+        received: list[Any] = []
+        while len(received) < 3:
+            received += await agent.receive()
+        assert [one.tts_latency for one in received[:2]] == [0.2, 0.3]
+        assert received[2] == messages.Error(description="out of order")
+
+    with capture_logs() as lines:
+        await converse(behaviour, body)
+    named = [one["type"] for one in lines if one["event"].endswith("has another shape")]
+    assert named == ["LatencyReport", "Error"]
+
+
+async def test_what_comes_before_settings_applied_is_kept(autojump_clock: Clock) -> None:
+    """An agent in a hurry greets before it has confirmed the Settings."""
+
+    async def behaviour(peer: Peer) -> None:
+        await peer.upgrade()
+        await peer.text('{"type":"Welcome","request_id":null}')
+        await peer.read()
+        await peer.send(BytesMessage(data=b"Hello"))
+        await peer.text('{"type":"ConversationText","role":"assistant","content":"Hello."}')
+        await peer.text('{"type":"SettingsApplied"}')
+        await peer.send(BytesMessage(data=b"there"))
+        await peer.read_to_end()
+
+    received: list[Any] = []
+
+    async def body(agent: AgentSession) -> None:
+        while len(received) < 3:
+            received.extend(await agent.receive())
+
+    await converse(behaviour, body)
+    said = messages.ConversationText(role="assistant", content="Hello.")
+    assert received == [b"Hello", said, b"there"]
 
 
 @pytest.mark.parametrize(
