@@ -8,6 +8,7 @@ from tests.sweep.scenario import Fault, Run, play
 
 TEARDOWN_SECONDS = 2.0  # call.teardown_seconds
 KEEP_ALIVE_SECONDS = 5.0  # hypercorn's default
+SILENCE_SECONDS = 11.0  # call.stall_seconds, and one second
 
 FAULTS: tuple[Fault, ...] = ("cancel", "raise", "lose phone", "lose agent")
 
@@ -44,6 +45,10 @@ def broken_promises(
         most = TEARDOWN_SECONDS if run.outcomes else KEEP_ALIVE_SECONDS
         if not goes_on and run.connection_ended_at - run.injected_at > most + 0.001:
             broken.append(f"the connection lived on for {run.connection_ended_at:.3f} s")
+        if reconnect and fault == "lose agent" and run.agent_connected and not run.stop_sent_then:
+            heard = min(run.heard_again_at or run.call_ended_at, run.call_ended_at)
+            if heard - run.injected_at > SILENCE_SECONDS:
+                broken.append(f"the caller waited in silence for {heard - run.injected_at:.1f} s")
     # A bug is told of once, also when the call was ending for another reason already.
     if run.tracebacks > (fault == "raise"):
         broken.append(f"{run.tracebacks} tracebacks")

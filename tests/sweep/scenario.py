@@ -8,6 +8,8 @@ steps and injects the fault.
 
 from __future__ import annotations
 
+import base64
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -68,6 +70,10 @@ class Run:
     agent_ready: bool = False
     """A session was open when the fault was injected."""
     stop_sent: bool = False
+    stop_sent_then: bool = False
+    """The caller had hung up when the fault was injected."""
+    heard_again_at: float | None = None
+    """When the caller first heard a session that replaced a lost one."""
     agent_connected: bool = False
     function_answers: list[str] = field(default_factory=list)
     """What the agent was answered when it called the function."""
@@ -117,8 +123,21 @@ class Injector(trio.abc.Instrument):
 answers: list[str] = []
 
 
+LATER = b"\x44" * 160
+
+
 async def script(agent: AgentSession) -> None:
-    """Greeting, a reply that is interrupted, a function call, and the result spoken."""
+    """Greeting, a reply that is interrupted, a function call, and the result spoken.
+
+    A later session says nothing by itself but its greeting.
+    """
+    assert agent.settings is not None
+    if agent.number > 1:
+        if "greeting" in agent.settings["agent"]:
+            await agent.say("Hello.", LATER)
+        while True:
+            await agent.wait_for_user_message()
+            await agent.say("It is noon.", LATER)
     await agent.say("Hello.", b"\x11" * 320)
     await agent.wait_until(lambda: agent.received_bytes >= 480)
     await agent.user_said("What time is it?")
@@ -149,10 +168,10 @@ async def phone(run: Run, stream: trio.abc.Stream, *, polite: bool) -> None:
             run.answered = True
             await socket.send_message('{"event":"connected","protocol":"Call","version":"1.0.0"}')
             await socket.send_message(start_message(app, From="+15550001111"))
-            await heard(socket, 320)
+            await heard(run, socket, 320)
             for _ in range(3):
                 await socket.send_message(MEDIA)
-            await heard(socket, 160, after="clear")
+            await heard(run, socket, 160, after="clear")
             run.stop_sent = True
             await socket.send_message('{"event":"stop","streamSid":"MZ1"}')
             if polite:
@@ -169,18 +188,23 @@ async def phone(run: Run, stream: trio.abc.Stream, *, polite: bool) -> None:
 MEDIA = '{"event":"media","media":{"payload":"%s"},"streamSid":"MZ1"}' % ("VVVV" * 53 + "VQ==")
 
 
-async def heard(socket: Any, nbytes: int, after: str = "") -> None:
-    """Read until so much audio has come, counted from the event `after` on."""
-    import base64
-    import json
+# What the first session says; one byte makes each of its utterances.
+FIRST = frozenset(b"\x11\x22\x33")
 
+
+async def heard(run: Run, socket: Any, nbytes: int, after: str = "") -> None:
+    """Read until so much audio has come, counted from the event `after` on; or, once a session was
+    replaced, until the next one is heard."""
     waiting, count = bool(after), 0
-    while count < nbytes:
+    while count < nbytes and run.heard_again_at is None:
         message = json.loads(await socket.get_message())
         if message["event"] == after:
             waiting, count = False, 0
-        elif message["event"] == "media" and not waiting:
-            count += len(base64.b64decode(message["media"]["payload"]))
+        elif message["event"] == "media":
+            audio = base64.b64decode(message["media"]["payload"])
+            count += 0 if waiting else len(audio)
+            if not FIRST.issuperset(audio):
+                run.heard_again_at = trio.current_time()
         elif message["event"] == "mark":
             await socket.send_message(json.dumps(message))
 
@@ -196,7 +220,9 @@ async def get_time(call: PhoneCall) -> str:
 # A try at reaching the agent, and no second one: the fault is the end of the call...
 ONCE = settings(deepgram={"max_reconnects": 0, "connect_budget": 0.1})
 # ...or it is not, because the agent is called again.
-AGAIN = settings(deepgram={"max_reconnects": 2, "connect_budget": 8.0})
+AGAIN = settings(
+    deepgram={"max_reconnects": 2, "connect_budget": 8.0}, agent={"greeting": "Hello."}
+)
 # ...or it has begun before the call, and a call that finds it lost opens its own.
 WARM = settings(deepgram={"max_reconnects": 0, "connect_budget": 0.1, "prewarm": True})
 
@@ -273,6 +299,7 @@ def play(
             run.began = bool(calls)
             run.agent_ready = bool(calls) and calls[0].has_had_agent
             run.agent_connected = bool(agent_streams)
+            run.stop_sent_then = run.stop_sent
             strike(fault, task)
 
         def strike(kind: Fault | None, task: trio.lowlevel.Task) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.call.call import Call
+from bridge.call.conversation import Conversation
 from bridge.call.live_calls import LiveCalls
 from bridge.ending import Ending
 from bridge.transport.websocket import WebSocket
@@ -82,6 +83,17 @@ def test_a_planted_bug_is_found(
     plant(monkeypatch)
     _, found = sweep(fault, stride=11, behaviour=STUBBORN, polite=False)
     assert any(found_as in promise for broken in found.values() for promise in broken)
+
+
+def test_a_new_session_that_does_not_speak_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a real one does not, until it is spoken to."""
+
+    async def say_nothing(self: Conversation, **_: Any) -> None:
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(Conversation, "_begin", say_nothing)
+    _, found = sweep("lose agent", stride=23, reconnect=True)
+    assert any("waited in silence" in promise for broken in found.values() for promise in broken)
 
 
 @given(st.integers(0, 2**30), st.integers(0, 2**30), st.sampled_from(FAULTS), st.integers(0, 3))
