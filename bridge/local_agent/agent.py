@@ -116,9 +116,7 @@ async def _say(session: AgentSession, say: SayText, began: float) -> None:
                 "ttt_latency": round(thought - began, 4),
             }
         )
-    utterance = await session.say(say.text, audio)
-    if say.end and not utterance.interrupted:
-        await session.close()
+    await session.say(say.text, audio)
 
 
 def _greeting(session: AgentSession) -> str:

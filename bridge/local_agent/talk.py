@@ -23,10 +23,9 @@ _RESULT = "result."
 
 @dataclass(frozen=True)
 class SayText:
-    """Say `text`; then, if `end`, end the session, because the client has no `end_call`."""
+    """Say `text`."""
 
     text: str
-    end: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,9 +121,9 @@ class Talk:
             return self._say(self._question(current))
         defaults = {n: slot.default for n, slot in self._file.slots.items() if slot.default}
         complete = _Open(turn, {**defaults, **known})
-        if turn.end and END_CALL not in self.functions:
-            return self._say(self._reply(complete, None), end=True)
-        if turn.call is None and not turn.end:
+        # Without end_call the caller hangs up: a Voice Agent has no other way to end a call.
+        ends = turn.end and END_CALL in self.functions
+        if turn.call is None and not ends:
             return self._say(self._reply(complete, None))
         name = END_CALL if turn.call is None else turn.call.name
         if name not in self.functions:
@@ -166,10 +165,10 @@ class Talk:
                 return fill(text, values)
         return fill(candidates[-1], values)
 
-    def _say(self, text: str, *, end: bool = False, remember: bool = True) -> SayText:
+    def _say(self, text: str, *, remember: bool = True) -> SayText:
         if remember:
             self._last = text
-        return SayText(text, end)
+        return SayText(text)
 
 
 def declared(think: Any) -> dict[str, Mapping[str, Any]]:
