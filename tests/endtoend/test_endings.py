@@ -311,8 +311,8 @@ async def test_a_phone_that_disappears_while_the_agent_speaks(hasty_writes: None
             line.reset()
 
 
-async def test_a_phone_that_disappeared_before_the_agent_hangs_up() -> None:
-    """The agent reader notices that the agent closes, `agent_ended`; the phone does not take its
+async def test_a_phone_that_disappeared_before_the_agent_closes() -> None:
+    """The agent reader notices that the agent closes, `agent_failed`; the phone does not take its
     Close frame's answer to the grave."""
 
     async def leave(agent: AgentSession) -> None:
@@ -326,7 +326,7 @@ async def test_a_phone_that_disappeared_before_the_agent_hangs_up() -> None:
         line, began = stage.lines[-1], trio.current_time()
         line.vanish()
         gone.set()
-        await stage.ended("agent_ended", since=began)
+        await stage.ended("agent_failed", since=began)
         line.reset()
 
 
@@ -486,9 +486,15 @@ async def test_an_agent_that_never_reads_again(monkeypatch: pytest.MonkeyPatch) 
 # ---- the agent ends it --------------------------------------------------------------------------
 
 
-async def closes(agent: AgentSession) -> None:
-    """Say goodbye and close with 1000."""
+async def says_goodbye(agent: AgentSession) -> None:
+    """Call end_call, say goodbye, and close with 1000."""
+    await agent.call_functions([{"name": "end_call"}])
     await agent.say("Goodbye.", WORD)
+    await agent.close(1000)
+
+
+async def closes(agent: AgentSession) -> None:
+    """Close with 1000, and nothing was said."""
     await agent.close(1000)
 
 
@@ -523,7 +529,8 @@ async def resets_in_mid_sentence(agent: AgentSession) -> None:
 @pytest.mark.parametrize(
     ("script", "outcome", "reason"),
     [
-        (closes, "agent_ended", "closed with 1000"),
+        (says_goodbye, "agent_ended", "the agent called end_call"),
+        (closes, "agent_failed", "closed with 1000"),
         (closes_in_trouble, "agent_failed", "closed with 1011"),
         (errs, "agent_failed", "INTERNAL_SERVER_ERROR"),
         (errs_and_stays, "agent_failed", "INTERNAL_SERVER_ERROR"),
@@ -532,8 +539,8 @@ async def resets_in_mid_sentence(agent: AgentSession) -> None:
     ],
 )
 async def test_the_agent_ends_the_call(script: Any, outcome: str, reason: str) -> None:
-    """The agent reader notices. `agent_ended` if the agent closed because it was done, otherwise
-    `agent_failed`, for which the caller hears an apology; what was said before is heard."""
+    """The agent reader notices. `agent_ended` if a goodbye was under way, otherwise whatever the
+    code `agent_failed`, for which the caller hears an apology; what was said before is heard."""
     async with scene(script) as stage:
         began = trio.current_time()
         async with stage.call() as phone:
@@ -541,7 +548,7 @@ async def test_the_agent_ends_the_call(script: Any, outcome: str, reason: str) -
             await stage.ended(outcome, since=began, reason=reason)
         failed = outcome == "agent_failed"
         assert phone.verbs[1:] == [Say(USING.words.apology)] * failed + [Hangup()]
-        if script is closes:
+        if script is says_goodbye:
             assert phone.received_audio == WORD
 
 

@@ -81,7 +81,7 @@ async def test_a_call_is_told_while_it_is_on() -> None:
         assert watcher.names[-1] == "ended"
         assert watcher.said[-1][:2] == ("caller", "Hi.")
         (ending,) = watcher.endings.values()
-        assert ending["outcome"] == "agent_ended"
+        assert ending["outcome"] == "agent_failed"
         assert everything.server["max_calls"] == 100
         assert everything.server["draining"] is False
 

@@ -114,8 +114,8 @@ async def test_an_agent_that_takes_its_time() -> None:
 
 
 async def test_an_agent_that_stalls() -> None:
-    """It has heard the caller and says nothing, its socket open: a filler after `stall_seconds`,
-    another session after as long again, and that one hears and is heard."""
+    """It has heard the caller and says nothing but what it is given, its socket open: two fillers,
+    and then another session, which is asked again, hears and is heard."""
     stall = 1.0
     using = msgspec.structs.replace(
         USING,
@@ -139,8 +139,8 @@ async def test_an_agent_that_stalls() -> None:
         began = trio.current_time()
         await phone.hang_up()
         await stage.ended("caller_hung_up", since=began)
-    assert filler >= stall
-    assert back >= 2 * stall
+    assert filler >= 0.7 * stall
+    assert back >= 3 * 0.7 * stall
     show("agent stalled", stall_seconds=stall, filler_after=filler, another_session_after=back)
 
 

@@ -236,6 +236,7 @@ def media_before(phone: SimulatedPhone) -> int:
 
 
 async def goodbye(agent: AgentSession) -> None:
+    await agent.call_functions([{"name": "end_call"}])
     await agent.say("goodbye", voice("goodbye", 0.3))
     await agent.close(1000)
 
