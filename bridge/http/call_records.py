@@ -35,7 +35,7 @@ async def record_of(bridge: Bridge, call_sid: str) -> Mapping[str, Any] | None:
 def is_over(record: Mapping[str, Any]) -> bool:
     """Return whether the record is of a call that has ended, as far as is known: one that was
     handed over to another phone goes on."""
-    return record.get("outcome", "") not in ("", Outcome.HANDED_OVER)
+    return (record.get("outcome") or "") not in ("", Outcome.HANDED_OVER)
 
 
 def carried_elsewhere(record: Mapping[str, Any]) -> bool:

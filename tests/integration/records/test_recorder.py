@@ -538,7 +538,7 @@ async def test_a_stop_leaves_in_the_spool_what_cannot_be_written(
             database.gate.clear()
         for number in range(120):
             recorder.finish(record(sid(number), outcome="idle"))
-        await trio.sleep(0.02)
+        await until(lambda: database.attempts)
         began = trio.current_time()
         await writer_of(recorder).aclose()
         assert trio.current_time() - began < NEVER_BLOCKS

@@ -502,6 +502,9 @@ async def test_a_call_of_another_worker_needs_twilio() -> None:
     response = await world.ask("DELETE", f"/calls/{SID}")
     assert response.status_code == 409
     assert "TWILIO_AUTH_TOKEN" in response.json()["error"]
+    world.records.stored[SID]["outcome"] = "handed_over"  # the caller talks to somebody else
+    assert (await world.ask("DELETE", f"/calls/{SID}")).status_code == 409
+    assert (await world.ask("GET", f"/calls/{SID}")).json()["status"] == "in-progress"
     world.records.stored[SID]["outcome"] = "agent_ended"
     assert (await world.ask("DELETE", f"/calls/{SID}")).status_code == 200
     live = FakeCall()
