@@ -118,7 +118,7 @@ class Timeline:
         now = _samples(at)
         if abs(now - self._caller_ends) > JITTER_SECONDS * SAMPLE_RATE:
             self._caller_ends = now
-        audio = audio[: round(CALLER_AHEAD_SECONDS * SAMPLE_RATE)]
+        audio = audio[: now + round(CALLER_AHEAD_SECONDS * SAMPLE_RATE) - self._caller_ends]
         begin = self._caller_ends - self._taken
         self._caller_ends += len(audio)
         audio, begin = audio[max(0, -begin) :], max(0, begin)
