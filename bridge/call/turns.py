@@ -6,13 +6,14 @@ audio of the reply that the phone plays.
 Theory of operation. The end of the caller's speech is in the caller's audio: the last piece with a
 voice in it. The agent's messages come later, when it has recognised the words and is certain that
 the turn is over; they only say that there was a turn, so the end is looked up when they come. Noise
-after that moment does not count, and a noise without words is no turn. A reply begins with the
-first audio after it that does not speak words of bridge's own (a filler, a question). It plays once
-the phone has played what was sent before; if `clear` or the end of the call comes first, it never
-was a reply. If the caller speaks at the moment at which it plays, the caller was not waiting.
+after that moment does not count, and noise without words is not a turn. A reply begins with the
+first audio after that moment, except words that bridge gave the agent to say (a filler, a
+question). It plays once the phone has played what was sent before; if `clear` or the end of the
+call comes first, the caller never heard it, and it has no reply time. Nor has a reply that begins
+while the caller speaks: the caller was not waiting.
 
-Typed turns are measured in the same way from where the words were given, and kept apart: nobody has
-to recognise them, and they have no end of turn to wait for.
+Typed turns are measured in the same way from where the words were given, and kept apart: the agent
+neither has to recognise the words nor to wait for their end.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Turn(msgspec.Struct, kw_only=True, omit_defaults=True):
     (ConversationText of the user), and `heard_at` when the phone had played the reply.
 
     `reply_seconds` is the reply time of a spoken turn, from `speech_ended_at`, and
-    `typed_reply_seconds` that of a typed one, from `typed_at`. A turn never has both; a reply that
-    the caller did not begin to hear has neither.
+    `typed_reply_seconds` that of a typed turn, from `typed_at`. A turn never has both, and has
+    neither if the caller heard nothing of the reply.
 
     `latencies` are Deepgram's own figures, in seconds by their names in LatencyReport and
     AgentStartedSpeaking, such as `ttt_text_latency`, `tts_latency` and `total_latency`.
@@ -169,7 +170,7 @@ class Turns:
             turn.heard_at = now - self._began_at
 
     def cleared(self, now: float) -> None:
-        """The phone discards what it has not played by `now`: no caller hears these replies."""
+        """The phone discards what it has not played by `now`; replies in it are not heard."""
         self._marked.clear()
         for plays_at, turn in self._waiting:
             if plays_at >= now:
