@@ -254,7 +254,8 @@ class TestMessages:
 
 
 PIECES = """
-[server] [agents.x] numbers bind url frame_ms [ ] { } 1 -1e9 nan . # = " ' \\u0000 call agent
+[server] [agents.x] [agents.x.words] [deepgram.settings] id busy tags call agent
+numbers bind url frame_ms [ ] { } 1 -1e9 nan . # = " ' \\u0000
 """
 toml_like = st.text() | st.lists(st.sampled_from([*PIECES.split(), "\n", " ", "\x1b"])).map("".join)
 
