@@ -40,10 +40,10 @@ from tests.benchmarks.server import (
     START_SECONDS,
     ServerError,
     environment,
-    free_port,
     stop,
 )
 from tests.endtoend.scene import Line
+from tests.ports import free_port
 from tests.world import AUTH_TOKEN, QUIET, open_media_socket
 
 SETTLE_SECONDS: Final = 30.0

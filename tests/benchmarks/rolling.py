@@ -45,8 +45,8 @@ from bridge.testing.phone.phone import (
 )
 from bridge.testing.phone.twiml import ConnectStream, Hangup
 from bridge.testing.speech import SILENCE
-from tests.benchmarks.server import free_port
 from tests.integration.records.postgres import cluster
+from tests.ports import free_port
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
 TOKEN = "twilio-token-of-the-rolling-test"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import Final
 import trio
 
 from bridge.testing.load import machine
+from tests.ports import free_port
 
 AUTH_TOKEN: Final = "benchmark-auth-token"
 """Phones sign with it, so the cost of the server's checks is measured too."""
@@ -152,11 +152,3 @@ def environment(config: Path, auth_token: str) -> dict[str, str]:
         "DEEPGRAM_API_KEY": "benchmark",
         "TWILIO_AUTH_TOKEN": auth_token,
     }
-
-
-def free_port() -> int:
-    """Return a TCP port of loopback that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port

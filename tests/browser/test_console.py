@@ -262,7 +262,7 @@ async def test_an_operator_takes_part_in_a_call(browser: Browser, tmp_path: Path
             await phone.wait_heard(0.5)
             await aside(transfer_by_button, browser)
             await phone.wait_ended()
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 await on.world.quiet()
         assert phone.ending == "dialled"
         assert "+15551113333" in str(phone.verbs[-1])

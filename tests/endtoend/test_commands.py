@@ -28,6 +28,7 @@ import trio
 
 from bridge.testing.agent.server import AgentSession, SimulatedAgent
 from bridge.testing.phone.phone import SimulatedPhone
+from tests.ports import free_port
 from tests.world import QUIET
 
 # However slow the machine is: an interpreter starts and imports a web framework in this time, and
@@ -156,13 +157,6 @@ class Commands:
     def output(self) -> str:
         """Everything that anything printed."""
         return "".join(running.stdout + running.stderr for running in self._started)
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 async def listening(port: int, running: Running) -> None:

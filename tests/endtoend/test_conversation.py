@@ -127,7 +127,7 @@ async def test_a_later_leg_in_another_worker_continues_the_call(tmp_path: Path) 
             await phone.hang_up()
         await here.quiet()
         await there.quiet()
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             for world in (here, there):
                 await bridge_of(world).recorder.writer.settle()
         records = [await bridge_of(world).recorder.get(phone.call_sid) for world in (here, there)]

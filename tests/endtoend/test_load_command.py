@@ -20,16 +20,10 @@ from bridge.http.app import create_app
 from bridge.server.serve import hypercorn_config, serve
 from bridge.testing.agent.server import AgentSession, SimulatedAgent
 from bridge.testing.load.summary import Summary, lines, summary
+from tests.ports import free_port
 from tests.world import AUTH_TOKEN, QUIET, SECRETS, settings
 
 BRIDGE = [sys.executable, "-c", "from bridge.cli import main; main()"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @asynccontextmanager
