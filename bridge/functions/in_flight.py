@@ -8,6 +8,7 @@
     returns JSON of at most 32 KiB          the value                        ok
     raises, or returns anything else        {"error": …}, without details    error
     unknown name, unfit arguments           {"error": …} that says so        error
+    the phone call did not take an action   {"error": …} that says so        error
     16 are already in flight                {"error": …}: try again later    error
     runs past its deadline (10 s)           {"error": …} that says so        timeout
     agent sends FunctionCallCancelled       nothing                          cancelled
@@ -49,7 +50,7 @@ from bridge.deepgram.messages import (
     FunctionResult,
 )
 from bridge.deepgram.session import AgentClosed
-from bridge.functions.errors import BadArguments
+from bridge.functions.errors import BadArguments, NotTaken
 from bridge.functions.registry import Function, Functions
 from bridge.functions.threads import ThreadLimiter
 from bridge.log import get_logger
@@ -296,7 +297,8 @@ class FunctionCalls:
                 # Without this, a function cancelled before its start runs to its first checkpoint.
                 await trio.lowlevel.checkpoint_if_cancelled()
                 value = await self._invoke(function, entry.call)
-        except BadArguments as error:
+        except (BadArguments, NotTaken) as error:
+            # No traceback: callers hang up while functions run.
             entry.ended = "error"
             return _error(str(error))
         except _PASSING:

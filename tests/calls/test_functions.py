@@ -185,14 +185,6 @@ REFUSALS: dict[str, tuple[Callable[[PhoneCall], Any], str]] = {
         lambda call: call.update(voice="aura-2-agathe-fr", speak={"provider": {}}),
         "voice: it is a part of speak",
     ),
-    "too much": (
-        lambda call: [call.say("again") for _ in range(MAX_WAITING + 1)],
-        "too much is waiting for the agent",
-    ),
-    "after the end": (
-        lambda call: (call.hang_up(), call.transfer("reception")),
-        "the call is ending",
-    ),
 }
 
 
@@ -220,6 +212,39 @@ async def test_what_a_function_may_not_do_is_its_own_failure(
     assert answers == ['{"error":"the function failed"}']
     (line,) = [line for line in world.logs if line["event"] == "function failed"]
     assert why in str(line["exc_info"])
+
+
+@pytest.mark.parametrize(
+    ("does", "why"),
+    [
+        (
+            lambda call: [call.say("again") for _ in range(MAX_WAITING + 1)],
+            "too much is waiting for the agent",
+        ),
+        (lambda call: (call.hang_up(), call.transfer("reception")), "the call is ending"),
+    ],
+)
+async def test_what_a_call_does_not_take_now_is_told_and_no_traceback(
+    autojump_clock: Clock, does: Callable[[PhoneCall], Any], why: str
+) -> None:
+    """Callers hang up at any moment."""
+
+    async def act(call: PhoneCall) -> None:
+        does(call)
+
+    async def script(agent: AgentSession) -> None:
+        (call,) = await agent.call_functions([{"name": "f"}])
+        answers.append(json.loads(call.response or ""))
+        await trio.sleep_forever()
+
+    answers: list[Any] = []
+    async with in_memory(act, script, functions=RECEPTION) as world:
+        async with world.call() as phone:
+            await phone.wait_quiet(1)
+            await phone.hang_up()
+        await world.quiet()
+    assert answers == [{"error": why}]
+    assert [line for line in world.logs if "exc_info" in line] == []
 
 
 # ---- a function that takes long -----------------------------------------------------------------
