@@ -82,32 +82,28 @@ class CallActions:
         self._end.end_after_goodbye(Outcome.AGENT_ENDED, "a function hung up")
 
     def transfer(self, target: str) -> None:
-        """Connect the caller to `target`, a name or a number, behind the agent's next words."""
-        number = self.number_of(target)
+        """Connect the caller to `target`, a name or an address, behind the agent's next words."""
+        to = self._named(target)
         self._check()
-        why = f"a function transferred: {target}"
-        self._end.end_after_goodbye(Outcome.HANDED_OVER, why, number, self._name_of(target))
+        self._end.end_after_goodbye(Outcome.HANDED_OVER, f"a function transferred: {target}", *to)
 
     def transfer_now(self, target: str, words: str) -> None:
-        """Connect the caller to `target`, a name or a number, behind these words of the agent."""
-        number = self.number_of(target)
+        """Connect the caller to `target`, a name or an address, behind these words of the agent."""
+        to = self._named(target)
         self._check()
-        why = f"an operator transferred: {target}"
-        self._end.wind_down(Outcome.HANDED_OVER, why, words, number, self._name_of(target))
+        self._end.wind_down(Outcome.HANDED_OVER, f"an operator transferred: {target}", words, *to)
 
-    def number_of(self, target: str) -> str:
-        """Return where to connect the caller to. Raises ValueError, with the remedy."""
+    def _named(self, target: str) -> tuple[str, str]:
+        """Return whom to connect the caller to, and the name. Raises ValueError, with the remedy,
+        for what is neither a name nor an address."""
         if target in self._transfer_to:
-            return self._transfer_to[target]
+            return self._transfer_to[target], target
         try:
             read_target(target)
         except ValueError as error:
             names = ", ".join(self._transfer_to) or "no names yet"
             raise ValueError(f"{error}; functions.transfer_to has {names}") from None
-        return target
-
-    def _name_of(self, target: str) -> str:
-        return target if target in self._transfer_to else ""
+        return target, ""
 
     # ---- what waits for the agent ---------------------------------------------------------------
 
