@@ -72,7 +72,9 @@ async def check_server(settings: Settings, secrets: Secrets, url: str = "") -> l
                 skipped(
                     "public",
                     "server.public_url is not set: checked on this machine only",
-                    "give the public address with --url to check it",
+                    "set it, or give the address with --url: without it, signatures are checked "
+                    "against the Host of the request, and one that another server of your account "
+                    "was sent would do here, too",
                 )
             )
         else:

@@ -154,8 +154,8 @@ def verdict_address(address: PublicAddress, call: OutboundCall) -> str:
 
 
 def words_for(answered_by: str, query: Mapping[str, str]) -> str | None:
-    """Return what whoever answered is told before the call ends: "" for nothing. None if the agent
-    talks to him.
+    """Return what a machine that answered is told before the call ends, "" for nothing; None if the
+    agent takes the call.
 
     `answered_by` is Twilio's verdict, and `query` that of `webhook_address` or `verdict_address`.
     """
