@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from importlib.resources import files
 from typing import Any
 
 import msgspec
+import pytest
 import trio
 import trio.testing
 
@@ -130,6 +132,30 @@ async def test_the_apology(autojump_clock: Clock) -> None:
             await phone.wait_ended()
         (say,) = Heard(world, phone).said
         assert say == Say(ENGLISH.apology)
+
+
+@pytest.mark.parametrize("after", ["agent", "hang_up"])
+async def test_a_transfer_that_nobody_takes(autojump_clock: Clock, after: str) -> None:
+    async def transfers(agent: AgentSession) -> None:
+        if agent.number == 1:
+            arguments = json.dumps({"destination": "accueil"})
+            await agent.call_functions([{"name": "transfer_call", "arguments": arguments}])
+            await agent.say("Je vous mets en relation.", bytes(8000))
+        else:
+            await agent.wait_for_message("InjectAgentMessage")
+
+    functions = {"transfer_to": {"accueil": "+33111111111"}, "after_failed_transfer": after}
+    async with in_memory(transfers, using=french(functions=functions)) as world:
+        async with world.call(to_number=NUMBER, dials=["busy"]) as phone:
+            if after == "agent":
+                await (await world.agent.wait_for_session(2)).applied.wait()
+                await phone.wait_quiet(1)
+                await phone.hang_up()
+            else:
+                await phone.wait_ended()
+        heard = Heard(world, phone)
+        heard.check(FRENCH.transfer_failed)
+        assert len(heard.said) == (after == "hang_up")
 
 
 async def test_busy(autojump_clock: Clock) -> None:
