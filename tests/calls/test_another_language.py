@@ -57,9 +57,9 @@ class Heard:
 
 
 async def talk(agent: AgentSession) -> None:
-    """Greet as the settings say, and answer pressed keys."""
+    """Greet as the settings say, if they do, and answer pressed keys."""
     assert agent.settings is not None
-    await agent.say(agent.settings["agent"]["greeting"])
+    await agent.say(agent.settings["agent"].get("greeting", "Hello."))
     while True:
         await agent.wait_for_user_message()
         await agent.say("D'accord.", bytes(8000))
