@@ -40,6 +40,8 @@ class Memory:
 
     def __init__(self, history: Iterable[Mapping[str, Any]] = ()) -> None:
         self._items: list[Item] = [dict(item) for item in history]
+        # What an earlier leg left unanswered stays in the context: a leg has its own first words.
+        self._earlier = len(self._items)
         self.begun = bool(self._items)
         """Whether either side has heard the other: the greeting was played, or the caller spoke."""
         # The turn without a reply: the caller's words, and what History says of it.
@@ -104,7 +106,7 @@ class Memory:
             {"type": "History", "function_calls": [call]} for call in self._calls.values()
         ]
         self._turn, self._calls = [], {}
-        while self._items and self._items[-1].get("role") == "user":
+        while len(self._items) > self._earlier and self._items[-1].get("role") == "user":
             self._words.insert(0, str(self._items.pop().get("content") or ""))
         del self._items[:-HISTORY_ITEMS]
         return self._items

@@ -257,8 +257,13 @@ async def test_a_caller_who_has_not_been_greeted_is_greeted(
     assert world.ending["outcome"] == "caller_hung_up"
 
 
-@pytest.mark.parametrize("answers_context", [False, True])
-@pytest.mark.parametrize("kind", QUESTION_UNANSWERED)
+@pytest.mark.parametrize(
+    ("kind", "answers_context"),
+    [
+        *((kind, False) for kind in QUESTION_UNANSWERED),
+        *((kind, True) for kind in (lost_while_an_answer_is_owed, lost_in_a_function)),
+    ],
+)
 async def test_a_question_is_answered_once(
     autojump_clock: Clock,
     kind: Agent,

@@ -92,7 +92,7 @@ def test_a_new_session_that_does_not_speak_is_found(monkeypatch: pytest.MonkeyPa
         await trio.lowlevel.checkpoint()
 
     monkeypatch.setattr(Conversation, "_begin", say_nothing)
-    _, found = sweep("lose agent", stride=23, reconnect=True)
+    _, found = sweep("lose agent", stride=97, reconnect=True)
     assert any("waited in silence" in promise for broken in found.values() for promise in broken)
 
 

@@ -93,6 +93,12 @@ def test_no_context_ends_with_words_of_the_caller() -> None:
     assert memory.unanswered == "Two? Three?"
 
 
+def test_what_an_earlier_leg_left_open_stays_in_the_context() -> None:
+    memory = Memory([item("assistant", "Hello."), item("user", "One?")])
+    assert told(memory) == ["Hello.", "One?"]
+    assert memory.unanswered == ""
+
+
 def test_without_history_the_words_are_known_all_the_same() -> None:
     """`flags.history = false` in the Settings."""
     memory = Memory()
