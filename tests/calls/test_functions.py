@@ -333,7 +333,8 @@ async def test_the_filler_is_no_answer(autojump_clock: Clock) -> None:
     deepgram = {"max_reconnects": 1}
     async with in_memory(act, script, deepgram=deepgram, call={"stall_seconds": 10}) as world:
         async with world.call() as phone:
-            await phone.wait_heard(1.5, timeout=120)
+            second = await world.agent.wait_for_session(2)
+            await second.wait_until(lambda: bool(second.mouth.spoken))
             await phone.hang_up()
         await world.quiet()
     assert said(world) == [*[ONE_MOMENT] * 3, "Where were we?"]
