@@ -264,6 +264,8 @@ def play(
         if not bridge._prepared:
             await app.startup()
             bridge.functions.loaded[""] = Functions.of(get_time)
+        # Each run is a call's first leg.
+        bridge.recorder._known.clear()
         # Whatever test ran before may have left the log configured for its own output.
         structlog.configure(processors=[log])
         with trio.move_on_after(GUARD_SECONDS) as guard:
