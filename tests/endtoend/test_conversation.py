@@ -83,12 +83,14 @@ async def test_what_comes_after_is_known_in_another_worker(tmp_path: Path) -> No
         functions={"transfer_to": {"reception": "+15551112222"}},
     )
     async with on_loopback(script, QUIET, using) as here, on_loopback(using=using) as elsewhere:
-        async with here.call() as phone:
-            await phone.wait_ended()
-        url, form = f"{elsewhere.base_url}/call-ended", {"CallSid": phone.call_sid}
-        headers = {"X-Twilio-Signature": sign(url, form.items(), AUTH_TOKEN)}
-        async with httpx.AsyncClient() as client:
-            answer = await client.post(url, data=form, headers=headers)
+        async with here.call(talk_seconds=60) as phone:
+            # Asked before it is known how the transfer ends.
+            await phone.wait_event("twiml", "dials +15551112222")
+            url, form = f"{elsewhere.base_url}/call-ended", {"CallSid": phone.call_sid}
+            headers = {"X-Twilio-Signature": sign(url, form.items(), AUTH_TOKEN)}
+            async with httpx.AsyncClient() as client:
+                answer = await client.post(url, data=form, headers=headers)
+            await phone.hang_up()
     assert "<Number>+15551112222</Number>" in answer.text
 
 
