@@ -70,7 +70,7 @@ def test_it_reads_and_writes_an_old_database(old: Store) -> None:
     assert call is not None
     assert (call.outcome, call.transfer_to) == ("transferred", "+15551112222")
     assert [line.words for line in call.transcript][:2] == ["Hello!", "How can I help you today?"]
-    assert call.turns[1].caller_said_at is not None  # it had another name
+    assert call.turns[1].confirmed_at is not None  # it had another name
     assert (call.legs, call.request_ids, call.transfer_seconds) == ([], [], None)
     assert old.get(new.call_sid) == new
     assert [one.call_sid for one in old.list_calls()] == [new.call_sid, OLD_SID]
