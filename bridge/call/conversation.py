@@ -223,7 +223,7 @@ class Conversation:
 
     def _agent_said(self, words: str, now: float, *, reply: bool) -> None:
         given = any(words in given for given in self._given)
-        self._story.agent_line(words, now, self._downlink.unsent, reply=not given)
+        self._story.agent_line(words, now, self._downlink.unsent, reply=reply and not given)
         if not reply:
             self._silence.injected(now)
             return

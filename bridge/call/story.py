@@ -120,9 +120,9 @@ class Story:
     # ---- the agent ------------------------------------------------------------------------------
 
     def agent_line(self, words: str, now: float, waiting: int = 0, *, reply: bool = True) -> None:
-        """Add words of the agent: a `reply`, or words that bridge gave it to say. The audio sent
-        from now on speaks them, after the `waiting` bytes that came earlier and are not sent yet.
-        """
+        """Add words of the agent: a `reply`, or a filler and what else bridge gave it to say. The
+        audio sent from now on speaks them, after the `waiting` bytes that came earlier and are not
+        sent yet."""
         line = Line(at=self.seconds(now), role="agent", words=words)
         self._turns.line(self._sent + waiting, reply=reply)
         # Of the lines left out, only the start of the first matters: the line before ends there.

@@ -202,6 +202,23 @@ async def test_a_filler_of_bridges_is_no_reply(autojump_clock: Clock) -> None:
     assert view.reply_seconds[0] < 3, "which only the phone takes for a reply"
 
 
+@pytest.mark.parametrize("behavior", ["filler", "backchannel"])
+async def test_a_filler_of_deepgrams_is_no_reply_either(
+    autojump_clock: Clock, behavior: str
+) -> None:
+    async def fills(agent: AgentSession) -> None:
+        await agent.say("Hello! How can I help you today?")
+        await agent.wait_for_end_of_speech()
+        await agent.user_said("Are you open on Sunday?")
+        await agent.say("Mhm.", behavior=behavior)
+        await trio.sleep(2)
+        await agent.say("You said:")
+
+    _, turns, _ = await talk(Plan(WORDS, linger=5, transcript=False), fills)
+    (spoken,), _ = times(turns)
+    assert spoken > 2
+
+
 async def test_an_agent_that_speaks_over_the_caller_does_not_reply(autojump_clock: Clock) -> None:
     async def rude(agent: AgentSession) -> None:
         await agent.say("Hello! How can I help you today?")

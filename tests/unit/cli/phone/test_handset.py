@@ -121,19 +121,19 @@ async def test_keys_are_pressed_as_they_are_typed_and_ctrl_d_hangs_up(autojump_c
     assert world.ending["outcome"] == "caller_hung_up"
 
 
-async def hangs_up(session: AgentSession) -> None:
+async def goes(session: AgentSession) -> None:
     await trio.sleep(0.5)
     await session.close(1000)
 
 
-async def test_the_agent_hangs_up(autojump_clock, nursery):
-    async with in_memory(hangs_up) as world:
+async def test_the_agent_is_lost(autojump_clock, nursery):
+    async with in_memory(goes) as world:
         card = Card(nursery)
         async with world.call() as phone:
             await Handset(card).talk(phone, typing())
         await world.quiet()
     assert not card.is_open
-    assert world.ending["outcome"] == "agent_ended"
+    assert world.ending["outcome"] == "agent_failed"
 
 
 async def test_a_key_after_the_call_is_no_error(autojump_clock):
