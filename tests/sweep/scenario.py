@@ -9,6 +9,7 @@ steps and injects the fault.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import random
 from collections.abc import Callable
@@ -57,10 +58,15 @@ class Boom(Exception):
     """The injected exception."""
 
 
+NUMBERS = itertools.count(1)
+
+
 @dataclass
 class Run:
     """What is known after one run."""
 
+    call_sid: str = field(default_factory=lambda: f"CA{next(NUMBERS):032x}")
+    """Another one for each run: a call is continued by a stream of the same SID."""
     steps: list[str] = field(default_factory=list)
     """The names of the tasks in the order of their steps, while the call was on."""
     injected_at: float | None = None
@@ -167,7 +173,7 @@ async def phone(run: Run, stream: trio.abc.Stream, *, polite: bool) -> None:
             socket = await open_media_socket(nursery, stream, message_queue_size=64)
             run.answered = True
             await socket.send_message('{"event":"connected","protocol":"Call","version":"1.0.0"}')
-            await socket.send_message(start_message(app, From="+15550001111"))
+            await socket.send_message(start_message(app, run.call_sid, From="+15550001111"))
             await heard(run, socket, 320)
             for _ in range(3):
                 await socket.send_message(MEDIA)
@@ -288,7 +294,7 @@ def play(
         using = WARM if warm else AGAIN if reconnect else ONCE
         bridge._config = FixedConfig(using)
         bridge.prewarming.nursery = nursery
-        bridge.prewarm(using, "CA1", {"From": "+15550001111"})
+        bridge.prewarm(using, run.call_sid, {"From": "+15550001111"})
         phone_end, server_end = trio.testing.memory_stream_pair()
         server_scope, phone_scope = trio.CancelScope(), trio.CancelScope()
 
