@@ -324,21 +324,17 @@ async def test_the_filler_is_no_answer(autojump_clock: Clock) -> None:
             await agent.user_said("A table, please.")
             await agent.call_functions([{"name": "f"}])
             await trio.sleep_forever()
-        times.append(trio.current_time())
         await agent.say("Where were we?", SECOND)
         await trio.sleep_forever()
 
-    times: list[float] = []
     began = trio.current_time()
-    deepgram = {"max_reconnects": 1}
-    async with in_memory(act, script, deepgram=deepgram, call={"stall_seconds": 10}) as world:
+    async with in_memory(act, script, deepgram={"max_reconnects": 1}) as world:
         async with world.call() as phone:
-            second = await world.agent.wait_for_session(2)
-            await second.wait_until(lambda: bool(second.mouth.spoken))
+            await (await world.agent.wait_for_session(2)).applied.wait()
+            assert trio.current_time() - began < 40
             await phone.hang_up()
         await world.quiet()
-    assert said(world) == [*[ONE_MOMENT] * 3, "Where were we?"]
-    assert times[0] - began <= 3 + 3 * 0.7 * 10 + 2 * 1.5
+    assert {one.text for one in world.agent.sessions[0].mouth.spoken} == {ONE_MOMENT}
 
 
 async def test_a_goodbye_is_not_filled_in(autojump_clock: Clock) -> None:
