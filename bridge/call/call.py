@@ -113,6 +113,8 @@ class Call(CallParts):
                     with self.ending.watch():
                         await self._converse(agent, resumed=history is not None)
             except (AgentUnavailable, AgentFailed) as error:
+                if isinstance(error, AgentFailed) and self.table.take_back():
+                    continue  # without a change that no session has acknowledged
                 never = isinstance(error, AgentUnavailable) and not self.has_had_agent
                 outcome = Outcome.AGENT_UNREACHABLE if never else Outcome.AGENT_FAILED
                 self.end(outcome, str(error), error)

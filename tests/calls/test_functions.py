@@ -13,8 +13,11 @@ import trio
 import trio.testing
 
 from bridge.call.actions import MAX_WAITING, SAY_SECONDS
+from bridge.call.conversation import Conversation
 from bridge.config.file import FixedConfig
 from bridge.config.settings import Settings
+from bridge.deepgram.session import AgentClosed
+from bridge.deepgram.updates import Changes
 from bridge.functions import Functions, PhoneCall
 from bridge.functions.errors import NotTaken
 from bridge.testing.agent.server import AgentSession, Behaviour, silent
@@ -415,6 +418,33 @@ async def test_a_change_that_the_agent_refuses_costs_a_session_and_not_the_call(
     assert second.prompt.endswith("Be brief.")
     assert "colour" not in str(second.settings)
     assert world.ending["outcome"] == "caller_hung_up"
+
+
+async def test_a_change_that_no_session_has_acknowledged_is_not_the_end_of_the_call(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session is lost with the message, and the next one is refused for it."""
+
+    async def lost(self: Conversation, message: Any) -> None:
+        raise AgentClosed("lost with the message")
+
+    async def script(agent: AgentSession) -> None:
+        await agent.say("Hello.", SECOND)
+        await trio.sleep_forever()
+
+    async with in_memory(None, script, deepgram={"max_reconnects": 1}) as world:
+        async with world.call() as phone:
+            await phone.wait_heard(1.0)
+            (call,) = world.app.extensions["bridge"].calls
+            monkeypatch.setattr(Conversation, "send", lost)
+            call.actions.update(Changes(speak={"provider": {"colour": "blue"}}))
+            await trio.testing.wait_all_tasks_blocked()
+            await world.agent.sessions[0].reset()
+            await phone.wait_heard(2.0)
+            await phone.hang_up()
+        await world.quiet()
+    assert world.ending["outcome"] == "caller_hung_up"
+    assert "colour" not in str(world.agent.sessions[-1].settings)
 
 
 # ---- what an operator may do --------------------------------------------------------------------
