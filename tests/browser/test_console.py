@@ -266,8 +266,9 @@ async def test_an_operator_takes_part_in_a_call(browser: Browser, tmp_path: Path
                 await on.world.quiet()
         assert phone.ending == "dialled"
         assert any("+15551113333" in str(verb) for verb in phone.verbs)
-        await aside(shows, browser, ".call .state", "Transferred")
+        await aside(shows, browser, ".call .state", "Handed over")
         await aside(lambda: browser.until(lambda: not browser.find(".compose").is_displayed()))
+        await aside(shows, browser, f".row[data-sid='{phone.call_sid}']", "Transferred")
 
 
 def speak_as_the_agent(browser: Browser) -> None:
