@@ -248,7 +248,7 @@ async def test_functions_that_lack_an_id_are_answered(autojump_clock: Clock) -> 
         )
 
     async with in_memory(script, QUIET, settings()) as world:
-        world.app.extensions["bridge"]._functions = Functions.of(tell_time)
+        world.app.extensions["bridge"].functions.loaded[""] = Functions.of(tell_time)
         async with world.call() as phone:
             session = await world.agent.wait_for_session()
             answer = await session.wait_for_message("FunctionCallResponse")

@@ -225,7 +225,7 @@ async def carried(
         agent={"greeting": GREETING} if greets else {},
     )
     async with in_memory(script, behaviour, using) as world:
-        world.app.extensions["bridge"]._functions = Functions.of(book_table)
+        world.app.extensions["bridge"].functions.loaded[""] = Functions.of(book_table)
         async with world.call(strict=False) as phone:
             with trio.fail_after(60):
                 last = await world.agent.wait_for_session(3 if first is refused_to_resume else 2)
