@@ -121,6 +121,7 @@ async def a_talk(agent: AgentSession, phone: SimulatedPhone) -> None:
         await trio.sleep(wait)
         await agent.latency_report(total_latency=wait, ttt_text_latency=wait / 2, tts_latency=0.2)
         await agent.say(answer, SECOND[:3200])
+    await phone.wait_played()  # a key silences the agent
     await phone.press("4#")
     await agent.wait_for_user_message()
     await agent.say("Four, then.", SECOND[:3200])
