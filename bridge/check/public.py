@@ -26,6 +26,9 @@ from bridge.transport.http_client import open_client
 
 WEBHOOK: Final = "/incoming-call"
 
+# Answers to a request that Twilio has not signed.
+REFUSED: Final = (401, 403)
+
 # One connection per request: a persistent one stays with one worker process, and some proxies
 # look at its first request only.
 _AFRESH: Final = httpx.Limits(max_keepalive_connections=0)
@@ -169,9 +172,9 @@ async def _check_calls(
     findings: list[Finding] = []
     try:
         answer = await post(client, url, url if token else "", token)
-        if answer.status == 403 and token:
+        if answer.status in REFUSED and token:
             return [await _explain_mismatch(client, url, settings, token)]
-        if answer.status == 403:
+        if answer.status in REFUSED:
             return [
                 skipped(
                     "signature",
@@ -229,7 +232,7 @@ async def _explain_mismatch(
     """Find the address for which the server checks signatures, by signing for likely ones."""
     for computed in likely_addresses(url, settings.server.bind):
         answer = await post(client, url, computed, token)
-        if answer.status != 403:
+        if answer.status not in REFUSED:
             base = url.removesuffix(WEBHOOK)
             return wrong(
                 "signature",

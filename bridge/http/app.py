@@ -102,9 +102,11 @@ async def secure(response: Response) -> Response:
     return response
 
 
-async def not_twilio(error: NotTwilio) -> tuple[str, int]:
+async def not_twilio(error: NotTwilio) -> tuple[str, int, dict[str, str]]:
     """Answer a request that is not Twilio's."""
-    return "", 403
+    if error.ask_password:
+        return "", 401, {"WWW-Authenticate": 'Basic realm="bridge"'}
+    return "", 403, {}
 
 
 async def bad_host(error: BadHost) -> tuple[str, int]:

@@ -46,7 +46,7 @@ _CALL: Final = {
 }
 _WORDS: Final = {
     400: "not the JSON or the form that is expected",
-    401: "the token is missing or wrong",
+    401: "the token is missing or wrong; or Twilio is asked for the password of the address",
     403: "a page of another site, or a request that Twilio has not signed",
     404: "there is no such call",
     408: "the body took too long",
@@ -105,10 +105,12 @@ def description() -> Json:
                     "a call from a browser", softphone, {200: "#Softphone"}, 400, 413, 415, 422, 503
                 )
             },
-            "/incoming-call": _webhook("the voice webhook", "text/xml", 400, 403, 413),
-            "/call-ended": _webhook("what comes after the agent", "text/xml", 403, 413),
-            "/call-status": _webhook("a call's progress", "", 400, 403, 413),
-            "/call-status/answered-by": _webhook("who answered a dialled call", "", 400, 403, 413),
+            "/incoming-call": _webhook("the voice webhook", "text/xml", 400, 401, 403, 413),
+            "/call-ended": _webhook("what comes after the agent", "text/xml", 401, 403, 413),
+            "/call-status": _webhook("a call's progress", "", 400, 401, 403, 413),
+            "/call-status/answered-by": _webhook(
+                "who answered a dialled call", "", 400, 401, 403, 413
+            ),
             "/healthz": {"get": _page("whether the process is alive", "text/plain", 200)},
             "/readyz": {"get": _page("whether new calls are taken", "text/plain", 200, 503)},
             "/metrics": {"get": _page("Prometheus", "text/plain", 200)},

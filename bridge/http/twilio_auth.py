@@ -1,8 +1,9 @@
 """Authenticates Twilio: the signatures of webhooks and of the media socket's upgrade.
 
-A request without a valid signature is answered 403 with an empty body. The reason is logged with
-its remedy, at most once in a few seconds, with the address that the signature was checked against:
-behind a proxy, a wrong address is the usual cause.
+A request without a valid signature is answered 403 with an empty body. A webhook whose signature is
+wrong is answered 401 first: Twilio sends the password of an address, with which it has signed, only
+when it is asked to. The reason is logged with its remedy, at most once in a few seconds, with the
+address that the signature was checked against: behind a proxy, a wrong address is the usual cause.
 
 A browser cannot sign as Twilio does. It opens the media socket with a softphone's ticket, which it
 got from the control API, and from a page of this server.
@@ -56,7 +57,12 @@ _CALL_AGAIN: Final = "press Call again"
 
 
 class NotTwilio(Exception):
-    """The request is not authenticated: the answer is 403 with an empty body."""
+    """The request is not authenticated. The answer has an empty body; its status is 403, or 401 to
+    `ask_password`, in case that Twilio has signed an address with one."""
+
+    def __init__(self, *, ask_password: bool = False) -> None:
+        super().__init__()
+        self.ask_password = ask_password
 
 
 class TwilioAuth:
@@ -129,9 +135,12 @@ class TwilioAuth:
             if is_signed(keys, given, one, params, body=content, algorithm=algorithm):
                 return
         remedy = "; ".join(map(quoted_warning, secrets.quoted)) or _WRONG
-        self._refuse(what, url, "wrong", remedy)
+        ask = what == "a webhook" and "Authorization" not in headers
+        self._refuse(what, url, "wrong", remedy, ask_password=ask)
 
-    def _refuse(self, what: str, url: str, signature: str, remedy: str) -> NoReturn:
+    def _refuse(
+        self, what: str, url: str, signature: str, remedy: str, *, ask_password: bool = False
+    ) -> NoReturn:
         suppressed = self._throttle.due()
         if suppressed is not None:
             log.warning(
@@ -141,13 +150,14 @@ class TwilioAuth:
                 remedy=remedy,
                 others_since_the_last_line=suppressed,
             )
-        raise NotTwilio
+        raise NotTwilio(ask_password=ask_password)
 
 
 def _with_user(url: str, headers: Headers) -> list[str]:
     """Return `url` with the user name and password that the request brought, as Twilio signs an
     address of the form https://user:password@host/. It sends them in the Authorization header.
 
+    Its first request has no such header; it repeats it when the answer is 401.
     https://www.twilio.com/docs/usage/security#http-authentication
     """
     scheme, _, given = headers.get("Authorization", "").partition(" ")

@@ -147,7 +147,7 @@ async def test_a_webhook_is_twilios(autojump_clock: Clock, path: str) -> None:
     async with in_memory() as world:
         assert await ask(world, path, token=AUTH_TOKEN) in (200, 204)
         assert await ask(world, path, token=None) == 403
-        assert await ask(world, path, token="another-token") == 403
+        assert await ask(world, path, token="another-token") == 401
         assert await ask(world, path, token=AUTH_TOKEN, form=[*FORM, ("Empty", "")]) in (200, 204)
 
 
@@ -157,7 +157,7 @@ async def test_a_webhook_that_twilio_requests_by_get(autojump_clock: Clock, path
     async with in_memory() as world:
         assert await ask(world, path, token=AUTH_TOKEN, method="GET") in (200, 204)
         assert await ask(world, path, token=None, method="GET") == 403
-        assert await ask(world, path, token="another-token", method="GET") == 403
+        assert await ask(world, path, token="another-token", method="GET") == 401
         assert len(world.app.extensions["bridge"].entrance.slots) == (path == "/incoming-call")
 
 
@@ -231,7 +231,7 @@ SHARED = {"webhooks_sharedkey_1": "shared-secret"}
     ("key", "secret", "expected"),
     [
         ("webhooks_sharedkey_1", "shared-secret", 200),
-        ("webhooks_sharedkey_1", AUTH_TOKEN, 403),
+        ("webhooks_sharedkey_1", AUTH_TOKEN, 401),
         ("webhooks_sharedkey_2", "shared-secret", 403),
     ],
 )
@@ -263,7 +263,7 @@ async def test_a_webhook_signed_with_a_shared_key(
 async def test_a_webhook_address_with_user_and_password(
     autojump_clock: Clock, user: str, safe: str
 ) -> None:
-    """Twilio signs the address with both, and sends them in the Authorization header."""
+    """Twilio signs the address with both, and sends them when it is asked to."""
     name, colon, password = user.partition(":")
     written = f"{quote(name, safe=safe)}{colon}{quote(password, safe=safe)}"
     url = f"http://{written}@{HOST}/incoming-call"
@@ -273,7 +273,9 @@ async def test_a_webhook_address_with_user_and_password(
         "Authorization": "Basic " + b64encode(f"{name}:{password}".encode()).decode(),
     }
     body = f"CallSid={SID}".encode()
+    asked = {name: value for name, value in headers.items() if name != "Authorization"}
     async with in_memory() as world:
+        assert (await fetch(world, "POST", "/incoming-call", asked, body))[0] == 401
         assert (await fetch(world, "POST", "/incoming-call", headers, body))[0] == 200
         headers["Authorization"] = "Basic " + b64encode(b"ann:other").decode()
         assert (await fetch(world, "POST", "/incoming-call", headers, body))[0] == 403
@@ -288,7 +290,7 @@ async def test_a_token_in_quotation_marks_is_named_and_not_the_proxy(
     secrets = replace(SECRETS, twilio_auth_tokens=(f'"{AUTH_TOKEN}"',))
     monkeypatch.setattr("tests.world.SECRETS", secrets)
     async with in_memory() as world:
-        assert await ask(world, "/incoming-call", token=AUTH_TOKEN) == 403
+        assert await ask(world, "/incoming-call", token=AUTH_TOKEN) == 401
     (line,) = refusals(world)
     assert line["remedy"].startswith("TWILIO_AUTH_TOKEN: its value is in quotation marks")
 
@@ -321,7 +323,7 @@ async def test_behind_a_proxy_that_is_trusted(autojump_clock: Clock) -> None:
         assert b"wss://voice.example.com/media-stream" in answer
     async with in_memory() as world:
         status, _ = await fetch(world, "POST", "/incoming-call", headers, body)
-        assert status == 403
+        assert status == 401
 
 
 # ---- the media socket ---------------------------------------------------------------------------

@@ -147,7 +147,7 @@ def _failure(error: BaseException, url: str, save: Path | None) -> BaseException
         case UnreachableError():
             why = error.detail.rpartition(": ")[2]
             return Failure(f"cannot reach {url} ({why}): is `bridge serve` running?")
-        case WebhookError() if "HTTP status 403" in error.detail:
+        case WebhookError() if error.detail.endswith(("HTTP status 401", "HTTP status 403")):
             return Failure(
                 f"{url} rejects the signature of the call: set TWILIO_AUTH_TOKEN to the"
                 " server's, or server.public_url for the server"

@@ -250,10 +250,10 @@ async def _webhook(target: Target, sids: Sids) -> ConnectStream:
         raise WireError(f"the webhook did not answer: {type(error).__name__} {error}") from None
     if answer.status_code == 503:
         raise RefusedError("the webhook answered 503")
-    if answer.status_code == 403:
+    if answer.status_code in (401, 403):
         raise WireError(
-            "the webhook answered 403: it wants a request that Twilio has signed; set "
-            "TWILIO_AUTH_TOKEN to the one the server has"
+            f"the webhook answered {answer.status_code}: it wants a request that Twilio has "
+            "signed; set TWILIO_AUTH_TOKEN to the one the server has"
         )
     if answer.status_code != 200:
         raise WireError(f"the webhook answered {answer.status_code}")

@@ -36,7 +36,8 @@ async def agent(
 
 
 def using(url: str, **tables) -> Settings:
-    return settings(deepgram={"url": url, "connect_timeout": 10.0}, **tables)
+    deepgram = {"url": url, "connect_timeout": 10.0}
+    return settings(deepgram=deepgram, **{"agent": {"greeting": "Hello!"}, **tables})
 
 
 async def only(url: str, secrets: Secrets = SECRETS, **tables):

@@ -299,8 +299,8 @@ async def test_a_body_that_is_no_form_needs_its_hash_and_is_no_call(kind: str, b
     """Twilio signs the address alone then, and the hash of the body in it."""
     headers = {"Content-Type": kind}
     for path, status in (
-        ("/incoming-call", 403),
-        (f"/incoming-call?bodySHA256={sha256(b'').hexdigest()}", 403),
+        ("/incoming-call", 401),
+        (f"/incoming-call?bodySHA256={sha256(b'').hexdigest()}", 401),
         (f"/incoming-call?bodySHA256={sha256(body).hexdigest()}", 400),
     ):
         signature = sign(f"https://{NGROK}{path}", (), AUTH_TOKEN)
