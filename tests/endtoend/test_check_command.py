@@ -53,7 +53,7 @@ async def test_nothing_is_wrong_and_then_something_is(tmp_path: Path) -> None:
         status = {one["check"]: one["status"] for one in result["findings"]}
         assert status == {
             **dict.fromkeys(("agent", "agents.sales", "server", "public"), "ok"),
-            **dict.fromkeys(("signature", "webhook", "socket", "records"), "ok"),
+            **dict.fromkeys(("operators", "signature", "webhook", "socket", "records"), "ok"),
             **dict.fromkeys(("twilio", "clock"), "skipped"),
         }
         # The same agent, gone: nobody listens at port 1.

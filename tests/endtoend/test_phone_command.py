@@ -14,11 +14,15 @@ import trio
 
 from bridge.local_agent import missing
 from bridge.testing.agent.server import AgentSession
-from tests.world import AUTH_TOKEN, QUIET, on_loopback
+from tests.world import AUTH_TOKEN, QUIET, SECRETS, on_loopback
 
 BRIDGE = [sys.executable, "-c", "from bridge.cli import main; main()"]
 
-ENVIRONMENT = {**os.environ, "TWILIO_AUTH_TOKEN": AUTH_TOKEN}
+ENVIRONMENT = {
+    **os.environ,
+    "TWILIO_AUTH_TOKEN": AUTH_TOKEN,
+    "BRIDGE_API_TOKEN": SECRETS.api_token,
+}
 
 # An interpreter starts in this time on any machine, and a call of some seconds is over.
 PATIENCE = 120
