@@ -83,7 +83,8 @@ async def running(
         config = folder / "config.toml"
         config.write_text(
             f'[server]\nbind = "{address}"\nmax_calls = 10000\n'
-            f'[deepgram]\nurl = "{agent_url}"\n'
+            # An agent that closes ends its call.
+            f'[deepgram]\nurl = "{agent_url}"\nmax_reconnects = 0\n'
             f"[call]\nframe_ms = {frame_ms}\n"
             f'[records]\nurl = "sqlite:///{folder}/calls.db"\n'
             '[logging]\nlevel = "warning"\n'
@@ -151,4 +152,5 @@ def environment(config: Path, auth_token: str) -> dict[str, str]:
         "BRIDGE_CONFIG": str(config),
         "DEEPGRAM_API_KEY": "benchmark",
         "TWILIO_AUTH_TOKEN": auth_token,
+        "BRIDGE_API_TOKEN": "benchmark-api-token",
     }

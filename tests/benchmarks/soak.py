@@ -151,11 +151,11 @@ class Soak:
         if phone.closed.done() or agent.closed.done():
             way = "ended unexpectedly"
         else:
-            way = self._dice.choice(["hung up"] * 4 + ["line lost", "agent hung up"])
+            way = self._dice.choice(["hung up"] * 4 + ["line lost", "agent lost"])
         self._ways[way] += 1
         if way == "hung up":
             phone.stop()
-        elif way == "agent hung up":
+        elif way == "agent lost":
             agent.close()
         else:
             phone.abort()

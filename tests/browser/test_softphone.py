@@ -41,8 +41,8 @@ async def waiter(agent: AgentSession) -> None:
         words = await agent.wait_for_user_message()
         await trio.sleep(THINKING)
         if "bye" in words.lower():
+            await agent.call_functions([{"name": "end_call"}])
             await agent.say("Goodbye!", voice(0.3))
-            await agent.close()
             return
         await agent.say(f"About {words.strip('.?')}.", voice(20 if "story" in words else 0.4))
 

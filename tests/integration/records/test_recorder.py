@@ -915,7 +915,7 @@ async def test_no_address_keeps_nothing(tmp_path, monkeypatch):
         recorder.finish(one)
         assert await recorder.get(SID) is None
         assert await recorder.list_calls() == []
-        assert await recorder.ending_of(SID) == Ending("idle", "+15551112222")
+        assert await recorder.ending_of(SID) == Ending("idle", "+15551112222", "reception", 2)
         assert recorder.statistics().waiting == 0
     assert list(tmp_path.iterdir()) == []
 
