@@ -6,7 +6,6 @@ most MAX_WAITING at once, and more is refused.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final
@@ -53,7 +52,7 @@ class CallActions:
         self._end = end
         self._ending = ending
         self._transfer_to = transfer_to
-        self._waiting: deque[Callable[[], Awaitable[None]]] = deque()
+        self._waiting: list[Callable[[], Awaitable[None]]] = []
 
     @property
     def targets(self) -> list[str]:
@@ -123,7 +122,7 @@ class CallActions:
     async def _send_all(self) -> None:
         while self._waiting:
             await self._waiting[0]()
-            self._waiting.popleft()
+            del self._waiting[0]
 
     async def _say(self, words: str) -> None:
         until = trio.current_time() + SAY_SECONDS
