@@ -153,6 +153,7 @@ async def peers(options: argparse.Namespace) -> int:
             for one in rows
         ]
         title = f"{options.calls} calls on one core, echoed by the agent"
+        options.draw.mkdir(parents=True, exist_ok=True)
         for name, colours in (("light", LIGHT), ("dark", DARK)):
             path = options.draw / f"delay-cpu-{name}.svg"
             path.write_text(chart(points, title, colours))
