@@ -70,8 +70,9 @@ class Timekeeper:
             now = trio.current_time()
             self._typed.pause(now)
             self._conversation.settle(now)
-            if self._conversation.agent is not None:
+            if (agent := self._conversation.agent) is not None:
                 try:
+                    await agent.watch(TICK_SECONDS)
                     await self._tick(now)
                 except AgentClosed:
                     continue  # the agent reader notices, too

@@ -40,6 +40,12 @@ MAX_MESSAGE_BYTES: Final = 1024 * 1024
 # dropped; an agent that does not read for so long is lost.
 SEND_TIMEOUT: Final = 5.0
 
+# A process that hangs keeps its connection: its kernel acknowledges. So an agent that has sent
+# nothing for so long is sent a ping, which every websocket answers; Deepgram's SDK relies on that,
+# too. It is lost if nothing at all comes within the 8 s behind it, less the tick of the watch.
+PING_AFTER: Final = 2.0
+LOST_AFTER: Final = 9.5
+
 # Messages before SettingsApplied that are kept; more are dropped.
 MAX_EARLY: Final = 1000
 
@@ -112,6 +118,8 @@ class AgentSession:
         self._consecutive_bad = 0
         self.bytes_sent = 0
         self.frames_sent = 0
+        self._heard_at = self.received_at
+        self._silent = 0.0
 
     async def send_audio(self, audio: bytes) -> None:
         """Send the caller's voice: µ-law at 8 kHz, 20 to 250 ms of it.
@@ -143,6 +151,21 @@ class AgentSession:
         """Drop the session: tasks that send or receive get AgentClosed with these words."""
         self._given_up = why
         await self._websocket.drop()
+
+    async def watch(self, seconds: float) -> None:
+        """Ping an agent that has been silent, and drop one that does not answer. To be called every
+        `seconds` while another task receives. Raises nothing.
+
+        Calls are counted and not the clock: while this process was stopped, nothing could be read.
+        """
+        if self._heard_at != self._websocket.received_at:
+            self._heard_at, self._silent = self._websocket.received_at, 0.0
+            return
+        before, self._silent = self._silent, self._silent + seconds
+        if before < PING_AFTER <= self._silent:
+            await self._websocket.ping()
+        elif self._silent >= LOST_AFTER:
+            await self._websocket.drop(f"no answer to a ping in {LOST_AFTER - PING_AFTER:g} s")
 
     async def receive(self) -> list[messages.Message | bytes]:
         """Wait for something from the agent and return all that came together, in order.

@@ -193,6 +193,15 @@ class WebSocket:
         finally:
             self._sending.taken = self._sending.wanted > 0 and self._sending.passed_on()
 
+    async def ping(self) -> None:
+        """Ask the peer for a Pong; it counts in `received_at`, as all that comes.
+
+        Raises nothing. Cancelled before it is written, it is left for the task that receives.
+        https://www.rfc-editor.org/rfc/rfc6455#section-5.5.2
+        """
+        self._replies.append(Ping())
+        await self._reply()
+
     async def close(self, code: int = NORMAL_CLOSURE, *, by: float) -> None:
         """Say Close with this code, wait for the peer's, and close the connection.
 
@@ -214,10 +223,11 @@ class WebSocket:
         finally:
             await self.drop()
 
-    async def drop(self) -> None:
+    async def drop(self, why: str = "") -> None:
         """Close the connection at once, without a Close frame. Tasks that wait in `receive` or
-        `send` get WebSocketClosed. Raises nothing, also when it is cancelled; idempotent."""
-        self._end(Closing(ABNORMAL_CLOSURE))
+        `send` get WebSocketClosed, with `why` as its reason. Raises nothing, also when it is
+        cancelled; idempotent."""
+        self._end(Closing(ABNORMAL_CLOSURE, why))
         # Not every stream wakes the task that writes to it when it is closed.
         self._writing.cancel(reason="the websocket is closed")
         await self._stream.close()

@@ -124,6 +124,9 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     answers_pings: bool = True
     stops_reading_after: Seconds = 0.0
     """So long after SettingsApplied the server reads nothing more; 0: never."""
+    freezes_after: Seconds = 0.0
+    """So long after SettingsApplied the server's process hangs: it reads nothing and answers
+    nothing any more, not even a ping, and its connection stays; 0: never."""
     send_timeout: Seconds = 10.0
     """A client that does not take a message for so long is dropped."""
     close_timeout: Seconds = 2.0

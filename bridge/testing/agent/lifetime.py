@@ -41,6 +41,8 @@ async def apply_settings(session: Session) -> None:
         await session.send({"type": "SomethingNew", "detail": {"since": "tomorrow"}})
     if knobs.stops_reading_after:
         session.nursery.start_soon(_stop_reading, session)
+    if knobs.freezes_after:
+        session.nursery.start_soon(_freeze, session)
     # Started before the greeting, yet spoken after it: the greeting takes its turn to speak
     # before it lets any other task run.
     session.start_script()
@@ -82,3 +84,8 @@ async def watch_time(session: Session) -> None:
 async def _stop_reading(session: Session) -> None:
     await trio.sleep(session.behaviour.stops_reading_after)
     session.stop_reading()
+
+
+async def _freeze(session: Session) -> None:
+    await trio.sleep(session.behaviour.freezes_after)
+    session.freeze()

@@ -212,6 +212,10 @@ class AgentSession(Observations):
         """Stop reading from the client, but keep the connection."""
         self._wire.stop_reading()
 
+    def freeze(self) -> None:
+        """Read and send nothing any more, as a process that hangs: its kernel keeps TCP up."""
+        self._wire.freeze()
+
     async def send(self, message: Json | bytes) -> None:
         """Send one message as it is: an object as JSON, bytes as audio.
 

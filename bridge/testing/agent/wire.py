@@ -19,22 +19,23 @@ PONG = 0x8A
 
 
 class Wire(trio.abc.Stream):
-    """A stream that withholds what the behaviour says, and can stop reading."""
+    """A stream that withholds what the behaviour says, and can stop reading, or freeze."""
 
     def __init__(self, transport: trio.abc.Stream, behaviour: Behaviour) -> None:
         self._transport = transport
         self._behaviour = behaviour
-        self._stopped = False
+        self._stopped = self._frozen = False
         self._held = False
         self.initiating_close = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send, except answers to the client's Close or Ping that the behaviour withholds."""
+        """Send, except answers to the client's Close or Ping that the behaviour withholds, and
+        anything after `freeze`."""
         first = data[0] if data else 0
         if first == CLOSE and not self._behaviour.answers_close and not self.initiating_close:
             self._held = True
             await trio.lowlevel.checkpoint()
-        elif first == PONG and not self._behaviour.answers_pings:
+        elif self._frozen or (first == PONG and not self._behaviour.answers_pings):
             await trio.lowlevel.checkpoint()
         else:
             await self._transport.send_all(data)
@@ -54,6 +55,10 @@ class Wire(trio.abc.Stream):
     def stop_reading(self) -> None:
         """Stop reading: the client's data stays in the network's buffers."""
         self._stopped = True
+
+    def freeze(self) -> None:
+        """Read and send nothing any more, as a process that hangs: its kernel keeps TCP up."""
+        self._stopped = self._frozen = True
 
     async def reset(self) -> None:
         """Lose the connection at once: over TCP by RST, without a closing handshake."""
