@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Final
 
 # An idle connection costs about 30 KB; this many use up the memory of a small server.
 MOST_CONNECTIONS: Final = 4096
+
+# Requests whose body is still to come, each of up to 64 KiB in memory.
+MOST_UNFINISHED: Final = 512
+
+# Connections that are left for the webhooks of callers who are to hear "busy".
+WEBHOOKS: Final = 16
 
 # Descriptors reserved for what is not a connection: files, the database, pipes, listeners.
 RESERVED_DESCRIPTORS: Final = 64
@@ -23,6 +30,8 @@ class ConnectionLimiter:
     When the limit is reached, the connection that has been idle longest is closed to make room.
     So a peer that opens connections and sends nothing, or a byte now and then, does not shut
     others out: a peer that sends its request at once, as Twilio does, is never the longest idle.
+    A connection is idle until its request is whole, body included. At most MOST_UNFINISHED, and
+    half the limit, have sent part of a request; the one that began first is closed for another.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -30,6 +39,8 @@ class ConnectionLimiter:
         self._busy: set[Hashable] = set()
         # In the order in which they became idle.
         self._idle: dict[Hashable, Callable[[], object]] = {}
+        # Those of them whose requests have begun, in that order.
+        self._unfinished: dict[Hashable, None] = {}
         self.turned_away = 0
 
     def __len__(self) -> int:
@@ -57,18 +68,28 @@ class ConnectionLimiter:
             self.turned_away += 1
             if not self._idle:
                 return False
-            longest = next(iter(self._idle))
-            self._idle.pop(longest)()
+            self._evict(next(iter(self._idle)))
         self._idle[connection] = close
         return True
 
+    def begun(self, connection: Hashable) -> None:
+        """Note that an idle connection has sent a request's head: idle since now."""
+        if (close := self._idle.pop(connection, None)) is None:
+            return
+        self._idle[connection] = close
+        self._unfinished[connection] = None
+        if len(self._unfinished) > min(MOST_UNFINISHED, self.limit // 2):
+            self._evict(next(iter(self._unfinished)))
+
     def busy(self, connection: Hashable) -> None:
-        """Note that a request is being served: the connection is not closed to make room."""
+        """Note that a whole request is being served: the connection is not closed to make room."""
+        self._unfinished.pop(connection, None)
         if self._idle.pop(connection, None) is not None:
             self._busy.add(connection)
 
     def idle(self, connection: Hashable, close: Callable[[], object]) -> None:
         """Note that a busy connection has been served and may be closed to make room."""
+        self._unfinished.pop(connection, None)
         if connection in self._busy:
             self._busy.remove(connection)
             self._idle[connection] = close
@@ -76,7 +97,38 @@ class ConnectionLimiter:
     def closed(self, connection: Hashable) -> None:
         """Stop counting a connection. Does nothing for one that does not count any more."""
         self._busy.discard(connection)
+        self._unfinished.pop(connection, None)
         self._idle.pop(connection, None)
+
+    def _evict(self, connection: Hashable) -> None:
+        self._unfinished.pop(connection, None)
+        self._idle.pop(connection)()
+
+
+def raise_descriptor_limit() -> None:
+    """Raise this process's limit of open descriptors as far as it may.
+
+    The soft limit of 1,024, which systemd and shells set, is there for programs that use select().
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # macOS names no hard limit, and then refuses more than its kernel's own.
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def too_few_connections(max_calls: int, limit: int) -> str:
+    """Return a warning if `limit` connections are too few for `max_calls` and the webhooks of more;
+    otherwise "".
+    """
+    if max_calls + WEBHOOKS <= limit:
+        return ""
+    remedy = "raise LimitNOFILE of the systemd unit, or ulimit -n, to three times the calls"
+    if limit == MOST_CONNECTIONS:
+        remedy = "lower it, and raise server.workers or add servers"
+    return (
+        f"server.max_calls is {max_calls}, but a process has room for {limit} connections: callers "
+        f"beyond that are cut off and hear nothing; {remedy}"
+    )
 
 
 class TokenBucket:

@@ -30,7 +30,7 @@ from hypercorn.typing import AppWrapper
 
 from bridge.log import get_logger
 from bridge.log_throttle import LogThrottle
-from bridge.server.limits import ConnectionLimiter
+from bridge.server.limits import ConnectionLimiter, TokenBucket
 from bridge.transport.byte_stream import RECEIVE_BYTES, close_at_once
 from bridge.transport.tcp_keepalive import detect_dead_peer
 from bridge.transport.websocket import ABNORMAL_CLOSURE, WebSocketClosed
@@ -50,12 +50,19 @@ CLOSE_TIMEOUT: Final = 1.0
 # Where an application finds its connection in the ASGI scope's `state`.
 CONNECTION_KEY: Final = "bridge.connection"
 
+# Requests on connections that have made one before, of all connections together; each has one
+# waiting at most. A fifth of a core, and more than the proxies of a hundred new calls a second ask.
+REQUESTS_PER_SECOND: Final = 200
+REQUESTS_AT_ONCE: Final = 50
 
 # Between two lines of one kind that a peer can cause.
 SECONDS_BETWEEN_LINES: Final = 5.0
 
 # Those of this process.
 _limiter = ConnectionLimiter()
+
+# Of each server.
+_paces: WeakKeyDictionary[Config, TokenBucket] = WeakKeyDictionary()
 
 # Of each server, by the kind of line.
 _throttles: WeakKeyDictionary[Config, dict[str, LogThrottle]] = WeakKeyDictionary()
@@ -74,6 +81,7 @@ class GuardedTCPServer(TCPServer):
         self._life = trio.CancelScope()
         self._reading = trio.CancelScope()
         self._handed_over = False
+        self._asked_before = False
         self._stopped_reading = trio.Event()
         self._given_back = trio.Event()
         self.unread = b""
@@ -110,7 +118,25 @@ class GuardedTCPServer(TCPServer):
             log.warning(event, **facts, others_since_the_last_line=suppressed)
 
     def _make_room(self) -> None:
-        self._life.cancel(reason="too many connections, and this one asks for nothing")
+        self._life.cancel(reason="too many connections, and this one has sent no whole request")
+
+    async def request_begins(self) -> None:
+        """Note a request's head; wait if there are too many requests for this one to be served yet.
+
+        The first of a connection never waits: a peer that calls, as Twilio does, is served at once
+        whatever others do on connections that they keep.
+        """
+        if self._asked_before:
+            bucket = TokenBucket(REQUESTS_PER_SECOND, REQUESTS_AT_ONCE)
+            wait = _paces.setdefault(self.config, bucket).take(1, trio.current_time())
+            if wait:
+                await trio.sleep(wait)
+        self._asked_before = True
+        self.limiter.begun(self)
+
+    def request_is_whole(self) -> None:
+        """Note that the request has come whole: its connection is not closed to make room."""
+        self.limiter.busy(self)
 
     def hand_over(self) -> None:
         """Stop reading: from here on the stream is the application's, until it returns."""
@@ -143,8 +169,6 @@ class GuardedTCPServer(TCPServer):
             if isinstance(event, Updated):
                 if event.idle:
                     self.limiter.idle(self, self._make_room)
-                else:
-                    self.limiter.busy(self)
             elif isinstance(event, Closed):
                 self._given_back.set()
             shield = isinstance(event, Updated)

@@ -35,6 +35,7 @@ class GuardedWSStream(WSStream):
         """Take what the peer sent. Once the websocket is refused, the connection is closed."""
         if isinstance(event, Request):
             self._connection = event.state[CONNECTION_KEY]
+            self._connection.request_is_whole()
             if event.http_version == "1.1":
                 # `WebSocket` does without extensions.
                 name = b"sec-websocket-extensions"

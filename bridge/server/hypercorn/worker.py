@@ -45,8 +45,10 @@ from quart_trio import QuartTrio
 
 from bridge.config.settings import ConfigError, Settings
 from bridge.log import get_logger
+from bridge.server.hypercorn.connection import GuardedTCPServer
 from bridge.server.hypercorn.install import install as install_remedies
 from bridge.server.kept_token import announced
+from bridge.server.limits import raise_descriptor_limit, too_few_connections
 from bridge.server.stopping import Stop, StopSignals, graceful_timeout
 from bridge.server.watchdog import watching
 
@@ -135,6 +137,11 @@ async def serve_until(
             app, config, shutdown_trigger=trigger, task_status=task_status, **options
         )
         return
+
+    raise_descriptor_limit()
+    max_calls = bridge.settings_now().server.max_calls
+    if warning := too_few_connections(max_calls, GuardedTCPServer.limiter.limit):
+        log.warning(warning)
 
     async def calls_are_over() -> None:
         await trigger()

@@ -7,6 +7,7 @@ release has mended it, and the remedy may go.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -19,8 +20,18 @@ from wsproto.events import Pong, TextMessage
 
 from bridge.http.media_socket import FRAMES_AT_ONCE, FRAMES_PER_SECOND
 from bridge.server import limits
-from bridge.server.hypercorn.connection import GuardedTCPServer
-from bridge.server.limits import MOST_CONNECTIONS, ConnectionLimiter, TokenBucket
+from bridge.server.hypercorn.connection import (
+    REQUESTS_AT_ONCE,
+    REQUESTS_PER_SECOND,
+    GuardedTCPServer,
+)
+from bridge.server.limits import (
+    MOST_CONNECTIONS,
+    ConnectionLimiter,
+    TokenBucket,
+    raise_descriptor_limit,
+    too_few_connections,
+)
 from bridge.transport.websocket import PIECE_BYTES, WebSocket
 from tests.unit.server.echo import Echo, handled_by
 from tests.unit.server.malformed import PING, PONG, TEXT
@@ -372,8 +383,135 @@ def test_the_limit_leaves_descriptors_for_the_agents(
     assert ConnectionLimiter().limit == limit
 
 
+def test_calls_that_descriptors_do_not_allow_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finding C4: with the remedy that helps."""
+    assert too_few_connections(100, 480) == ""
+    assert "LimitNOFILE" in too_few_connections(480, 480)
+    assert "server.workers" in too_few_connections(5000, MOST_CONNECTIONS)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_limit_of_descriptors_is_raised(monkeypatch: pytest.MonkeyPatch, refused: bool) -> None:
+    """As far as the system allows, and no further."""
+    given: list[tuple[int, int]] = []
+
+    def setrlimit(what: int, limits: tuple[int, int]) -> None:
+        given.append(limits)
+        if refused:
+            raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(limits.resource, "getrlimit", lambda what: (1024, 524_288))
+    monkeypatch.setattr(limits.resource, "setrlimit", setrlimit)
+    raise_descriptor_limit()
+    assert given == [(524_288, 524_288)]
+
+
 def test_pong_is_what_a_pong_is() -> None:
     """The floods above are what they are called; wsproto reads them as such."""
     peer = Peer(None, None)
     peer.websocket.receive_data(b"\x8a\x00")
     assert isinstance(next(peer.websocket.events()), Pong)
+
+
+# ---- bodies that never come (finding A3) -----------------------------------------------------
+
+UNFINISHED = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\nFrom=%2B1"
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"", UNFINISHED])
+async def test_bodies_that_never_come_keep_nobody_out(
+    autojump_clock: Clock, room_for: Callable[[int], ConnectionLimiter], sent: bytes
+) -> None:
+    """Nor whole requests that are being answered, nor calls."""
+    room_for(10)
+    async with serving(Echo().app) as server:
+        call = await server.live_call()
+        for _ in range(50):
+            await server.connect().write(sent)
+        assert server.connections <= 10
+        asks = server.connect()
+        await asks.write(GET)
+        assert (await asks.stream.receive_some()).startswith(b"HTTP/1.1 200 ")
+        await call.say("still there?")
+        assert await call.hear() == TextMessage(data="still there?")
+        assert trio.current_time() == 0
+
+
+async def test_bodies_under_way_are_bounded(
+    autojump_clock: Clock, room_for: Callable[[int], ConnectionLimiter]
+) -> None:
+    """To half the connections; the one that began first goes."""
+    room_for(20)
+    async with serving(Echo().app) as server:
+        peers = [server.connect() for _ in range(15)]
+        for peer in peers:
+            await peer.write(UNFINISHED)
+        assert server.connections == 10
+        assert await peers[0].stream.receive_some() == b""
+
+
+async def test_a_body_in_two_segments_is_waited_for(
+    autojump_clock: Clock, room_for: Callable[[int], ConnectionLimiter]
+) -> None:
+    """On a connection that a proxy has kept for long, too: its head makes it the newest."""
+    room_for(4)
+    async with serving(Echo().app) as server:
+        kept = server.connect()
+        await kept.write(GET)
+        await kept.stream.receive_some()
+        for _ in range(3):
+            server.connect()
+            await trio.testing.wait_all_tasks_blocked()
+        await kept.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n")
+        for _ in range(3):
+            server.connect()
+            await trio.testing.wait_all_tasks_blocked()
+        await kept.write(b"ok")
+        assert (await kept.stream.receive_some()).startswith(b"HTTP/1.1 200 ")
+
+
+# ---- requests one after another (finding B5) -------------------------------------------------
+
+
+async def _read(peer: Peer) -> None:
+    """Read answers for as long as there are any."""
+    with suppress(trio.BrokenResourceError):
+        while await peer.stream.receive_some(65536):
+            pass
+
+
+async def test_pipelined_requests_are_paced(autojump_clock: Clock) -> None:
+    """Many connections together as one: each has one request waiting at most."""
+    served, seconds = 0, 10
+    echo = Echo()
+
+    @echo.app.before_request
+    async def count() -> None:
+        nonlocal served
+        served += 1
+
+    async with serving(echo.app) as server, trio.open_nursery() as nursery:
+        for _ in range(40):
+            peer = server.connect()
+            nursery.start_soon(_read, peer)
+            await peer.write(GET * 200)
+        await trio.sleep(seconds)
+        assert served <= 40 + REQUESTS_AT_ONCE + REQUESTS_PER_SECOND * seconds + 1
+        assert served >= REQUESTS_PER_SECOND * seconds
+        began = trio.current_time()
+        caller = server.connect()
+        await caller.write(GET)
+        assert (await caller.stream.receive_some()).startswith(b"HTTP/1.1 200 ")
+        assert trio.current_time() == began, "the first of a connection does not wait"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_page_and_all_it_loads_is_not_slowed(autojump_clock: Clock) -> None:
+    """Nor is a proxy that keeps its connections."""
+    async with serving(Echo().app) as server:
+        peer = server.connect()
+        for _ in range(REQUESTS_AT_ONCE):
+            await peer.write(GET)
+            assert b" 200 " in await peer.stream.receive_some(65536)
+        assert trio.current_time() == 0

@@ -14,6 +14,7 @@ from typing import Any, Final
 import hypercorn.protocol
 import hypercorn.protocol.h2
 import hypercorn.protocol.h11
+import hypercorn.protocol.http_stream
 import hypercorn.protocol.ws_stream
 import hypercorn.trio.run
 import hypercorn.trio.tcp_server
@@ -49,6 +50,9 @@ def frame(
 def use_stock_hypercorn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take our remedies out of hypercorn again."""
     stream = hypercorn.protocol.ws_stream.WSStream
+    request = hypercorn.protocol.http_stream.HTTPStream
+    monkeypatch.setattr(hypercorn.protocol.h11, "HTTPStream", request)
+    monkeypatch.setattr(hypercorn.protocol.h2, "HTTPStream", request)
     monkeypatch.setattr(hypercorn.protocol.h11, "WSStream", stream)
     monkeypatch.setattr(hypercorn.protocol.h2, "WSStream", stream)
     monkeypatch.setattr(hypercorn.protocol, "H11Protocol", hypercorn.protocol.h11.H11Protocol)

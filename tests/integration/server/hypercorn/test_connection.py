@@ -684,7 +684,9 @@ async def test_the_trap_is_real_under_plain_hypercorn(tmp_path: Path) -> None:
     module.write_text(
         "import hypercorn.protocol.h11, hypercorn.protocol.ws_stream as ws\n"
         "import hypercorn.trio.run, hypercorn.trio.tcp_server\n"
+        "import hypercorn.protocol.http_stream as http\n"
         "from bridge.asgi import app\n"
+        "hypercorn.protocol.h11.HTTPStream = http.HTTPStream\n"
         "hypercorn.protocol.h11.WSStream = ws.WSStream\n"
         "hypercorn.trio.run.TCPServer = hypercorn.trio.tcp_server.TCPServer\n"
     )
