@@ -39,6 +39,7 @@ from bridge.records.from_call import RecordKeeper
 from bridge.records.recorder import Recorder, recorder_for
 from bridge.telemetry.call_metrics import CallMetrics
 from bridge.telemetry.metrics import Metrics
+from bridge.telemetry.scrapes import Scrapes
 from bridge.telemetry.tracing import Tracing, tracing_for
 from bridge.transport.websocket_client import OpenStream
 from bridge.twilio.call_status import Progress, StatusUpdate
@@ -85,6 +86,7 @@ class Bridge:
         self._warned: frozenset[str] = frozenset()
         self.functions = FunctionModules()
         self.metrics = Metrics()
+        self.scrapes = Scrapes(self.metrics)
         self.calls = LiveCalls()
         self.live = Live(self.calls, self.facts)
         self.progress = Progress()
@@ -296,12 +298,6 @@ class Bridge:
             },
             "cannot_dial": "" if self.twilio is not None else NO_CREDENTIALS,
         }
-
-    async def exposed_metrics(self, accept: str | None) -> tuple[bytes, str]:
-        """Return `Metrics.expose`, from a thread if it reads other processes' files."""
-        if self.metrics.reads_files:
-            return await trio.to_thread.run_sync(self.metrics.expose, accept)
-        return self.metrics.expose(accept)
 
     def loop_stalled(self, seconds: float) -> None:
         """Note that the event loop runs again, after it was blocked for `seconds`."""

@@ -32,8 +32,8 @@ async def readyz() -> tuple[str, int]:
 
 @health.get("/metrics")
 async def metrics() -> Response:
-    """Answer Prometheus with the metrics of all worker processes."""
-    body, content_type = await current_bridge().exposed_metrics(request.headers.get("Accept"))
+    """Answer Prometheus with the metrics of all worker processes, a second old at most."""
+    body, content_type = await current_bridge().scrapes.answer(request.headers.get("Accept"))
     return Response(body, content_type=content_type)
 
 

@@ -64,7 +64,7 @@ def injected(session: AgentSession) -> list[str]:
 
 
 async def total(world: World, outcome: str) -> float:
-    page, _ = await world.app.extensions["bridge"].exposed_metrics(None)
+    page, _ = await world.app.extensions["bridge"].scrapes.answer(None)
     for line in page.decode().splitlines():
         if line.startswith(f'bridge_calls_total{{outcome="{outcome}"}} '):
             return float(line.rpartition(" ")[2])

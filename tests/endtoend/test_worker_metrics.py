@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -12,10 +13,14 @@ import trio
 
 from tests.endtoend.servers import SERVE_2, Server, a_call_on_each, running, stopped
 
+numbers = itertools.count()
+
 
 async def scrape(it: Server) -> dict[str, float]:
-    """Every series, in a connection of its own, so that any worker may answer."""
-    async with httpx.AsyncClient() as client:
+    """Every series, in a connection of its own, so that any worker may answer; and with an Accept
+    of its own, because a worker gives the same answer for a second."""
+    accept = f"text/plain, x/{next(numbers)}"
+    async with httpx.AsyncClient(headers={"Accept": accept}) as client:
         answer = await client.get(f"{it.base_url}/metrics")
     assert answer.status_code == 200
     lines = re.findall(r"^(bridge_\S+) (\S+)$", answer.text, re.MULTILINE)
