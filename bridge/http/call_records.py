@@ -14,13 +14,14 @@ from bridge.service import Bridge
 from bridge.twilio.call_status import StatusUpdate
 
 
-async def latest_records(bridge: Bridge, limit: int) -> Sequence[Mapping[str, Any]]:
-    """Return the latest calls' records, the latest first; none while the database is down."""
+async def latest_records(bridge: Bridge, limit: int) -> tuple[Sequence[Mapping[str, Any]], str]:
+    """Return the latest calls' records, the latest first, and ""; none, and why, while the database
+    is down."""
     try:
         records = await bridge.recorder.list_calls(limit)
-    except StoreUnavailable:
-        return ()
-    return [msgspec.to_builtins(record) for record in records]
+    except StoreUnavailable as error:
+        return (), str(error)
+    return [msgspec.to_builtins(record) for record in records], ""
 
 
 async def record_of(bridge: Bridge, call_sid: str) -> Mapping[str, Any] | None:

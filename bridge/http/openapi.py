@@ -129,10 +129,11 @@ def description() -> Json:
                 },
                 "Calls": {
                     "type": "object",
-                    "required": ["live", "recent"],
+                    "required": ["live", "recent", "records_error"],
                     "properties": {
-                        name: {"type": "array", "items": {"$ref": "#/components/schemas/Call"}}
-                        for name in ("live", "recent")
+                        "live": {"type": "array", "items": {"$ref": "#/components/schemas/Call"}},
+                        "recent": {"type": "array", "items": {"$ref": "#/components/schemas/Call"}},
+                        "records_error": {"type": "string"},
                     },
                 },
                 "Softphone": {

@@ -145,7 +145,8 @@ async def list_calls() -> Answer:
     for known in progress.latest():
         if known.call_sid not in live:
             recent[known.call_sid] = shown_call(known.call_sid, None, known, None)
-    for record in await latest_records(bridge, limit):
+    records, trouble = await latest_records(bridge, limit)
+    for record in records:
         sid = str(record.get("call_sid", ""))
         if sid not in live:
             recent.pop(sid, None)  # a record knows more; and the order is the records'
@@ -153,6 +154,7 @@ async def list_calls() -> Answer:
     return jsonify(
         live=[shown_call(sid, call, progress.get(sid), None) for sid, call in live.items()],
         recent=list(recent.values())[:limit],
+        records_error=trouble,
     ), 200
 
 

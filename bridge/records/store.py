@@ -40,6 +40,7 @@ from sqlalchemy.exc import (
 
 from bridge.config.settings import ConfigError
 from bridge.outcome import Outcome
+from bridge.records.private import close_to_others
 from bridge.records.record import STATUS_FIELDS, CallRecord, Ending, upgrade
 from bridge.records.schema import (
     LISTS,
@@ -368,6 +369,7 @@ def _private_file(file: Path) -> None:
         os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise StoreUnavailable(f"{file}: {error.strerror}") from None
+    close_to_others(file, Path(f"{file}-wal"), Path(f"{file}-shm"))
 
 
 def _engine(url: URL) -> Engine:

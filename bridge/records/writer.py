@@ -39,6 +39,7 @@ from bridge.backoff import pauses
 from bridge.log import get_logger
 from bridge.one_thread import OneThread
 from bridge.records import wav
+from bridge.records.private import close_to_others
 from bridge.records.record import CallRecord, Snapshot, decode, encode, tidy
 from bridge.records.spool import Spool, SpoolLine
 from bridge.records.store import PURGE_ROWS, Store, StoreError, StoreUnavailable
@@ -194,6 +195,10 @@ class Writer:
 
     async def _adopt(self) -> None:
         try:
+            folders = [self._spool.folder]
+            if self._recordings is not None:
+                folders.append(self._recordings)
+            await self._on_disk(partial(close_to_others, *folders))
             await self._on_disk(self._spool.adopt)
         except OSError as error:
             log.warning("records of an earlier process cannot be read", error=str(error))

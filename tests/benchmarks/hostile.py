@@ -123,6 +123,43 @@ async def idle_sockets(it: Server) -> None:
             nursery.start_soon(drain, stream)
 
 
+async def bodies_that_never_come(it: Server) -> None:
+    """Announce five hundred bodies under a made-up signature, again when closed (finding A3)."""
+    head = (
+        b"POST /incoming-call HTTP/1.1\r\nHost: x\r\nX-Twilio-Signature: x\r\n"
+        b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 60000\r\n\r\n"
+    )
+    await many(it, 500, head)
+
+
+def pipelining(target: bytes) -> Attack:
+    """Ask for `target` on four hundred connections without reading an answer (finding B5)."""
+
+    async def attack(it: Server) -> None:
+        await many(it, 400, b"GET " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n", reads=False)
+
+    return attack
+
+
+async def many(it: Server, connections: int, data: bytes, *, reads: bool = True) -> None:
+    """Keep so many connections open, each of which sends `data` and reads what comes; or reads
+    nothing and sends it again and again."""
+
+    async def one() -> None:
+        while True:
+            with suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                async with await connect(it) as stream:
+                    await stream.send_all(data)
+                    while reads and await stream.receive_some():
+                        pass
+                    while not reads:
+                        await stream.send_all(data * 100)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(connections):
+            nursery.start_soon(one)
+
+
 def requests(data: bytes) -> Attack:
     """Open one connection after another, each of which sends only `data`."""
 
@@ -151,6 +188,9 @@ PEERS: dict[str, Attack] = {
     "junk": requests(bytes(range(256)) * 100),
     "200 slow heads": slow_heads,
     "500 silent connections": idle_sockets,
+    "500 bodies that never come": bodies_that_never_come,
+    "400 pipelining /metrics": pipelining(b"/metrics"),
+    "400 pipelining /healthz": pipelining(b"/healthz"),
 }
 
 
@@ -184,7 +224,7 @@ async def main(seconds: float, only: str) -> None:
                     cpu, grown, slowest, rate = await measure(it, attack, 1 if warm_up else seconds)
                     if not warm_up:
                         print(
-                            f"{name:24} {cpu:6.0f} ms CPU a second  {grown:7.0f} KiB grown  "
+                            f"{name:26} {cpu:6.0f} ms CPU a second  {grown:7.0f} KiB grown  "
                             f"{slowest:6.0f} ms slowest request  {rate:6.1f} connections a second",
                             flush=True,
                         )

@@ -890,6 +890,19 @@ async def test_old_calls_and_recordings_are_deleted_at_the_start(database, folde
     }
 
 
+async def test_folders_that_were_open_to_all_are_closed(tmp_path):
+    """Finding C6: the database's file, and the folders beside it."""
+    recordings, spool, file = tmp_path / "wav", tmp_path / "spool", tmp_path / "calls.db"
+    for made in (recordings, spool):
+        made.mkdir()
+        made.chmod(0o777)
+    file.touch()
+    file.chmod(0o644)
+    async with running(Store(f"sqlite:///{file}"), spool, recordings=recordings):
+        modes = [path.stat().st_mode & 0o777 for path in (recordings, spool, file)]
+        assert modes == [0o770, 0o770, 0o640]
+
+
 async def test_retention_is_kept_every_day(database, folder, monkeypatch):
     monkeypatch.setattr(writer, "DAY", 0.1)
     old = datetime.now(UTC) - timedelta(days=31)

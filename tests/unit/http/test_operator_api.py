@@ -12,6 +12,7 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
+from bridge.records.store import StoreUnavailable
 from bridge.testing.phone.twiml import ConnectStream, Hangup, Say, read_twiml
 from tests.twilio_standin import ACCOUNT_SID, AUTH_TOKEN, OWN_NUMBER, Answer, Lost, error
 from tests.unit.http.world import BASE, HOST, SID, TO, TOKEN, ControlWorld, FakeCall
@@ -339,6 +340,22 @@ async def test_live_and_recent_calls(world: ControlWorld) -> None:
         {"call_sid": stored, "live": False, "status": "busy"},
     ]
     assert len((await world.ask("GET", "/calls?limit=1")).json()["recent"]) == 1
+
+
+async def test_a_database_that_is_away_is_no_empty_list(
+    world: ControlWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finding C3: the answer says why calls may be missing; those that are known are listed."""
+    assert (await world.ask("GET", "/calls")).json()["records_error"] == ""
+
+    async def away(*_: Any, **__: Any) -> Any:
+        raise StoreUnavailable("no answer within 3 s")
+
+    monkeypatch.setattr(world.records, "list_calls", away)
+    ringing = await dialled(world)
+    answer = await world.ask("GET", "/calls")
+    assert (answer.status_code, answer.json()["records_error"]) == (200, "no answer within 3 s")
+    assert [call["call_sid"] for call in answer.json()["recent"]] == [ringing.sid]
 
 
 async def test_a_call_of_another_process_is_listed_as_elsewhere(world: ControlWorld) -> None:

@@ -30,6 +30,7 @@ export class RecentCalls {
     this._step = 0;
     this._asking = null;
     this.calls = null;
+    this._trouble = "";
     window.addEventListener("hashchange", () => this.openNamed());
   }
 
@@ -66,6 +67,7 @@ export class RecentCalls {
       elsewhere: true,
       started_at: new Date(Date.now() - 1000 * call.seconds).toISOString(),
     }));
+    this._trouble = answer.records_error;
     this.calls = [...others, ...answer.recent].filter((call) => !this._isLive(call.call_sid));
     this.show(limit);
     this._onChange();
@@ -82,6 +84,7 @@ export class RecentCalls {
     const rows = calls.map((call) => this._row(call));
     const more = calls.length >= limit && this._step + 1 < STEPS.length;
     setChildren(this._element, [
+      this._trouble && h("p", { class: "notice bad" }, `The records cannot be read: ${this._trouble}.`),
       rows.length
         ? h("ul", { class: "rows" }, rows)
         : h("p", { class: "muted empty" }, this._server().records === false
