@@ -24,6 +24,7 @@ class RecordKeeper(Observer):
         self._settings = settings
         self._record: CallRecord | None = None
         self._before: CallRecord | None = None
+        self._written = (0, 0)
 
     def began(self, call: CallParts) -> None:
         """From now on there is a record, or another leg in the record that there is."""
@@ -47,7 +48,15 @@ class RecordKeeper(Observer):
         at = round(call.earlier.seconds, 3)
         record.legs = [*record.legs[: MAX_LEGS - 1], Leg(at=at, stream_sid=info.stream_sid)]
         self._record = record
-        self._recorder.begin(record)
+        self._recorder.begin(record, lambda: self._has_grown(record, call))
+
+    def _has_grown(self, record: CallRecord, call: CallParts) -> bool:
+        """Bring the record up to date if something was said, or a function has run, since then."""
+        written, self._written = self._written, (len(call.story.lines), len(call.story.functions))
+        if self._written == written:
+            return False
+        self._fill_in(record, call)
+        return True
 
     def is_ending(self, call: CallParts) -> None:
         """Written at once, because `/call-ended` may ask another worker before this one has taken

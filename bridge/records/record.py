@@ -1,6 +1,6 @@
 """The record of one call: its events, its transcript, what the caller heard, and all durations.
 
-A record is written more than once: when the call begins, sometimes during it, and when it ends.
+A record is written more than once: when the call begins, as it grows, and when it ends.
 Each time the whole record is written, so that a later one replaces an earlier one and none of them
 is needed for the next. Two numbers make that safe in any order and any number of times, across
 spools, retries, threads that finish late and worker processes:

@@ -1,6 +1,11 @@
 """The recorder: takes the records of calls, and answers questions about calls.
 
 A call hands over a snapshot and goes on; it never waits for a database. `writer` does the rest.
+
+The recorder looks at the live calls every UPDATE_SECONDS and writes the records of those that have
+grown, so that a process that dies takes no more words with it. A call does nothing for that, and
+the cost is one snapshot of each call in that time, whatever the call does. While the database is
+away these writings are left out, because they would fill the spool: it gets beginnings and ends.
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ from bridge.records.record import (
 from bridge.records.spool import Spool
 from bridge.records.store import Store, StoreUnavailable
 from bridge.records.writer import RecorderStatistics, Writer
+from bridge.supervised import supervised
 from bridge.twilio.dialled import DialResult
 
 # The webhook that asks how a call ended comes within a second or so of the end.
@@ -50,6 +56,9 @@ READERS: Final = 4
 # begins waits for the database where they are not.
 KNOWN_CALLS: Final = 200
 RECALL_SECONDS: Final = 1.0
+
+# How old the words of a live call become before they are written.
+UPDATE_SECONDS: Final = 3.0
 
 T = TypeVar("T")
 
@@ -77,6 +86,8 @@ class Recorder:
         # Of the last calls of this process, for the webhook that reaches it.
         self._endings: OrderedDict[str, Ending] = OrderedDict()
         self._known: OrderedDict[str, Known] = OrderedDict()
+        # The records of the live calls, and what brings each up to date.
+        self._live: dict[str, tuple[CallRecord, Callable[[], bool]]] = {}
         self._readers = trio.CapacityLimiter(READERS)
 
     @property
@@ -104,17 +115,36 @@ class Recorder:
                 with trio.CancelScope(shield=True):  # deadline: STOP_SECONDS, by `aclose` below
                     await writer.run()
 
+            nursery.start_soon(supervised, "records of live calls", self._follow)
             try:
                 yield
             finally:
                 with trio.CancelScope(shield=True):  # deadline: STOP_SECONDS, in `aclose`
                     await writer.aclose()
+                nursery.cancel_scope.cancel(reason="the records are written")
 
     # ---- what a call does -------------------------------------------------------------------
 
-    def begin(self, record: CallRecord) -> None:
-        """A call has begun. From here on the recorder counts `record.revision`."""
+    def begin(self, record: CallRecord, has_grown: Callable[[], bool] = lambda: False) -> None:
+        """A call has begun. From here on the recorder counts `record.revision`.
+
+        `has_grown` brings the record up to date and returns whether that changed it. It is called
+        every UPDATE_SECONDS until `finish`.
+        """
+        self._live[record.call_sid] = record, has_grown
         self._put(record)
+
+    async def _follow(self) -> None:
+        while True:
+            await trio.sleep(UPDATE_SECONDS)
+            for record, has_grown in list(self._live.values()):
+                # The snapshots come one at a time, between which audio goes on.
+                await trio.lowlevel.checkpoint()
+                if self._is_live(record) and not self.statistics().trouble and has_grown():
+                    self._put(record)
+
+    def _is_live(self, record: CallRecord) -> bool:
+        return self._live.get(record.call_sid, (None,))[0] is record
 
     def update(self, record: CallRecord) -> None:
         """The same call, so far. Called as soon as `outcome` is known, before teardown: the webhook
@@ -124,6 +154,8 @@ class Recorder:
 
     def finish(self, record: CallRecord) -> None:
         """The same call, complete."""
+        if self._is_live(record):  # and not a later leg of it
+            del self._live[record.call_sid]
         self._put(record)
 
     def note_status(

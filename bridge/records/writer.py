@@ -20,7 +20,7 @@ holds for the disk, so that no two threads are ever in one spool.
 
 Records are lost, and logged as lost with their calls' SIDs, only when: database and disk both hang
 or fail until the backlog is full; the spool is full (see `spool`); or the process is killed, which
-loses what came within the last milliseconds and is not logged.
+loses what was not handed over yet (`recorder` says how much) and is not logged.
 """
 
 from __future__ import annotations
