@@ -25,6 +25,7 @@ class Outcome(StrEnum):
     PHONE_LOST = "phone_lost"
     PROTOCOL_ERROR = "protocol_error"
     INTERNAL_ERROR = "internal_error"
+    SERVER_LOST = "server_lost"
     HANDED_OVER = "handed_over"
 
     @property

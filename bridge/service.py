@@ -36,6 +36,7 @@ from bridge.legs import Legs
 from bridge.live.hub import Live
 from bridge.outcome import Outcome
 from bridge.records.from_call import RecordKeeper
+from bridge.records.lease import REASON, LostCall
 from bridge.records.recorder import Recorder, recorder_for
 from bridge.telemetry.call_metrics import CallMetrics
 from bridge.telemetry.metrics import Metrics
@@ -141,7 +142,7 @@ class Bridge:
                 self.functions.load(modules_of(settings))
             except FunctionError as error:
                 raise ConfigError(str(error)) from error
-            self.recorder = recorder_for(settings.records)
+            self.recorder = recorder_for(settings.records, lost=self._note_lost)
             self.account = AccountLimit(settings.records.url)
             self.entrance.slots.shared = AccountCap(self.account, self._account_calls)
             if login := self._secrets.twilio_login():
@@ -272,6 +273,12 @@ class Bridge:
             if (known := self.recorder.known(call_sid)) is not None:
                 reason = known.record.reason
             log.info("call ended", call_sid=call_sid, outcome=str(outcome), reason=reason, **facts)
+
+    def _note_lost(self, call: LostCall) -> None:
+        """Count and log the end of a call whose process is gone."""
+        self.metrics.call_over(Outcome.SERVER_LOST)
+        facts = {"outcome": str(Outcome.SERVER_LOST), "reason": REASON, "seconds": call.seconds}
+        log.error("call ended", call_sid=call.call_sid, **facts)
 
     def facts(self) -> dict[str, Any]:
         """Return the state of this server process for viewers, as JSON. Does not wait."""

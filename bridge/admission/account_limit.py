@@ -26,9 +26,6 @@ answer RESERVE_SECONDS at most, and not at all for RETRY_SECONDS after a failure
 
 from __future__ import annotations
 
-import os
-import secrets
-import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -42,6 +39,8 @@ from bridge.admission.slots import NotAdmitted
 from bridge.config.settings import ConfigError, Settings
 from bridge.log import get_logger
 from bridge.one_thread import OneThread
+from bridge.records.lease import process_name
+from bridge.records.schema import database_time
 from bridge.records.store import Store, StoreError, StoreUnavailable
 from bridge.supervised import supervised
 
@@ -85,12 +84,6 @@ leases = sa.Table(
 # Any number that no other program uses for a lock: "bridge2".
 _LOCK: Final = 0x62726964676532
 
-# The time of the statement, not of the transaction, which may have waited for the lock.
-_NOW: Final = {
-    "postgresql": "CAST(extract(epoch FROM clock_timestamp()) AS double precision)",
-    "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
-}
-
 
 class AccountLimit:
     """This process's share in the limit. `url` is `records.url`; without one nothing is counted.
@@ -101,7 +94,7 @@ class AccountLimit:
     def __init__(self, url: str, *, lease_seconds: float = LEASE_SECONDS) -> None:
         self._store = Store(url) if url else None
         self._lease_seconds = lease_seconds
-        self._holder = f"{socket.gethostname()[:60]}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._holder = process_name()
         # The calls that this process carries, which the database is brought in line with.
         self._held: set[str] = set()
         # Leases that were requested, and may exist before the answer is here; and leases that wait
@@ -268,7 +261,7 @@ class AccountLimit:
 
     def _take(self, call_sid: str, limit: int) -> bool:
         with self._exclusive() as connection:
-            now = _now(connection)
+            now = database_time(connection)
             connection.execute(sa.delete(leases).where(leases.c.expires_at <= now))
             others = sa.select(sa.func.count()).where(leases.c.call_sid != call_sid)
             if connection.execute(others.select_from(leases)).scalar_one() >= limit:
@@ -296,7 +289,7 @@ class AccountLimit:
     def _put(self, connection: Connection, calls: Sequence[str], seconds: float) -> None:
         if calls:
             rows = [{"call_sid": sid, "holder": self._holder} for sid in calls]
-            until = _now(connection) + seconds
+            until = database_time(connection) + seconds
             connection.execute(_upsert(connection.dialect.name, until), rows)
 
     def _exclusive(self) -> Any:
@@ -307,10 +300,6 @@ class AccountLimit:
                 _metadata.create_all(connection)
             self._prepared = True
         return self._store.exclusive(_LOCK)
-
-
-def _now(connection: Connection) -> sa.ColumnElement[float]:
-    return sa.literal_column(_NOW[connection.dialect.name], sa.Double())
 
 
 def _upsert(dialect: str, until: sa.ColumnElement[float]) -> Any:

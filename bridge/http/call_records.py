@@ -41,7 +41,7 @@ def is_over(record: Mapping[str, Any]) -> bool:
 
 def carried_elsewhere(record: Mapping[str, Any]) -> bool:
     """Return whether the record of a call that is not live here is of a call live elsewhere: in
-    another process or server with these records, or in one that died with it.
+    another process or server with these records, or in one that died within the last minute.
 
     A record without a revision was made from Twilio's reports: no process carries the call yet.
     """

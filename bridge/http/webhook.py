@@ -37,6 +37,7 @@ _APOLOGISE_AFTER: Final = {
     Outcome.AGENT_UNREACHABLE,
     Outcome.AGENT_FAILED,
     Outcome.INTERNAL_ERROR,
+    Outcome.SERVER_LOST,
 }
 # After these `call.after_url` takes over no more.
 _NOTHING_AFTER: Final = {Outcome.OPERATOR_HUNG_UP, Outcome.TRANSFERRED}

@@ -68,9 +68,10 @@ class Leg(msgspec.Struct, kw_only=True, omit_defaults=True):
 class CallRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One call, over all its legs.
 
-    Mutable, and owned by the call: `Recorder` takes a snapshot of what it is given. `outcome` ""
-    means that the call is live, or that its process died. `seconds` is from the start of the first
-    leg to the end of the last, `agent_seconds` the time with an agent. `words_kept` false
+    Mutable, and owned by the call: `Recorder` takes a snapshot of what it is given. `outcome` is ""
+    while the call is live. `process` is the name of the process that carries the call, "" when it
+    is over; `lease` ends the record of a process that died. `seconds` is from the start of the
+    first leg to the end of the last, `agent_seconds` the time with an agent. `words_kept` false
     (`records.transcripts`) leaves out every word and key, and keeps the timings. `cost` is None
     without rates. `shortened` means that a limit of this module cut something off.
 
@@ -114,6 +115,7 @@ class CallRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     functions: list[FunctionUse] = []
     legs: list[Leg] = []
     request_ids: list[str] = []
+    process: str = ""
 
 
 class Ending(msgspec.Struct, frozen=True):

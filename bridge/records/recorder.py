@@ -24,6 +24,7 @@ import trio
 from bridge.backoff import pauses
 from bridge.config.settings import RecordSettings
 from bridge.outcome import Outcome
+from bridge.records.lease import Lease, LostCall
 from bridge.records.record import (
     CallRecord,
     Direction,
@@ -79,10 +80,13 @@ class Recorder:
     `begin`, `update`, `finish` and `note_status` belong to Trio's thread, return at once and never
     raise for what the database or the disk does. They may be called before `running` is entered and
     after it is left. A record without a call SID is dropped, since nothing could ask for it.
+
+    With a `lease` of this process, the records of its live calls bear its name.
     """
 
-    def __init__(self, writer: Writer | None = None) -> None:
+    def __init__(self, writer: Writer | None = None, lease: Lease | None = None) -> None:
         self.writer = writer
+        self._lease = lease
         # Of the last calls of this process, for the webhook that reaches it.
         self._endings: OrderedDict[str, Ending] = OrderedDict()
         self._known: OrderedDict[str, Known] = OrderedDict()
@@ -116,6 +120,8 @@ class Recorder:
                     await writer.run()
 
             nursery.start_soon(supervised, "records of live calls", self._follow)
+            if self._lease is not None:
+                nursery.start_soon(self._lease.run)
             try:
                 yield
             finally:
@@ -132,6 +138,7 @@ class Recorder:
         every UPDATE_SECONDS until `finish`.
         """
         self._live[record.call_sid] = record, has_grown
+        record.process = self._lease.process if self._lease is not None else ""
         self._put(record)
 
     async def _follow(self) -> None:
@@ -189,6 +196,8 @@ class Recorder:
         if not record.call_sid:
             return
         record.revision += 1
+        if record.outcome:
+            record.process = ""
         known = self._known.get(record.call_sid)
         self._remember(record, trio.current_time() if known is None else known.began_at)
         if record.outcome:
@@ -274,24 +283,31 @@ class Recorder:
         """Find out how a leg of a call, or a later one, ended, whichever process carried it.
 
         Asks the database again until it knows, because the webhook that wants to know can overtake
-        the record. None if it is not known after `within` seconds, or the database cannot be asked.
+        the record. SERVER_LOST if the leg has begun and still no end of it is recorded after
+        `within` seconds: a process that lives records it at once, and `lease` takes longer to find
+        one that does not. None if nothing is known of the leg, or the database cannot be asked.
         """
         looks = pauses(FIRST_LOOK, LONGEST_LOOK)
+        stored: Ending | None = None
         with trio.move_on_after(within):
             while (ending := self._endings.get(call_sid)) is None or ending.legs < leg:
                 if self.writer is None:
                     await trio.lowlevel.checkpoint()
                     return None
                 try:
-                    ending = await self._read(partial(self.writer.store.ending_of, call_sid))
+                    stored = await self._read(partial(self.writer.store.ending_of, call_sid))
                 except StoreUnavailable:
                     return None
-                if ending is not None and ending.legs >= leg:
-                    return ending
+                if stored is not None and stored.outcome and stored.legs >= leg:
+                    return stored
                 await trio.sleep(next(looks))
         await trio.lowlevel.checkpoint()
         ending = self._endings.get(call_sid)
-        return ending if ending is not None and ending.legs >= leg else None
+        if ending is not None and ending.legs >= leg:
+            return ending
+        if stored is not None and not stored.outcome and stored.legs == leg:
+            return Ending(str(Outcome.SERVER_LOST), legs=leg)
+        return None
 
     async def list_calls(
         self, limit: int = 20, before: datetime | None = None, outcome: str | None = None
@@ -328,12 +344,17 @@ class Recorder:
         return RecorderStatistics() if self.writer is None else self.writer.statistics()
 
 
-def recorder_for(settings: RecordSettings, spool: Path | None = None) -> Recorder:
+def recorder_for(
+    settings: RecordSettings,
+    spool: Path | None = None,
+    lost: Callable[[LostCall], None] = lambda call: None,
+) -> Recorder:
     """Make the recorder that `[records]` asks for. Opens nothing yet.
 
     `spool` is the folder in which records wait while the database is away. By default it is next to
     an SQLite file and has its name with `-spool` appended; for a database elsewhere it is
-    `calls-spool` in the working directory. Raises StoreError, a ConfigError.
+    `calls-spool` in the working directory. `lost` is called with each call of a process that died
+    whose record this one has ended. Raises StoreError, a ConfigError.
     """
     if not settings.url:
         return Recorder()
@@ -341,6 +362,6 @@ def recorder_for(settings: RecordSettings, spool: Path | None = None) -> Recorde
     if spool is None:
         spool = Path(f"{store.file}-spool" if store.file else "calls-spool")
     recordings = Path(settings.recordings) if settings.recordings else None
-    return Recorder(
-        Writer(store, Spool(spool), retention_days=settings.retention_days, recordings=recordings)
-    )
+    days = settings.retention_days
+    writer = Writer(store, Spool(spool), retention_days=days, recordings=recordings)
+    return Recorder(writer, Lease(store, lost))

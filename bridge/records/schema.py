@@ -7,7 +7,7 @@ may start at once. `tests/integration/records/schema_1` has a database to try it
 
 To change the schema: change the tables, raise SCHEMA_VERSION, and add the step from the version
 before. A process of the version before may still be writing while the first new one starts, so a
-step only adds columns, each with a default.
+step only adds columns, each with a default, and indices.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Dialect
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 # SQL that both databases understand, by the version that it makes.
 STEPS: Final[Mapping[int, tuple[str, ...]]] = {
@@ -29,6 +29,10 @@ STEPS: Final[Mapping[int, tuple[str, ...]]] = {
         "ALTER TABLE calls ADD COLUMN transfer_seconds DOUBLE PRECISION",
         "ALTER TABLE calls ADD COLUMN legs JSON NOT NULL DEFAULT '[]'",
         "ALTER TABLE calls ADD COLUMN request_ids JSON NOT NULL DEFAULT '[]'",
+    ),
+    3: (
+        "ALTER TABLE calls ADD COLUMN process TEXT NOT NULL DEFAULT ''",
+        "CREATE INDEX calls_carried ON calls (process) WHERE process > ''",
     ),
 }
 
@@ -64,6 +68,14 @@ class UtcTime(sa.types.TypeDecorator[datetime]):
 metadata = sa.MetaData()
 
 versions = sa.Table("bridge_schema", metadata, sa.Column("version", sa.Integer, nullable=False))
+
+# The processes that carry calls, as `lease` says.
+processes = sa.Table(
+    "bridge_processes",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("expires_at", sa.Double, nullable=False),  # seconds since 1970, by this database
+)
 
 
 def _text(name: str, **options: Any) -> sa.Column[str]:
@@ -112,7 +124,13 @@ calls = sa.Table(
     sa.Column("transfer_seconds", sa.Double),
     _list("legs", server_default="[]"),
     _list("request_ids", server_default="[]"),
+    _text("process", server_default=""),
 )
+
+# Of the rows of live calls. In words, since SQLite uses such an index only for a query that has the
+# same words.
+carried: Final = sa.text("process > ''")
+sa.Index("calls_carried", calls.c.process, sqlite_where=carried, postgresql_where=carried)
 
 
 # What a list of calls leaves out.
@@ -124,7 +142,8 @@ def bring_up_to_date(connection: Connection) -> None:
 
     The connection is in a transaction that no other process is in at the same time.
     """
-    connection.execute(sa.schema.CreateTable(versions, if_not_exists=True))
+    for table in (versions, processes):
+        connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
     version = version_of(connection)
     for step in range(version + 1, SCHEMA_VERSION + 1) if version else ():
         for statement in STEPS[step]:
@@ -136,6 +155,18 @@ def bring_up_to_date(connection: Connection) -> None:
     if version != SCHEMA_VERSION:
         connection.execute(sa.delete(versions))
         connection.execute(sa.insert(versions).values(version=SCHEMA_VERSION))
+
+
+# The time of the statement, not of the transaction, which may have waited for a lock.
+_NOW: Final = {
+    "postgresql": "CAST(extract(epoch FROM clock_timestamp()) AS double precision)",
+    "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
+}
+
+
+def database_time(connection: Connection) -> sa.ColumnElement[float]:
+    """Return the database's clock, in seconds since 1970: machines' clocks differ."""
+    return sa.literal_column(_NOW[connection.dialect.name], sa.Double())
 
 
 def version_of(connection: Connection) -> int:

@@ -208,18 +208,23 @@ class Store:
             return int(result.rowcount)
 
     def end_unreported(self, older_than: datetime) -> int:
-        """End the calls that began before `older_than` and are still handed over: Twilio could not
-        report what became of them. Returns how many.
+        """End the calls that began before `older_than` and are still handed over, since Twilio
+        could not report what became of them, or live, since an older bridge wrote no process that
+        `lease` could miss. Returns how many.
         """
         if not self._prepared:
             self.prepare()
-        unreported = sa.and_(
-            calls.c.outcome == Outcome.HANDED_OVER.value, calls.c.started_at < older_than
-        )
+        old = calls.c.started_at < older_than
+        handed_over = calls.c.outcome == Outcome.HANDED_OVER.value
+        live = sa.and_(calls.c.outcome == "", calls.c.revision > 0, calls.c.process == "")
         ended = {"outcome": Outcome.AGENT_ENDED.value, "reason": calls.c.reason + UNREPORTED}
+        lost = {"outcome": Outcome.SERVER_LOST.value}
         with self._transaction() as connection:
-            result = connection.execute(sa.update(calls).where(unreported).values(ended))
-            return int(result.rowcount)
+            results = [
+                connection.execute(sa.update(calls).where(old, which).values(values))
+                for which, values in ((handed_over, ended), (live, lost))
+            ]
+            return sum(result.rowcount for result in results)
 
     # ---- reading ----------------------------------------------------------------------------
 
@@ -245,9 +250,10 @@ class Store:
             return None if row is None else _record(row)
 
     def ending_of(self, call_sid: str) -> Ending | None:
-        """Return how a call ended; None if it has not, or if that is not recorded here."""
+        """Return how a call ended, with the outcome "" if it has not; None for an unknown call."""
         columns = calls.c.outcome, calls.c.transfer_to, calls.c.transfer_name, calls.c.legs
-        query = sa.select(*columns).where(calls.c.call_sid == call_sid, calls.c.outcome != "")
+        # Revision 0: no process has carried it yet.
+        query = sa.select(*columns).where(calls.c.call_sid == call_sid, calls.c.revision > 0)
         with self._reading() as connection:
             row = connection.execute(query).one_or_none()
             if row is None:

@@ -392,7 +392,7 @@ class Writer:
 
     async def _purge(self) -> None:
         """Delete what is older than `retention_days`: rows, recordings, and segments of the spool
-        whose process has ended. Also end the calls whose transfer's result never came.
+        whose process has ended. Also end the calls whose end was never reported.
         """
         self._purge_at = trio.current_time() + PURGE_AGAIN
         now = datetime.now(UTC)

@@ -63,6 +63,12 @@ def columns(store: Store) -> dict[str, tuple[str, bool, str]]:
         }
 
 
+def indices(store: Store) -> list[object]:
+    with connected(store).connect() as connection:
+        found = sa.inspect(connection).get_indexes("calls")
+    return sorted((str(index["name"]), index["column_names"]) for index in found)
+
+
 def test_it_reads_and_writes_an_old_database(old: Store) -> None:
     new = whole_record(revision=1)
     assert old.write([tidy(snapshot(new))]) == []
@@ -93,11 +99,11 @@ def test_looking_brings_it_up_to_date_too(old: Store) -> None:
 
 def test_the_steps_lead_to_the_tables_of_a_new_database(old: Store) -> None:
     old.prepare()
-    stepped = columns(old)
+    stepped = columns(old), indices(old)
     with connected(old).begin() as connection:
         schema.metadata.drop_all(connection)
     old.prepare()
-    assert stepped == columns(old)
+    assert stepped == (columns(old), indices(old))
     assert sorted(STEPS) == list(range(2, SCHEMA_VERSION + 1))
 
 

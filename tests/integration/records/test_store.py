@@ -18,7 +18,7 @@ from bridge.call.story import Line
 from bridge.config.settings import ConfigError
 from bridge.records import schema
 from bridge.records import store as stores
-from bridge.records.record import CallRecord, merge, snapshot, tidy
+from bridge.records.record import CallRecord, Ending, merge, snapshot, tidy
 from bridge.records.schema import SCHEMA_VERSION
 from bridge.records.store import Store, StoreError, StoreUnavailable
 from tests.unit.records.samples import (
@@ -82,7 +82,7 @@ def test_sql_is_text_like_any_other(store, text):
     assert found is not None
     assert found.transcript == tidy(snapshot(record(transcript=[Line(words=text)]))).transcript
     assert store.list_calls(outcome=clean) == []
-    assert store.ending_of(clean) is None
+    assert store.ending_of(clean) == Ending("")
     assert len(store.list_calls()) == 2
 
 
@@ -93,8 +93,10 @@ def test_an_unknown_call_is_none(store):
 
 
 def test_an_ending_is_known_when_there_is_one(store):
-    write(store, record(revision=1))
+    write(store, record(revision=0))
     assert store.ending_of(SID) is None
+    write(store, record(revision=1))
+    assert store.ending_of(SID) == Ending("")
     write(store, whole_record(revision=2))
     assert store.ending_of(SID) == ENDING
 
@@ -159,6 +161,17 @@ def test_a_transfer_whose_result_never_came_is_ended_after_a_day(store):
 
 
 HANDED_OVER = {"outcome": "handed_over"}
+
+
+def test_a_call_that_names_no_process_is_ended_after_a_day(store):
+    """An older bridge wrote it, and died."""
+    old = {"revision": 1, "started_at": NOON}
+    write(store, record(sid(0), **old), record(sid(1), **old, process="a:1:ff"))
+    write(store, record(sid(2), **old | {"revision": 0}), record(sid(3), revision=1))
+    assert store.end_unreported(NOON) == 0
+    assert store.end_unreported(NOON + timedelta(seconds=1)) == 2
+    outcomes = {one.call_sid: one.outcome for one in store.list_calls()}
+    assert outcomes == {sid(0): "server_lost", sid(1): "", sid(2): "", sid(3): "server_lost"}
 
 
 # ---- listing and retention ---------------------------------------------------------------------
@@ -243,7 +256,7 @@ def test_an_index_serves_each_question(store):
         columns = [
             index["column_names"] for index in sa.inspect(connection).get_indexes("calls")
         ] + [sa.inspect(connection).get_pk_constraint("calls")["constrained_columns"]]
-    assert sorted(columns) == [["call_sid"], ["outcome"], ["started_at"]]
+    assert sorted(columns) == [["call_sid"], ["outcome"], ["process"], ["started_at"]]
 
 
 def test_tables_that_were_dropped_come_back(store):

@@ -394,7 +394,7 @@ def remember(app: QuartTrio, outcome: Outcome, transfer_to: str = "") -> None:
     app.extensions["bridge"].recorder.finish(record)
 
 
-APOLOGISES = {"agent_unreachable", "agent_failed", "internal_error"}
+APOLOGISES = {"agent_unreachable", "agent_failed", "internal_error", "server_lost"}
 
 
 @pytest.mark.parametrize("outcome", list(Outcome))
