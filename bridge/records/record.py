@@ -257,6 +257,11 @@ class _Tidier:
         return tidied
 
     def _plain(self, value: Any, limit: int) -> Any:
+        # Nearly all there is, and all of a record passes here each time that it is written.
+        if type(value) is float and math.isfinite(value):
+            return value
+        if type(value) is str and len(value) <= limit and value.isascii() and "\x00" not in value:
+            return value
         match value:
             case str():
                 if len(value) > limit:
