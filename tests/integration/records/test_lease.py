@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 
 import pytest
 import sqlalchemy as sa
 import trio
 
+from bridge.outcome import Outcome
 from bridge.records import lease as module
 from bridge.records import schema
 from bridge.records.lease import REASON, Lease, LostCall
-from bridge.records.record import CallRecord, Leg, continued, snapshot, tidy
+from bridge.records.record import CallRecord, Ending, Leg, continued, snapshot, tidy
 from bridge.records.recorder import Recorder
 from bridge.records.spool import Spool
 from bridge.records.store import Store
 from bridge.records.writer import Writer
+from bridge.twilio.dialled import DialResult
 from tests.integration.records.waiting import until
 from tests.unit.records.samples import NOON, SID, record, sid, whole_record
 
@@ -136,3 +139,22 @@ async def test_a_process_finds_what_another_left(
         SID: ("idle", ""),
         sid(1): ("server_lost", ""),
     }
+
+
+async def test_the_fallback_of_a_lost_call_is_kept_by_its_end(store: Store, tmp_path) -> None:
+    """It is dialled before the lease has expired, and that is no sign of life of the call."""
+    mine, dead = lease_of(store), lease_of(store)
+    write(store, record(revision=1, process=dead.process, legs=[Leg()]))
+    recorder = Recorder(Writer(store, Spool(tmp_path / "spool"), retention_days=99_999), mine)
+    rang = DialResult("completed", 9.0)
+    async with recorder.running():
+        assert await recorder.ending_of(SID, within=0.1) == Ending("server_lost")
+        note = partial(recorder.note_dialled, SID, 1, rang, Outcome.TRANSFERRED)
+        assert await note(fallback="+15553334444")
+        assert not await note(fallback="+15553334444")
+    dies(store, dead)
+    assert mine._renew(end_lost=True) == (True, [LostCall(SID, 0.0)])
+    ended = store.get(SID)
+    assert ended is not None
+    assert (ended.outcome, ended.transfer_to) == ("server_lost", "+15553334444")
+    assert (ended.legs[0].outcome, ended.legs[0].transfer_status) == ("server_lost", "completed")
