@@ -18,7 +18,7 @@ import trio
 
 from bridge import log as logs
 from bridge.admission.account_limit import AccountCap, AccountLimit, check_account_limit
-from bridge.admission.entrance import Entrance, tickets_from
+from bridge.admission.entrance import LAME_DUCK_SECONDS, Entrance, tickets_from
 from bridge.admission.slots import Entry, NotAdmitted
 from bridge.admission.ticket import Purpose
 from bridge.call.introduction import TICKET, NotIntroduced, info_of
@@ -312,9 +312,14 @@ class Bridge:
         times, so_far, _ = self.stalls
         self.stalls = Stalls(times + 1, so_far + seconds, datetime.now(UTC))
 
+    @property
+    def expects_calls(self) -> bool:
+        """Whether a call may still begin: see `Entrance.expects_calls`."""
+        return self.entrance.expects_calls
+
     def begin_drain(self) -> None:
-        """Admit no new calls from now on; live calls go on."""
-        self.entrance.draining = True
+        """Send new calls elsewhere, and soon admit no more; live calls go on."""
+        self.entrance.drain(min(LAME_DUCK_SECONDS, self._settings.server.drain_seconds))
 
     def wind_down(self) -> None:
         """Let the agent of every live call say goodbye, then end it; each has its own deadline."""
@@ -323,7 +328,9 @@ class Bridge:
             call.polite_end.wind_down(Outcome.SERVER_SHUTDOWN, "the server is stopping", words)
 
     def end_calls(self) -> None:
-        """End every live call now, cleanly, and give up the sockets that are not calls yet."""
+        """End every live call now, cleanly, and give up the sockets that are not calls yet. No
+        other call is admitted."""
+        self.entrance.drain()
         self.calls.stop_expecting()
         for call in self.calls:
             call.end(Outcome.SERVER_SHUTDOWN, "the server is stopping")

@@ -6,6 +6,7 @@ A call is admitted twice. Its webhook reserves a slot and is given a ticket; the
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -29,6 +30,10 @@ from bridge.config.settings import Settings
 # How long a slot is reserved where the socket may reach another process, in seconds: as long as
 # Twilio usually takes to open it.
 RESERVED_BRIEFLY: Final = 5.0
+
+# A server that is told to stop admits new calls for so long, in seconds: until every load balancer
+# has seen the 503 of /readyz. HAProxy's three checks, as in deploy/haproxy.cfg, take half of it.
+LAME_DUCK_SECONDS: Final = 3.0
 
 # From the webhook's answer to the socket's `start`, in seconds. Longer than a slot is reserved,
 # since a late socket may still find a free one.
@@ -55,10 +60,24 @@ class Entrance:
         self.slots = Admission()
         self.tickets = tickets_from(Secrets())
         self.epoch = EpochClock(time.time, trio.current_time, patience=TICKET_SECONDS)
-        # Set when the server stops: live calls go on, and no new call is admitted.
-        self.draining = False
+        # By Trio's clock. Infinite until the server is told to stop.
+        self.admits_until = math.inf
         # False if hypercorn itself runs several worker processes.
         self.alone = True
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server was told to stop: new calls had better go elsewhere."""
+        return self.admits_until < math.inf
+
+    @property
+    def expects_calls(self) -> bool:
+        """Whether a call may still begin: new ones are admitted, or one has a slot."""
+        return trio.current_time() < self.admits_until or len(self.slots) > 0
+
+    def drain(self, seconds: float = 0) -> None:
+        """Admit new calls for `seconds` more at most; those that have a slot may begin later."""
+        self.admits_until = min(self.admits_until, trio.current_time() + seconds)
 
     def is_full(self, settings: Settings) -> bool:
         """Return whether there are as many calls as allowed, reserved ones included."""
@@ -76,7 +95,7 @@ class Entrance:
         `caller` counts towards the limit per number; "" towards none. Raises NotAdmitted.
         Cancelled, it leaves nothing reserved.
         """
-        if self.draining:
+        if trio.current_time() >= self.admits_until and call_sid not in self.slots:
             raise NotAdmitted("the server is stopping")
         if seconds is None:
             # With several processes the ticket admits the call wherever its socket arrives, and

@@ -106,6 +106,11 @@ class Admission:
         self._forget_expired()
         return len(self._slots)
 
+    def __contains__(self, call_sid: str) -> bool:
+        """Return whether this call has a slot."""
+        self._forget_expired()
+        return call_sid in self._slots
+
     @property
     def waiting(self) -> int:
         """The number of open sockets without a `start`."""

@@ -75,9 +75,8 @@ async def incoming_call() -> Response | tuple[str, int]:
         await webhook.reserve()
     except NotAdmitted as error:
         log.info("caller refused", reason=str(error), call_sid=call_sid, caller=caller)
-        if request.headers.get(ELSEWHERE):
-            return f"{error}\n", 503
-        return _twiml(webhook.busy())
+        # A proxy that finds no other server passes these words on as 200.
+        return _twiml(webhook.busy(), 503 if request.headers.get(ELSEWHERE) else 200)
     return _twiml(await webhook.begin())
 
 
@@ -164,5 +163,5 @@ def _auth() -> TwilioAuth:
     return auth
 
 
-def _twiml(document: bytes) -> Response:
-    return Response(document, content_type=twiml.CONTENT_TYPE)
+def _twiml(document: bytes, status: int = 200) -> Response:
+    return Response(document, status, content_type=twiml.CONTENT_TYPE)

@@ -1,13 +1,14 @@
 """Stopping the server: one sequence of bounded steps, for every way of running it.
 
-    drain ──▶ live calls go on, new callers hear "busy" ── after drain_seconds ──▶ each agent says
-    goodbye ── when these have had their time ──▶ the calls left are ended, cleanly ──▶ the
-    listeners close
+    drain ──▶ /readyz says 503, new calls are still taken for LAME_DUCK_SECONDS ──▶ live calls go
+    on, new callers hear "busy" ── after drain_seconds ──▶ each agent says goodbye ── when these
+    have had their time ──▶ the calls left are ended, cleanly ──▶ the listeners close
 
-Each step ends early when no call is live any more, and an immediate stop skips to the last one. A
-`Stop` is the sequence; hypercorn awaits its `run` as the trigger of its own shutdown, so that the
-sockets listen until the end: while calls are drained, Twilio's webhooks get TwiML and a load
-balancer's probes get 503. `StopSignals` turns SIGTERM and SIGINT into its `drain` and `stop_now`.
+Each step after the first ends early when no call is live or expected any more, and an immediate
+stop skips to the last one. A `Stop` is the sequence; hypercorn awaits its `run` as the trigger of
+its own shutdown, so that the sockets listen until the end: while calls are drained, Twilio's
+webhooks get TwiML and a load balancer's probes get 503. `StopSignals` turns SIGTERM and SIGINT into
+its `drain` and `stop_now`.
 """
 
 from __future__ import annotations
@@ -27,9 +28,8 @@ from bridge.log import get_logger
 log = get_logger(__name__)
 
 # The listeners stay open so long after the last call. Twilio asks what comes after the agent
-# (/call-ended) when the media socket has closed, and opens that socket when the webhook has been
-# answered; both take it a fraction of a second. If the listeners are closed by then, the caller
-# hears that an application error has occurred.
+# (/call-ended) when the media socket has closed, a fraction of a second later. If the listeners are
+# closed by then, the caller hears that an application error has occurred.
 SETTLE_SECONDS: Final = 1.0
 
 # Everything that ends a call has a deadline of its own. This is what a busy machine may add.
@@ -55,6 +55,9 @@ class Stoppable(Protocol):
 
     @property
     def calls(self) -> LiveCalls: ...
+
+    @property
+    def expects_calls(self) -> bool: ...
 
     def begin_drain(self) -> None: ...
 
@@ -135,15 +138,16 @@ class Stop:
             await trio.sleep(SETTLE_SECONDS)
 
     async def _settled(self) -> None:
-        """Wait until there has been no call for SETTLE_SECONDS.
+        """Wait until there has been no call for SETTLE_SECONDS, and none is expected.
 
-        A call may come while there is none: its webhook was answered just before.
+        A call is expected when its webhook was answered: Twilio may need seconds to open the media
+        socket. One whose socket never comes is expected until its slot expires.
         """
         calls = self._bridge.calls
         while True:
             await calls.wait_until_empty()
             await trio.sleep(SETTLE_SECONDS)
-            if not len(calls):
+            if not len(calls) and not self._bridge.expects_calls:
                 return
 
     async def _settled_within(self, seconds: float) -> bool:

@@ -131,14 +131,14 @@ def test_leaving_the_page_hangs_up(browser: Browser, here: House) -> None:
 
 def test_a_full_house_is_said(browser: Browser, here: House) -> None:
     with softphone(browser, here) as phone:
-        here.bridge.begin_drain()
+        here.bridge.entrance.admits_until = 0
         try:
             browser.click("#call")
             browser.until(lambda: "busy" in phone.notice, why=phone.notice)
             assert phone.state == "No call"
             assert browser.find("#call").is_displayed()
         finally:
-            here.bridge.entrance.draining = False
+            here.bridge.entrance.admits_until = math.inf
         browser.complaints()  # that a request was answered 503
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import trio
 
-from bridge.server.stopping import SAME_REQUEST_SECONDS
+from bridge.admission.entrance import LAME_DUCK_SECONDS
+from bridge.server.stopping import SAME_REQUEST_SECONDS, SETTLE_SECONDS
 from bridge.testing.agent.server import AgentSession
 from bridge.testing.phone.phone import SimulatedPhone
 from bridge.testing.phone.twiml import ConnectStream, Hangup, Say
@@ -53,8 +54,10 @@ async def draining(it: Server, workers: int) -> None:
 
 
 async def assert_refuses_calls(it: Server) -> None:
+    """Those that come when every load balancer knows; /readyz has told them since `draining`."""
     assert await it.get("/readyz") == 503
     assert await it.get("/healthz") == 200
+    await trio.sleep(LAME_DUCK_SECONDS)
     async with it.phone().place_call(it.base_url) as late:
         await late.wait_ended()
     assert [type(verb) for verb in late.verbs] == [Say, Hangup]
@@ -100,6 +103,35 @@ async def test_sigterm_lets_a_live_call_go_on(mode: Mode, everybody: bool, tmp_p
         assert await it.ended() == 0
         assert it.find("call ended") == it.find("call ended", outcome="caller_hung_up")
         assert not told_goodbye(session)
+        assert it.other == []
+
+
+@modes(SERVE)
+async def test_a_call_is_carried_whose_webhook_was_answered_long_before_its_socket_opens(
+    mode: Mode, tmp_path: Path
+) -> None:
+    """The server waits for what it has announced, though it has no call (B1)."""
+    async with running(mode, tmp_path) as it:
+        asked = False
+
+        async def open_stream(host: str, port: int, tls: bool) -> trio.abc.Stream:
+            nonlocal asked
+            if asked and not it.find("draining"):
+                it.signal(signal.SIGTERM)
+                await draining(it, 1)
+                # Longer than a server stays that expects nobody.
+                await trio.sleep(LAME_DUCK_SECONDS + SETTLE_SECONDS + 1)
+            asked = True
+            return await trio.open_tcp_stream(host, port)
+
+        phone = SimulatedPhone(strict=True, auth_token=AUTH_TOKEN, open_stream=open_stream)
+        async with phone.place_call(it.base_url):
+            session = await it.agent.wait_for_session()
+            await session.applied.wait()
+            await talk(phone, session)
+            await phone.hang_up()
+        assert await it.ended() == 0
+        assert len(it.find("call ended", outcome="caller_hung_up")) == 1
         assert it.other == []
 
 

@@ -29,13 +29,39 @@ async def test_a_call_takes_its_slot_from_the_webhook_to_the_end() -> None:
     assert not entrance.is_full(ONE)
 
 
-async def test_a_server_that_drains_admits_no_new_calls_and_carries_announced_ones() -> None:
+async def test_a_server_that_drains_soon_admits_no_new_calls_and_carries_announced_ones() -> None:
+    """It says at once that it drains; who has not heard yet may still send calls (A2)."""
+    two = Settings(server=ServerSettings(max_calls=2))
     entrance = Entrance()
-    await entrance.reserve(ONE, SID, CALLER)
-    entrance.draining = True
+    await entrance.reserve(two, SID, CALLER)
+    assert not entrance.draining
+    entrance.drain(3)
+    assert entrance.draining
+    await trio.sleep(2.9)
+    await entrance.reserve(two, "CA2", CALLER)
+    await trio.sleep(0.2)
     with pytest.raises(NotAdmitted, match="stopping"):
-        await entrance.reserve(ONE, "CA2", CALLER)
-    assert start(entrance, ONE, ticket=entrance.ticket(SID)) == 1
+        await entrance.reserve(two, "CA3", CALLER)
+    assert start(entrance, two, ticket=entrance.ticket(SID)) == 2
+
+
+async def test_to_drain_again_prolongs_nothing() -> None:
+    entrance = Entrance()
+    entrance.drain()
+    entrance.drain(3)
+    with pytest.raises(NotAdmitted, match="stopping"):
+        await entrance.reserve(ONE, SID, CALLER)
+
+
+async def test_a_call_is_expected_while_it_may_be_admitted_or_has_a_slot() -> None:
+    entrance = Entrance()
+    assert entrance.expects_calls
+    await entrance.reserve(ONE, SID, CALLER)
+    entrance.drain()
+    await trio.sleep(RESERVED_SECONDS - 0.1)
+    assert entrance.expects_calls
+    await trio.sleep(0.2)
+    assert not entrance.expects_calls
 
 
 @pytest.mark.parametrize("ticket", ["", "another call's", "used"])

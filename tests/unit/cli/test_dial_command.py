@@ -96,7 +96,7 @@ def test_the_bridges_refusal_in_one_line(monkeypatch, capsys, world):
     assert (code, out) == (1, "")
     (line,) = err
     assert line.startswith("bridge: Twilio error 21210: The source phone number")
-    world.bridge.begin_drain()
+    world.bridge.entrance.admits_until = 0
     assert run(monkeypatch, capsys, TO)[2] == [
         "bridge: no call may be placed now: the server is stopping"
     ]

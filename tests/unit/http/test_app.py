@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from quart_trio import QuartTrio
 from twilio.twiml.voice_response import Connect, VoiceResponse
 
+from bridge.admission.entrance import LAME_DUCK_SECONDS
 from bridge.config.file import FixedConfig
 from bridge.config.words import Words
 from bridge.http.app import create_app
@@ -39,6 +40,8 @@ FORM = {"From": "+15551234567", "To": "+15557654321", "CallSid": CALL_SID}
 FORM_TYPE = {"Content-Type": "application/x-www-form-urlencoded"}
 
 TICKET_IN_XML = re.compile(r'value="phone\.[A-Za-z0-9]{34}\.[A-Za-z0-9_.-]{60,80}"')
+
+BUSY = [Say(Words().busy), Hangup()]
 
 # Twilio: name and value of a <Parameter> together have fewer than 500 characters.
 LIMIT = 499
@@ -339,7 +342,7 @@ async def test_a_parameter_is_cut_at_twilios_limit_and_not_before(
 async def test_a_call_too_many_hears_busy_and_never_silence(reason: str) -> None:
     tables = {"server": {"max_calls": 1}}
     for more, expected in (
-        ({}, [Say(Words().busy), Hangup()]),
+        ({}, BUSY),
         (
             {"overflow_url": "https://example.com/busy.xml?a=1&b=2"},
             [Redirect("https://example.com/busy.xml?a=1&b=2", "POST")],
@@ -349,7 +352,7 @@ async def test_a_call_too_many_hears_busy_and_never_silence(reason: str) -> None
         bridge = app.extensions["bridge"]
         bridge.prepare()
         if reason == "draining":
-            bridge.begin_drain()
+            bridge.entrance.drain()
         else:
             await connecting("/incoming-call", {**FORM, "CallSid": "CA" + "f" * 32}, app=app)
         assert await verbs("/incoming-call", FORM, app=app) == expected
@@ -361,16 +364,45 @@ async def test_a_call_too_many_hears_busy_and_never_silence(reason: str) -> None
         assert (await ask("/healthz", app=app, method="GET")).status_code == 200
 
 
+async def test_a_server_that_begins_to_drain_says_so_and_still_takes_calls(
+    autojump_clock: Any,
+) -> None:
+    """Load balancers need a moment to notice, and Twilio tries no other server (A2)."""
+    app = application()
+    bridge = app.extensions["bridge"]
+    bridge.prepare()
+    bridge.begin_drain()
+    assert (await ask("/readyz", app=app, method="GET")).status_code == 503
+    await connecting("/incoming-call", FORM, app=app)
+    await trio.sleep(LAME_DUCK_SECONDS)
+    assert await verbs("/incoming-call", {**FORM, "CallSid": "CA" + "f" * 32}, app=app) == BUSY
+    # A call that has a slot keeps it, also when Twilio or a proxy asks again.
+    await connecting("/incoming-call", FORM, app=app)
+    assert bridge.expects_calls
+
+
+@pytest.mark.parametrize("step", ["begin_drain", "end_calls"])
+async def test_a_server_without_time_to_drain_takes_no_more_calls(step: str) -> None:
+    app = application(server={"drain_seconds": 0 if step == "begin_drain" else 60})
+    bridge = app.extensions["bridge"]
+    bridge.prepare()
+    getattr(bridge, step)()
+    assert await verbs("/incoming-call", FORM, app=app) == BUSY
+
+
 @pytest.mark.parametrize("reason", ["draining", "full"])
 async def test_a_proxy_that_can_ask_another_server_is_told_to(reason: str) -> None:
-    """A header of its own says that it can; then the words are not for the caller yet."""
+    """A header of its own says that it can; then the words are not for the caller yet. A proxy that
+    finds no server passes them on as 200."""
     app = application(server={"max_calls": 1})
     if reason == "draining":
-        app.extensions["bridge"].begin_drain()
+        app.extensions["bridge"].entrance.drain()
     else:
         await connecting("/incoming-call", {**FORM, "CallSid": "CA" + "f" * 32}, app=app)
     response = await ask("/incoming-call", FORM, app=app, headers={ELSEWHERE: "yes"})
     assert response.status_code == 503
+    assert response.content_type.startswith("text/xml")
+    assert Words().busy in await response.get_data(as_text=True)
     # What is on goes on, also through such a proxy.
     response = await ask("/call-ended", FORM, app=app, headers={ELSEWHERE: "yes"})
     assert response.status_code == 200

@@ -182,7 +182,7 @@ async def test_only_json_is_taken(world: ControlWorld, kind: str) -> None:
 
 
 async def test_no_call_while_the_rules_are_against_it(world: ControlWorld) -> None:
-    world.bridge.begin_drain()
+    world.bridge.entrance.admits_until = 0
     response = await world.dial()
     assert response.status_code == 503
     assert response.json()["error"] == "no call may be placed now: the server is stopping"

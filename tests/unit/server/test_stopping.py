@@ -51,6 +51,7 @@ class FakeBridge:
             server={"drain_seconds": drain_seconds}, call={"teardown_seconds": TEARDOWN_SECONDS}
         )
         self.calls = LiveCalls()
+        self.expects_calls = False
         self.asked: list[tuple[float, str]] = []
 
     async def call(
@@ -171,6 +172,34 @@ async def test_a_call_whose_webhook_was_answered_before_is_waited_for(
     stop.drain("SIGTERM")
     assert await seconds(stop) == pytest.approx(SETTLE_SECONDS / 2 + 10 + SETTLE_SECONDS, abs=1.0)
     assert len(bridge.calls) == 0
+    assert what(bridge) == ["drain"]
+
+
+async def test_a_call_that_is_expected_is_waited_for_as_long_as_it_is(
+    autojump_clock: Clock, bridge: FakeBridge, nursery: trio.Nursery
+) -> None:
+    """Twilio took 8 s to open the media socket after the webhook's answer (B1)."""
+
+    async def late() -> None:
+        await trio.sleep(8)
+        await bridge.call(lasts=10)
+        bridge.expects_calls = False
+
+    bridge.expects_calls = True
+    nursery.start_soon(late)
+    stop = Stop(bridge)
+    stop.drain("SIGTERM")
+    assert await seconds(stop) == pytest.approx(8 + 10 + SETTLE_SECONDS, abs=1.0)
+    assert what(bridge) == ["drain"]
+
+
+async def test_a_call_that_is_expected_and_never_comes_delays_the_end_by_drain_seconds_at_most(
+    autojump_clock: Clock, bridge: FakeBridge
+) -> None:
+    bridge.expects_calls = True
+    stop = Stop(bridge)
+    stop.drain("SIGTERM")
+    assert await seconds(stop) == pytest.approx(DRAIN_SECONDS + SETTLE_SECONDS)
     assert what(bridge) == ["drain"]
 
 
