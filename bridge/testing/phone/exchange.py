@@ -71,6 +71,7 @@ class Caller:
     first_timestamp: int
     dials: tuple[DialStatus, ...]
     talk_seconds: float
+    webhook_pause: float
     open_stream: OpenStream
 
 
@@ -114,7 +115,12 @@ class Exchange:
         form = [(name, self._direction if name == "Direction" else text) for name, text in form]
         form += facts or []
         answer = await request(
-            url, form, method=method, token=caller.auth_token, open_stream=caller.open_stream
+            url,
+            form,
+            method=method,
+            token=caller.auth_token,
+            open_stream=caller.open_stream,
+            pause=caller.webhook_pause,
         )
         return twiml.read_twiml(answer.body, answer.content_type, url)
 

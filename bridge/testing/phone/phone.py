@@ -67,7 +67,8 @@ class SimulatedPhone:
     while the caller says nothing, as happens on some calls. `first_timestamp` (milliseconds) is
     that of the first media message. `dials` are the results of the `<Dial>`s of the call, as in
     DialCallStatus; the last one is that of all later ones, too. A dialled phone that answers, with
-    "completed", hangs up after `talk_seconds`. `strict` makes `place_call` raise `PhoneFault` at
+    "completed", hangs up after `talk_seconds`. Webhooks are sent in two segments, the body
+    `webhook_pause` after the head. `strict` makes `place_call` raise `PhoneFault` at
     its end when there were faults. `open_stream(host, port, tls)` makes the connections. `on_event`
     is called with each `PhoneEvent` as it happens.
     """
@@ -86,6 +87,7 @@ class SimulatedPhone:
         first_timestamp: int = 155,
         dials: Sequence[DialStatus] = ("completed",),
         talk_seconds: float = 0.0,
+        webhook_pause: float = 0.0,
         open_stream: OpenStream = open_network_stream,
         on_event: Callable[[PhoneEvent], None] | None = None,
     ) -> None:
@@ -100,6 +102,7 @@ class SimulatedPhone:
             first_timestamp=first_timestamp,
             dials=tuple(dials),
             talk_seconds=talk_seconds,
+            webhook_pause=webhook_pause,
             open_stream=open_stream,
         )
         self._strict = strict

@@ -320,6 +320,49 @@ async def test_a_webhook_that_never_answers_is_given_up_after_fifteen_seconds(au
     assert trio.current_time() - began == pytest.approx(WEBHOOK_SECONDS)
 
 
+@pytest.mark.parametrize("pause", [0.0, 3.0])
+async def test_the_body_of_a_webhook_comes_after_its_head(nursery, autojump_clock, pause):
+    """Servers and proxies must not take them for one segment (A2)."""
+    received: list[tuple[float, bytes]] = []
+
+    async def open_stream(host: str, port: int, tls: bool) -> trio.abc.Stream:
+        client, server = trio.testing.memory_stream_pair()
+        nursery.start_soon(refuse_at_the_end, server)
+        return client
+
+    async def refuse_at_the_end(stream: trio.abc.Stream) -> None:
+        for _ in range(2):
+            segment = await stream.receive_some()
+            received.append((trio.current_time(), segment))
+        await stream.send_all(b"HTTP/1.1 403 \r\nContent-Length: 0\r\n\r\n")
+
+    phone = SimulatedPhone(open_stream=open_stream, webhook_pause=pause)
+    with pytest.raises(WebhookError, match="HTTP status 403"):
+        async with phone.place_call(BASE):
+            pass
+    (head_at, head), (body_at, body) = received
+    assert body_at - head_at == pytest.approx(pause)
+    assert head.endswith(b"\r\n\r\n")
+    assert dict(parse_qsl(body.decode()))["CallStatus"] == "ringing"
+
+
+async def test_a_webhook_that_is_refused_by_its_head_alone(nursery, autojump_clock):
+    async def open_stream(host: str, port: int, tls: bool) -> trio.abc.Stream:
+        client, server = trio.testing.memory_stream_pair()
+        nursery.start_soon(refuse, server)
+        return client
+
+    async def refuse(stream: trio.abc.Stream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 403 \r\nContent-Length: 0\r\n\r\n")
+        await stream.aclose()
+
+    phone = SimulatedPhone(open_stream=open_stream, webhook_pause=1)
+    with pytest.raises(WebhookError, match="HTTP status 403"):
+        async with phone.place_call(BASE):
+            pass
+
+
 @pytest.mark.parametrize(
     ("page", "options", "code"),
     [
