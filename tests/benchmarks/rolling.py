@@ -1,13 +1,15 @@
 """A deploy under load: two servers behind HAProxy are restarted, one after the other, while phones
 keep calling, and the callers' view of it is recorded.
 
-    python -m tests.benchmarks.rolling [--calls 40] [--seconds 10] [--rounds 3]
+    python -m tests.benchmarks.rolling [--calls 600] [--callers 40] [--seconds 10] [--rounds 3]
+                                       [--busy] [--freeze 7]
 
 Only phones and agents are simulated: `bridge serve` runs twice with one PostgreSQL database, behind
-Debian's HAProxy with deploy/haproxy.cfg, with signed webhooks and tickets. Each caller places a
-call, talks for `--seconds` while the agent talks too, hangs up (in every fourth call the agent
-does) and calls again. A restart does what a deploy does: SIGTERM, wait until the server has exited,
-start it, wait until it has a call. Every byte that was said must be heard, both ways.
+Debian's HAProxy with deploy/haproxy.cfg, with signed webhooks and tickets. The head and the body of
+a webhook come in two segments. Each caller places a call, talks for `--seconds` while the agent
+talks too, hangs up (in every fourth call the agent does) and calls again. A restart does what a
+deploy does: SIGTERM, wait until the server has exited, start it, wait until /readyz answers 200 and
+HAProxy calls it UP. Every byte that was said must be heard, both ways.
 """
 
 from __future__ import annotations
@@ -23,10 +25,9 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,10 @@ from bridge.testing.phone.phone import (
 )
 from bridge.testing.phone.twiml import ConnectStream, Hangup
 from bridge.testing.speech import SILENCE
+from tests.haproxy import HAProxy, haproxy
 from tests.integration.records.postgres import cluster
 from tests.ports import free_port
 
-CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
 TOKEN = "twilio-token-of-the-rolling-test"
 QUIET = Behaviour(greeting="", hears=False, latency_every=0, idle_timeout=0)
 
@@ -57,6 +58,9 @@ PATIENCE = 90.0
 
 # Deadline for the last audio to arrive, generous for a busy machine.
 ARRIVES = 30.0
+
+# From the head of a webhook to its body, in seconds: long enough for two segments.
+APART = 0.05
 
 # Interval of polling where there is no event to wait for.
 CHECKED = 0.05
@@ -155,12 +159,16 @@ class Server:
         """Stop it with SIGTERM; return its number of calls then and the seconds until it exited."""
         assert self._process is not None
         began = trio.current_time()
-        self._process.send_signal(signal.SIGTERM)
+        self.signal(signal.SIGTERM)
         status = await self._process.wait()
         took = trio.current_time() - began
         assert status == 0, f"{self.name} ended with {status}"
         drains = [line for line in self.log() if line.get("event") == "draining"]
         return drains[-1]["calls"], took
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def kill(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -182,11 +190,10 @@ class Server:
 class Rolling:
     """The callers, and the restarts between them."""
 
-    def __init__(self, front: str, seconds: float) -> None:
+    def __init__(self, load: Load) -> None:
         self.figures = Figures()
         self.agent = SimulatedAgent(self._speak, QUIET)
-        self._front = front
-        self._seconds = seconds
+        self._seconds = load.seconds
         self._numbers = count()
         # Several for one call if a session was lost and bridge opened another.
         self._sessions: dict[str, list[AgentSession]] = {}
@@ -203,28 +210,34 @@ class Rolling:
         if ends_with_agent(caller):
             # The caller's task knows when everything has been said and heard.
             await self._said[caller].wait()
+            await agent.call_functions([{"name": "end_call"}])
             await agent.close()
 
-    async def caller(self) -> None:
+    async def placed(self, calls: int) -> None:
+        """Wait until so many calls have been placed."""
+        while self.figures.calls < calls:  # noqa: ASYNC110  # no event tells it
+            await trio.sleep(CHECKED)
+
+    async def caller(self, front: str) -> None:
         """Place one call after another until `enough` is called."""
         await trio.sleep(random.uniform(0, self._seconds))
         while not self._over.is_set():
             number = f"+1555{next(self._numbers):07}"
             try:
-                await self._call(number)
+                await self._call(front, number)
             except (WebhookError, TwimlError) as error:
                 self.figures.refused.append(f"{number}: {error}")
             except (CallEndedError, PhoneTimeoutError) as error:
                 self.figures.cut.append(f"{number}: {error}")
 
-    async def _call(self, number: str) -> None:
+    async def _call(self, front: str, number: str) -> None:
         figures, part = self.figures, words("agent" + number, self._seconds)
         said = self._said[number] = trio.Event()
-        phone = SimulatedPhone(from_number=number, auth_token=TOKEN)
+        phone = SimulatedPhone(from_number=number, auth_token=TOKEN, webhook_pause=APART)
+        figures.calls += 1
         began = trio.current_time()
         speech = words("caller" + number, self._seconds)
-        async with phone.place_call(f"http://{self._front}") as phone:
-            figures.calls += 1
+        async with phone.place_call(front) as phone:
             if [type(verb) for verb in phone.verbs] != [ConnectStream]:
                 figures.refused.append(f"{number}: {phone.verbs}")
                 return
@@ -269,44 +282,49 @@ def ends_with_agent(caller: str) -> bool:
     return int(caller[1:]) % 4 == 0
 
 
-@asynccontextmanager
-async def haproxy(front: str, a: str, b: str) -> AsyncIterator[None]:
-    """Run HAProxy with the configuration in deploy/."""
-    program = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    assert program is not None, "HAProxy is missing: apt-get install -y haproxy"
-    environment = {"BRIDGE_FRONT": front, "BRIDGE_A": a, "BRIDGE_B": b}
-    process = await trio.lowlevel.open_process(
-        [program, "-db", "-f", str(CONFIG)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, **environment},
-    )
+@contextmanager
+def busy_cores() -> Iterator[None]:
+    """Keep every core busy with a process that wants it as much as the servers do."""
+    spin = [sys.executable, "-c", "while True: pass"]
+    spinning = [subprocess.Popen(spin) for _ in os.sched_getaffinity(0)]
     try:
         yield
-        assert process.poll() is None, "HAProxy ended by itself"
     finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
+        for process in spinning:
+            process.kill()
+            process.wait()
 
 
-async def run(calls: int, seconds: float, rounds: int) -> Figures:
-    """Restart both servers `rounds` times under a load of `calls` calls of `seconds` each."""
+@dataclass(frozen=True)
+class Load:
+    """So many callers place at least so many calls of so many seconds each. Meanwhile both servers
+    are restarted `rounds` times, and at last frozen for `freeze` seconds. `busy`: beside processes
+    that keep every core busy."""
+
+    calls: int = 600
+    callers: int = 40
+    seconds: float = 10.0
+    rounds: int = 3
+    freeze: float = 0.0
+    busy: bool = False
+
+
+async def run(load: Load) -> Figures:
+    """Restart both servers under this load."""
     folder = Path(tempfile.mkdtemp(prefix="bridge-rolling-"))
-    front = f"127.0.0.1:{free_port()}"
-    rolling = Rolling(front, seconds)
     with cluster() as database:
         try:
             async with trio.open_nursery() as nursery:
+                rolling = Rolling(load)
                 port = await nursery.start(rolling.agent.serve)
                 servers = [Server(name, folder, database.url, port) for name in "ab"]
                 try:
                     # In sequence: the first creates the tables.
                     for server in servers:
                         await server.start()
-                    async with haproxy(front, servers[0].address, servers[1].address):
-                        await _restart_under_load(rolling, servers, front, calls, rounds)
+                    async with haproxy(*(server.address for server in servers)) as proxy:
+                        with busy_cores() if load.busy else nullcontext():
+                            await _restart_under_load(rolling, servers, proxy, load)
                     nursery.cancel_scope.cancel(reason="done")
                 finally:
                     for server in servers:
@@ -324,58 +342,52 @@ async def run(calls: int, seconds: float, rounds: int) -> Figures:
 
 
 async def _restart_under_load(
-    rolling: Rolling, servers: list[Server], front: str, calls: int, rounds: int
+    rolling: Rolling, servers: list[Server], proxy: HAProxy, load: Load
 ) -> None:
-    await _takes_calls(front)
+    for server in servers:
+        await proxy.wait_state(server.name, "UP")
     async with trio.open_nursery() as nursery:
-        for _ in range(calls):
-            nursery.start_soon(rolling.caller)
-        while rolling.figures.calls < calls:  # noqa: ASYNC110  # the load is on
-            await trio.sleep(CHECKED)
-        for _ in range(rounds):
-            for server in servers:
-                with trio.fail_after(PATIENCE):
-                    had, took = await server.stop()
-                    rolling.figures.restarts.append((server.name, had, took))
-                    await server.start()
-                    # Until HAProxy routes calls to it, or the next restart would leave no server.
-                    await _has_a_call(server)
+        for _ in range(load.callers):
+            nursery.start_soon(rolling.caller, f"http://{proxy.front}")
+        # Evenly spread over the calls.
+        restarts = [server for _ in range(load.rounds) for server in servers]
+        for number, server in enumerate(restarts):
+            await rolling.placed(max(load.callers, number * load.calls // len(restarts)))
+            with trio.fail_after(PATIENCE):
+                had, took = await server.stop()
+                rolling.figures.restarts.append((server.name, had, took))
+                # Both are needed before the next: that it is ready, and that HAProxy knows.
+                await server.start()
+                await proxy.wait_state(server.name, "UP")
+        if load.freeze:
+            await _freeze(servers, load.freeze)
+        await rolling.placed(load.calls)
         rolling.enough()
     for server in servers:
         await server.stop()
 
 
-async def _takes_calls(front: str) -> None:
-    """Wait until HAProxy routes requests to a server."""
-    with trio.fail_after(PATIENCE):
-        while True:
-            async with httpx.AsyncClient() as client:
-                try:
-                    answer = await client.post(f"http://{front}/incoming-call", timeout=5)
-                    if answer.status_code == 403:  # unsigned, so the answer came from bridge
-                        return
-                except httpx.HTTPError:
-                    pass
-            await trio.sleep(CHECKED)
-
-
-async def _has_a_call(server: Server) -> None:
-    while True:
-        async with httpx.AsyncClient() as client:
-            text = (await client.get(f"http://{server.address}/metrics", timeout=5)).text
-        if "bridge_calls_active 0.0" not in text:
-            return
-        await trio.sleep(CHECKED)
+async def _freeze(servers: list[Server], seconds: float) -> None:
+    """Stop both servers for so long; callers do not stop."""
+    for server in servers:
+        server.signal(signal.SIGSTOP)
+    try:
+        await trio.sleep(seconds)
+    finally:
+        for server in servers:
+            server.signal(signal.SIGCONT)
 
 
 def main() -> None:
     """Run it from the command line."""
     parser = argparse.ArgumentParser(prog="rolling", description="A deploy under load.")
-    parser.add_argument("--calls", type=int, default=40)
-    parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    figures = trio.run(partial(run, options.calls, options.seconds, options.rounds))
+    parser.add_argument("--calls", type=int, default=Load.calls)
+    parser.add_argument("--callers", type=int, default=Load.callers)
+    parser.add_argument("--seconds", type=float, default=Load.seconds, help="of each call")
+    parser.add_argument("--rounds", type=int, default=Load.rounds, help="restarts of each server")
+    parser.add_argument("--freeze", type=float, default=0, help="seconds, at last, both servers")
+    parser.add_argument("--busy", action="store_true", help="keep every core busy")
+    figures = trio.run(run, Load(**vars(parser.parse_args())))
     figures.print()
     if figures.complaints or figures.dropped_bytes:
         sys.exit(1)
