@@ -388,6 +388,6 @@ class Bridge:
         elif not self._told_of_prewarming:
             self._told_of_prewarming = True
             log.warning(
-                "deepgram.prewarm is off: with several worker processes, a call's webhook and "
+                "deepgram.prewarm is off: with several processes or servers, a call's webhook and "
                 "its socket may reach different ones"
             )

@@ -62,7 +62,7 @@ class Entrance:
         self.epoch = EpochClock(time.time, trio.current_time, patience=TICKET_SECONDS)
         # By Trio's clock. Infinite until the server is told to stop.
         self.admits_until = math.inf
-        # False if hypercorn itself runs several worker processes.
+        # False if hypercorn itself runs several worker processes, or a proxy knows other servers.
         self.alone = True
 
     @property

@@ -43,7 +43,11 @@ twilio_hooks = Blueprint("twilio_hooks", __name__)
 @twilio_hooks.before_request
 async def check_signature() -> None:
     """Refuse webhooks that Twilio has not signed."""
-    await _auth().check_webhook(request, await current_bridge().settings())
+    bridge = current_bridge()
+    await _auth().check_webhook(request, await bridge.settings())
+    if request.headers.get(ELSEWHERE):
+        # The proxy may send the call's socket to another server, too.
+        bridge.entrance.alone = False
 
 
 @twilio_hooks.route("/incoming-call", methods=METHODS)

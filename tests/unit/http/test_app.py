@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from quart_trio import QuartTrio
 from twilio.twiml.voice_response import Connect, VoiceResponse
 
-from bridge.admission.entrance import LAME_DUCK_SECONDS
+from bridge.admission.entrance import LAME_DUCK_SECONDS, RESERVED_BRIEFLY
 from bridge.config.file import FixedConfig
 from bridge.config.words import Words
 from bridge.http.app import create_app
@@ -406,6 +406,22 @@ async def test_a_proxy_that_can_ask_another_server_is_told_to(reason: str) -> No
     # What is on goes on, also through such a proxy.
     response = await ask("/call-ended", FORM, app=app, headers={ELSEWHERE: "yes"})
     assert response.status_code == 200
+
+
+async def test_behind_such_a_proxy_the_socket_is_expected_here_or_elsewhere(
+    autojump_clock: Any,
+) -> None:
+    """So a line is reserved briefly, and a call that another server announced is not refused."""
+    app = application()
+    entrance = app.extensions["bridge"].entrance
+    forged = {ELSEWHERE: "yes", "X-Twilio-Signature": "forged"}
+    assert (await ask("/incoming-call", FORM, app=app, headers=forged)).status_code == 403
+    assert not entrance.spans_processes(settings())
+    response = await ask("/incoming-call", FORM, app=app, headers={ELSEWHERE: "yes"})
+    assert response.status_code == 200
+    assert entrance.spans_processes(settings())
+    await trio.sleep(RESERVED_BRIEFLY)
+    assert len(entrance.slots) == 0
 
 
 async def test_a_server_with_room_is_ready() -> None:
