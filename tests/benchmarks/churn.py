@@ -310,7 +310,7 @@ async def running(
         address = f"{LOOPBACK}:{free_port()}"
         config = folder / "config.toml"
         config.write_text(
-            f'[server]\nbind = "{address}"\nmax_calls = 10000\n'
+            f'[server]\nbind = "{address}"\nmax_calls = 400\n'
             f'[deepgram]\nurl = "{agent_url}"\nconnect_timeout = {patience}\n'
             f"connect_budget = {max(8.0, 2 * patience)}\n"
             f'[records]\nurl = "sqlite:///{folder}/calls.db"\n'

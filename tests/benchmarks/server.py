@@ -82,7 +82,7 @@ async def running(
         address = f"{LOOPBACK}:{free_port()}"
         config = folder / "config.toml"
         config.write_text(
-            f'[server]\nbind = "{address}"\nmax_calls = 10000\n'
+            f'[server]\nbind = "{address}"\nmax_calls = 400\n'
             # An agent that closes ends its call.
             f'[deepgram]\nurl = "{agent_url}"\nmax_reconnects = 0\n'
             f"[call]\nframe_ms = {frame_ms}\n"

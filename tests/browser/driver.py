@@ -90,8 +90,15 @@ class Browser:
         )
 
     def click(self, selector: str) -> None:
-        """Click an element, as a person does."""
-        self.find(selector).click()
+        """Click an element, as a person does: again if the page drew it anew meanwhile."""
+        self.until(lambda: self._clicked(selector))
+
+    def _clicked(self, selector: str) -> bool:
+        try:
+            self.find(selector).click()
+        except StaleElementReferenceException:
+            return False
+        return True
 
     def type(self, keys: str) -> None:
         """Press keys, wherever the focus is."""

@@ -148,7 +148,7 @@ async def test_a_newcomer_is_told_what_to_do(browser: Browser, tmp_path: Path) -
             assert browser.find("#live a[href='/softphone']").is_displayed()
             browser.click("#dial")
             shows(browser, "dialog", "set TWILIO_ACCOUNT_SID")  # there are no credentials
-            browser.find("dialog .foot .button").click()
+            browser.click("dialog .foot .button")
             browser.until(lambda: not browser.all("dialog"))
             shows(browser, "#recent", "Ended calls are listed here")
             browser.pictures("console-empty")
@@ -211,12 +211,12 @@ def hang_up_by_button(browser: Browser, sid: str) -> None:
     browser.click(button)
     browser.until(lambda: browser.all("dialog"))
     browser.picture("console-hang-up")
-    browser.find("dialog .button:not(.danger)").click()
+    browser.click("dialog .button:not(.danger)")
     browser.until(lambda: not browser.all("dialog"))
     assert not browser.all(f"[data-sid='{sid}'].over")  # nothing happened
     browser.click(button)
     browser.until(lambda: browser.all("dialog"))
-    browser.find("dialog .button.danger").click()
+    browser.click("dialog .button.danger")
     shows(browser, f"[data-sid='{sid}'] .state", "Operator hung up")
 
 
@@ -231,7 +231,7 @@ _TO_THE_END = """
 
 
 def record_is_shown(browser: Browser, sid: str) -> None:
-    browser.find(f".row[data-sid='{sid}']").click()
+    browser.click(f".row[data-sid='{sid}']")
     shows(browser, "dialog", "an operator hung up")
     shows(browser, "dialog .words", "One more thing:")
     shows(browser, "dialog .functions", "book_table()")
@@ -240,7 +240,7 @@ def record_is_shown(browser: Browser, sid: str) -> None:
         browser.texts("dialog .facts dt")
     )
     browser.pictures("console-record")
-    browser.find("dialog .foot .button").click()
+    browser.click("dialog .foot .button")
     browser.until(lambda: not browser.all("dialog"))
     browser.pictures("console-recent")
     for width in (NARROW, WIDE, NARROW):  # nobody has gone back to read
@@ -282,16 +282,16 @@ def speak_as_the_agent(browser: Browser) -> None:
 
 
 def transfer_by_button(browser: Browser) -> None:
-    browser.find(".call .foot .button:not(.danger)").click()
+    browser.click(".call .foot .button:not(.danger)")
     browser.until(lambda: browser.all("dialog"))
     assert browser.focused() == "Transfer to"
-    browser.find("dialog .foot .button:not(.primary)").click()
+    browser.click("dialog .foot .button:not(.primary)")
     browser.until(lambda: not browser.all("dialog"))
-    browser.find(".call .foot .button:not(.danger)").click()
+    browser.click(".call .foot .button:not(.danger)")
     browser.until(lambda: browser.all("dialog"))
     browser.find("#dial-target").send_keys("night")
     browser.pictures("console-transfer")
-    browser.find("dialog .button.primary").click()
+    browser.click("dialog .button.primary")
     browser.until(lambda: not browser.all("dialog"))
 
 
@@ -342,18 +342,18 @@ async def test_dialling(browser: Browser, tmp_path: Path) -> None:
             browser.find("#dial-to").send_keys("12")
             browser.find("#dial-from").send_keys(OWN_NUMBER)
             browser.find("#dial-agent").send_keys("sales")
-            browser.find("dialog fieldset .button").click()
+            browser.click("dialog fieldset .button")
             name, value = browser.all(".variable input")
             name.send_keys("first_name")
             value.send_keys("Ada")
-            browser.find("dialog .button.primary").click()
+            browser.click("dialog .button.primary")
             shows(browser, "dialog [role=alert]", "expected a phone number")
             assert browser.find("#dial-to").get_attribute("aria-invalid") == "true"
             assert browser.focused() == "Number to call"
             browser.pictures("console-dial")
             assert standin.calls == {}
             browser.find("#dial-to").send_keys("\b\b+15551234567")
-            browser.find("dialog .button.primary").click()
+            browser.click("dialog .button.primary")
             browser.until(lambda: not browser.all("dialog"))
             shows(browser, ".row", "+15551234567")
             shows(browser, ".row", "Queued")

@@ -74,8 +74,9 @@ def test_a_call_from_beginning_to_end(browser: Browser, here: House) -> None:
         phone.said("You pressed", "4")
         phone.said("Agent", "About I pressed 4")
         browser.until(lambda: browser.text("#elapsed") != "0:00")
-        (went_on,) = phone.interruptions()
-        assert went_on < SOON
+        # The words interrupted the story; the keys may have interrupted a reply, too.
+        assert phone.interruptions()
+        assert max(phone.interruptions()) < SOON
         sent = [mark for _, mark in phone.messages("in", "mark")]
         browser.until(lambda: [m for _, m in phone.messages("out", "mark")] == sent)
         assert [digit for _, digit in phone.messages("out", "dtmf")] == ["4", "#"]
@@ -87,7 +88,7 @@ def test_a_call_from_beginning_to_end(browser: Browser, here: House) -> None:
     record = phone.record()
     assert record.outcome == "caller_hung_up"
     assert record.caller == "softphone"
-    assert record.barge_ins == 1
+    assert record.barge_ins >= 1
     # 50 a second, silence included; a busy machine may leave some out.
     assert record.seconds * 25 < frames < record.seconds * 57
     said = [(line.role, line.words, line.heard) for line in record.transcript]

@@ -436,7 +436,11 @@ async def test_what_twilio_refuses_comes_back_in_its_words() -> None:
         assert "21210" in body["error"]
         assert "not yet verified" in body["error"]
         assert "\n" not in body["error"]
-        assert (await place.client.get("/calls")).json() == {"live": [], "recent": []}
+        assert (await place.client.get("/calls")).json() == {
+            "live": [],
+            "recent": [],
+            "records_error": "",
+        }
 
 
 @pytest.mark.parametrize(

@@ -415,7 +415,7 @@ async def test_behind_such_a_proxy_the_socket_is_expected_here_or_elsewhere(
     app = application()
     entrance = app.extensions["bridge"].entrance
     forged = {ELSEWHERE: "yes", "X-Twilio-Signature": "forged"}
-    assert (await ask("/incoming-call", FORM, app=app, headers=forged)).status_code == 403
+    assert (await ask("/incoming-call", FORM, app=app, headers=forged)).status_code == 401
     assert not entrance.spans_processes(settings())
     response = await ask("/incoming-call", FORM, app=app, headers={ELSEWHERE: "yes"})
     assert response.status_code == 200
