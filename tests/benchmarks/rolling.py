@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -298,8 +299,8 @@ def busy_cores() -> Iterator[None]:
 @dataclass(frozen=True)
 class Load:
     """So many callers place at least so many calls of so many seconds each. Meanwhile both servers
-    are restarted `rounds` times, and at last frozen for `freeze` seconds. `busy`: beside processes
-    that keep every core busy."""
+    are restarted `rounds` times, and at last frozen for `freeze` seconds, in which more callers
+    begin to call. `busy`: beside processes that keep every core busy."""
 
     calls: int = 600
     callers: int = 40
@@ -360,6 +361,9 @@ async def _restart_under_load(
                 await server.start()
                 await proxy.wait_state(server.name, "UP")
         if load.freeze:
+            # Callers whose calls are frozen do not call again.
+            for _ in range(math.ceil(load.callers / 4)):
+                nursery.start_soon(rolling.caller, f"http://{proxy.front}")
             await _freeze(servers, load.freeze)
         await rolling.placed(load.calls)
         rolling.enough()
@@ -368,7 +372,7 @@ async def _restart_under_load(
 
 
 async def _freeze(servers: list[Server], seconds: float) -> None:
-    """Stop both servers for so long; callers do not stop."""
+    """Suspend both servers for so long."""
     for server in servers:
         server.signal(signal.SIGSTOP)
     try:
