@@ -11,6 +11,8 @@ from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import Final
 
+import trio
+
 # An idle connection costs about 30 KB; this many use up the memory of a small server.
 MOST_CONNECTIONS: Final = 4096
 
@@ -150,3 +152,20 @@ class TokenBucket:
         """Take `count` tokens, and return how many seconds to wait afterwards; mostly 0."""
         self._paid_until = max(self._paid_until, now) + count * self._each
         return max(0.0, self._paid_until - now - self._ahead)
+
+
+class Turnstile:
+    """Lets tasks through in the order in which they came, no faster than a TokenBucket allows.
+
+    A task that is cancelled while it waits delays nobody: only the first in the queue has a token.
+    """
+
+    def __init__(self, per_second: float, at_once: int) -> None:
+        self._bucket = TokenBucket(per_second, at_once)
+        self._queue = trio.Lock()
+
+    async def pass_through(self) -> None:
+        """Wait for this task's turn."""
+        async with self._queue:
+            if wait := self._bucket.take(1, trio.current_time()):
+                await trio.sleep(wait)

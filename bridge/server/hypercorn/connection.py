@@ -30,7 +30,7 @@ from hypercorn.typing import AppWrapper
 
 from bridge.log import get_logger
 from bridge.log_throttle import LogThrottle
-from bridge.server.limits import ConnectionLimiter, TokenBucket
+from bridge.server.limits import ConnectionLimiter, Turnstile
 from bridge.transport.byte_stream import RECEIVE_BYTES, close_at_once
 from bridge.transport.tcp_keepalive import detect_dead_peer
 from bridge.transport.websocket import ABNORMAL_CLOSURE, WebSocketClosed
@@ -51,8 +51,8 @@ CLOSE_TIMEOUT: Final = 1.0
 CONNECTION_KEY: Final = "bridge.connection"
 
 # Requests on connections that have made one before, of all connections together; each has one
-# waiting at most. A fifth of a core, and more than the proxies of a hundred new calls a second ask.
-REQUESTS_PER_SECOND: Final = 200
+# waiting at most. A tenth of a core, and many times what the proxy of a full server asks for.
+REQUESTS_PER_SECOND: Final = 100
 REQUESTS_AT_ONCE: Final = 50
 
 # Between two lines of one kind that a peer can cause.
@@ -62,7 +62,7 @@ SECONDS_BETWEEN_LINES: Final = 5.0
 _limiter = ConnectionLimiter()
 
 # Of each server.
-_paces: WeakKeyDictionary[Config, TokenBucket] = WeakKeyDictionary()
+_turnstiles: WeakKeyDictionary[Config, Turnstile] = WeakKeyDictionary()
 
 # Of each server, by the kind of line.
 _throttles: WeakKeyDictionary[Config, dict[str, LogThrottle]] = WeakKeyDictionary()
@@ -127,10 +127,8 @@ class GuardedTCPServer(TCPServer):
         whatever others do on connections that they keep.
         """
         if self._asked_before:
-            bucket = TokenBucket(REQUESTS_PER_SECOND, REQUESTS_AT_ONCE)
-            wait = _paces.setdefault(self.config, bucket).take(1, trio.current_time())
-            if wait:
-                await trio.sleep(wait)
+            turnstile = Turnstile(REQUESTS_PER_SECOND, REQUESTS_AT_ONCE)
+            await _turnstiles.setdefault(self.config, turnstile).pass_through()
         self._asked_before = True
         self.limiter.begun(self)
 

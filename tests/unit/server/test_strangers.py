@@ -29,6 +29,7 @@ from bridge.server.limits import (
     MOST_CONNECTIONS,
     ConnectionLimiter,
     TokenBucket,
+    Turnstile,
     raise_descriptor_limit,
     too_few_connections,
 )
@@ -515,3 +516,16 @@ async def test_a_page_and_all_it_loads_is_not_slowed(autojump_clock: Clock) -> N
             await peer.write(GET)
             assert b" 200 " in await peer.stream.receive_some(65536)
         assert trio.current_time() == 0
+
+
+async def test_a_task_that_gives_up_its_turn_delays_nobody(autojump_clock: Clock) -> None:
+    """Peers that come and go in thousands build up no debt."""
+    turnstile = Turnstile(10, 1)
+    await turnstile.pass_through()
+    async with trio.open_nursery() as nursery:
+        for _ in range(1000):
+            nursery.start_soon(turnstile.pass_through)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    await turnstile.pass_through()
+    assert trio.current_time() <= 0.3
