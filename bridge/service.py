@@ -105,8 +105,8 @@ class Bridge:
         )
         self._told_of_prewarming = False
         self.account = AccountLimit("")
-        # Phrases that the agent is known to understand, for the softphone's page.
-        self.phrases: tuple[str, ...] | None = None
+        # For the softphone's page; known only where this process runs the agent, in `bridge demo`.
+        self.phrases: tuple[str, ...] = ()
         self.started_at = datetime.now(UTC)
         self.recorder = Recorder()
         self.tracing: Tracing | None = None

@@ -13,23 +13,18 @@ Busy is 503 with {"error"}; the other refusals are the control API's.
 from __future__ import annotations
 
 import secrets
-from functools import cache
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 from quart import Blueprint, jsonify, request
 
-from bridge.addresses import is_loopback, public_address
+from bridge.addresses import public_address
 from bridge.admission.slots import NotAdmitted
 from bridge.call.introduction import TICKET
-from bridge.config.settings import Settings
 from bridge.http.current import client, current_bridge, origin_of
 from bridge.http.json_api import Answer, BadRequest, answer_errors_in_json, json_body
 from bridge.http.operator_auth import protect
-from bridge.local_agent import phrases
 from bridge.log import get_logger
-from bridge.service import Bridge
 
 log = get_logger(__name__)
 
@@ -81,24 +76,8 @@ async def call() -> Answer:
         call_sid=call_sid,
         stream_url=f"{stream}/media-stream?ticket={ticket}",
         parameters=parameters,
-        phrases=_phrases(bridge, settings),
+        phrases=list(bridge.phrases),
     ), 200
-
-
-def _phrases(bridge: Bridge, settings: Settings) -> list[str]:
-    """Return phrases that the agent understands, where they are known.
-
-    An agent on this machine is taken to be the bundled one, unless `bridge demo` said otherwise.
-    """
-    if bridge.phrases is not None:
-        return list(bridge.phrases)
-    return list(_bundled_phrases()) if is_loopback(urlsplit(settings.deepgram.url).netloc) else []
-
-
-@cache
-def _bundled_phrases() -> tuple[str, ...]:
-    # Reads one small file, once.
-    return tuple(phrases())
 
 
 def _number(agents: dict[str, dict[str, Any]], agent: str) -> str:
