@@ -86,7 +86,7 @@ _REMEDIES: Final = {
     402: "the Deepgram project is out of credit",
     403: "the key may not use the Voice Agent; check its permissions in the Deepgram console",
     404: "there is no Voice Agent at this address; check deepgram.url",
-    429: "the Deepgram project has as many sessions open as it may",
+    429: "the agent has as many sessions open as it allows",
 }
 
 # Characters of Deepgram's own words about a refused handshake.

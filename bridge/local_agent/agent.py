@@ -39,6 +39,7 @@ def local_agent(
     behaviour = Behaviour(
         require_key=False,
         max_sessions=pool.size,
+        full_message=f"The local agent is full: it holds one call per core, {pool.size} here.",
         stale_chunks=0,
         latency_every=0,  # measured ones are sent instead
         agent_started_speaking="never",  # likewise

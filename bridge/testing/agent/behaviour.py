@@ -32,6 +32,8 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Reject only this many connections, then accept; 0: all."""
     max_sessions: Count = 0
     """More sessions than this at once get 429; 0: no limit."""
+    full_message: str = ""
+    """The err_msg of that 429; empty: Deepgram's."""
     answers_handshake: bool = True
     """False: TCP is accepted and the request read, but no answer ever comes."""
     handshake_timeout: Seconds = 10.0

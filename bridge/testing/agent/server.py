@@ -245,6 +245,8 @@ class SimulatedAgent:
         self._wake()
         request_id = str(uuid.uuid4())
         code, text = REASONS.get(status, ("INTERNAL_SERVER_ERROR", "Something went wrong."))
+        if status == 429 and knobs.full_message:
+            text = knobs.full_message
         body = {"err_code": code, "err_msg": text, "request_id": request_id}
         with trio.move_on_after(knobs.send_timeout), suppress(ConnectionClosed):
             await request.reject(
