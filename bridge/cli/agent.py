@@ -105,7 +105,9 @@ async def _serve_local(
         server = local_agent(dialogue, pool, on_event=_print, keep_sessions=KEEP_SESSIONS)
         count = len(dialogue.readable())
         knows = f"It understands {count} phrases and no others; its voice is {pool.voice}."
-        more = (settings, knows) if settings else (knows,)
+        # A bridge that knows the limit tells further callers at once; without it, it tries again.
+        limit = f"[server]\nmax_calls = {pool.size}"
+        more = (limit, settings, knows) if settings else (limit, knows)
         await _serve(server, "The local agent", host, listeners, more=more)
 
 

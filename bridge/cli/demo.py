@@ -237,6 +237,7 @@ async def _house(
     """Run agent and server while the context is open."""
     async with trio.open_nursery() as nursery:
         phrases: list[str] = []
+        max_calls = ServerSettings().max_calls
         agent_settings, functions = default_agent(), FunctionSettings()
         if dialogue is None:
             agent = SimulatedAgent(echo, ECHO_BEHAVIOUR, keep_sessions=1)
@@ -246,13 +247,14 @@ async def _house(
             await nursery.start(pool.run)
             agent = local_agent(dialogue, pool, keep_sessions=1)
             phrases = dialogue.readable()
+            max_calls = pool.size  # callers beyond it hear "busy" at once
             who = f"understands {len(phrases)} phrases; its voice is {pool.voice}"
             if dialogue.file.greeting:
                 agent_settings["greeting"] = dialogue.file.greeting
             functions = FunctionSettings(module=FUNCTIONS, transfer_to={"reception": RECEPTION})
         agent_port = await nursery.start(agent.serve)
         settings = Settings(
-            server=ServerSettings(bind=f"127.0.0.1:{port}"),
+            server=ServerSettings(bind=f"127.0.0.1:{port}", max_calls=max_calls),
             deepgram=DeepgramSettings(url=f"ws://127.0.0.1:{agent_port}/v1/agent/converse"),
             functions=functions,
             logging=LoggingSettings(level="warning"),

@@ -29,7 +29,7 @@ from bridge.config.settings import (
 from bridge.http.app import create_app
 from bridge.local_agent.agent import local_agent
 from bridge.local_agent.dialogue import load_dialogue
-from bridge.local_agent.pool import Pool
+from bridge.local_agent.pool import Pool, cores
 from bridge.local_agent.synthesis import synthesise_all
 from bridge.records.record import CallRecord
 from bridge.records.store import Store
@@ -261,7 +261,8 @@ reply = "We have no tables."
 
 async def test_the_demo_calls_and_is_up_until_ctrl_c(tmp_path: Path) -> None:
     """With a dialogue of one's own: it says what to open and opens it, a phone says what is in a
-    recording and is answered, the softphone gets its phrases, and nothing of it is left."""
+    recording and is answered, the softphone gets its phrases, a caller more than there are workers
+    hears at once that the lines are busy, and nothing of it is left."""
     (speech,) = await synthesise_all(["when are you open"], voice=VOICE)
     write_wav(tmp_path / "speech.wav", speech)
     (tmp_path / "mine.toml").write_text(MINE)
@@ -302,6 +303,11 @@ async def test_the_demo_calls_and_is_up_until_ctrl_c(tmp_path: Path) -> None:
                 assert page.status_code == 200
                 call = await client.post(f"{address}/softphone/call", json={})
                 assert call.json()["phrases"] == ["when are you open", "a table for ⟨four⟩"]
+                for _ in range(cores() - 1):
+                    call = await client.post(f"{address}/softphone/call", json={})
+                    assert call.status_code == 200
+                busy = await client.post(f"{address}/softphone/call", json={})
+                assert (busy.status_code, "busy" in busy.json()["error"]) == (503, True)
             process.send_signal(signal.SIGINT)
             assert await process.wait() == 130
             rest = b"".join([piece async for piece in process.stderr])
