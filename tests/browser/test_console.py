@@ -462,3 +462,29 @@ async def test_many_calls_come_closed_and_open_by_key(browser: Browser, tmp_path
                 shows(browser, ".call:last-child .line .words", "This is caller number 5.")
 
             await aside(look)
+
+
+async def test_a_link_to_a_live_call_leads_to_its_card(browser: Browser, tmp_path: Path) -> None:
+    """On the page that is opened with it, and on one that is open; the record comes later."""
+    async with stage(browser, tmp_path) as on:
+        async with AsyncExitStack() as calls:
+            for number in range(5):
+                phone = await calls.enter_async_context(on.world.call())
+                agent = await on.session(number)
+                await agent.user_said(f"This is caller number {number}.")
+            card = f".call[data-sid='{phone.call_sid}']"
+
+            def look() -> None:
+                browser.open(f"{on.world.base_url}/")  # signs in
+                shows(browser, "#feed", "Live")
+                for reload in ("", "location.reload()"):
+                    browser.run(f"location.hash = '{phone.call_sid}'; {reload}")
+                    shows(browser, f"{card}[open] .line .words", "This is caller number 4.")
+                    browser.until(lambda: "#" not in browser.driver.current_url)
+                    assert not browser.all("dialog")
+
+            await aside(look)
+            await phone.hang_up()
+            await aside(shows, browser, f".row[data-sid='{phone.call_sid}']", "Caller hung up")
+            await aside(browser.run, f"location.hash = '{phone.call_sid}'")
+            await aside(shows, browser, "dialog .words", "This is caller number 4.")

@@ -19,18 +19,22 @@ const REFRESH_OTHERS = 5000; // and with several workers: only records show the 
 const byId = (id) => document.getElementById(id);
 const cards = new Map();
 let server = {};
+let listed = null; // the SIDs of the latest snapshot
+let wanted = null; // the live call that the address names, until its card is there: {sid, resolve}
 let connected = false;
 let drawing = false;
 
 const recent = new RecentCalls(byId("recent"), {
   isLive: (sid) => cards.has(sid) && !cards.get(sid).over,
   server: () => server,
+  showLive,
   onChange: () => draw(),
 });
 
 const events = {
   snapshot({ server: facts, call_sids: sids }) {
     server = facts;
+    listed = sids;
     for (const [sid, card] of cards) if (!sids.includes(sid) && !card.over) drop(sid);
     recent.refresh();
   },
@@ -84,6 +88,26 @@ function drop(sid, card = cards.get(sid)) {
   if (cards.get(sid) !== card) return;
   cards.delete(sid);
   draw();
+}
+
+// Show the card of a live call. Resolves to whether the call is on this page, which the first
+// snapshot tells.
+function showLive(sid) {
+  return new Promise((resolve) => {
+    wanted = { sid, resolve };
+    lookForWanted();
+  });
+}
+
+function lookForWanted() {
+  if (!wanted || !listed) return;
+  const card = cards.get(wanted.sid);
+  if (!card && listed.includes(wanted.sid)) return; // its `began` comes next
+  wanted.resolve(Boolean(card));
+  wanted = null;
+  if (!card) return;
+  draw();
+  requestAnimationFrame(() => card.reveal());
 }
 
 async function hangUp(card) {
@@ -245,6 +269,7 @@ recent.openNamed();
 try {
   await stream("/events", ({ event, data }) => {
     events[event]?.(data);
+    lookForWanted();
     draw();
   }, {
     onState: (state) => {

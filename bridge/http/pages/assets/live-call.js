@@ -128,6 +128,13 @@ export class LiveCall {
     this._showQueues();
   }
 
+  // Expand the card and bring it into view.
+  reveal() {
+    this.element.open = true;
+    this.element.scrollIntoView({ block: "nearest" });
+    this.element.querySelector("summary").focus();
+  }
+
   // Update the clock.
   tick() {
     const seconds = this.over ? this.call.seconds : (performance.now() - this._beganAt) / 1000;

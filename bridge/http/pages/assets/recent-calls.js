@@ -21,12 +21,14 @@ const STEPS = [50, 200, 500]; // lengths of the list; the API returns no more
 
 export class RecentCalls {
   // `isLive(sid)`: whether the page already shows that call as live; `server()` returns the server's
-  // state; `onChange()` is called after the list has changed.
-  constructor(element, { isLive, server, onChange }) {
+  // state; `showLive(sid)` shows a live call and resolves to whether the page has it; `onChange()` is
+  // called after the list has changed.
+  constructor(element, { isLive, server, showLive, onChange }) {
     this._element = element;
     this._onChange = onChange;
     this._isLive = isLive;
     this._server = server;
+    this._showLive = showLive;
     this._step = 0;
     this._asking = null;
     this.calls = null;
@@ -120,7 +122,8 @@ export class RecentCalls {
     return h("li", {}, button);
   }
 
-  // Open the call whose SID is in the URL's fragment, if there is one.
+  // Open the call whose SID is in the URL's fragment, if there is one: its card while it is live on
+  // this page, its record otherwise.
   async openNamed() {
     const sid = decodeURIComponent(location.hash.slice(1));
     if (!/^[A-Za-z0-9_-]{1,64}$/.test(sid)) return;
@@ -131,6 +134,8 @@ export class RecentCalls {
     } catch (error) {
       problem = error.message;
     }
+    const forget = () => history.replaceState(null, "", location.pathname);
+    if (call?.live && (await this._showLive(sid))) return forget();
     const dialog = openDialog(
       call ? `${who(call.caller)}${call.called ? ` to ${who(call.called)}` : ""}` : "This call cannot be shown",
       "sheet",
@@ -141,7 +146,7 @@ export class RecentCalls {
         h("button", { class: "button", type: "submit" }, "Close"),
       ),
     );
-    dialog.addEventListener("close", () => history.replaceState(null, "", location.pathname));
+    dialog.addEventListener("close", forget);
   }
 
   _inFull(call) {
@@ -167,7 +172,11 @@ export class RecentCalls {
       ["SID", call.call_sid],
     ].filter(([, value]) => value !== undefined && value !== null && value !== "" && value !== 0);
     const transcript = new Transcript();
-    transcript.show(call.transcript ?? [], "Nothing was said.");
+    const goesOn = call.live || call.elsewhere;
+    transcript.show(
+      call.transcript ?? [],
+      goesOn ? "The transcript is stored when the call ends." : "Nothing was said.",
+    );
     return h(
       "div",
       { class: "in-full" },
