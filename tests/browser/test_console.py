@@ -28,6 +28,16 @@ from tests.world import QUIET, World, on_loopback, settings
 
 T = TypeVar("T")
 SECOND = bytes(range(1, 251)) * 32
+# Chromium's offline mode leaves open connections be; a server that dies does not.
+EVENTS_CAN_BE_DROPPED = """
+    const reallyFetch = window.fetch;
+    window.fetch = (path, options) => {
+      if (path !== "/events") return reallyFetch(path, options);
+      const connection = new AbortController();
+      window.dropEvents = () => connection.abort();
+      return reallyFetch(path, { ...options, signal: connection.signal });
+    };
+"""
 EVIL = "<img src=x onerror=document.title='owned'><b>bold</b>"
 
 
@@ -461,6 +471,42 @@ async def test_many_calls_come_closed_and_open_by_key(browser: Browser, tmp_path
                 browser.type("\n")
                 shows(browser, ".call:last-child .line .words", "This is caller number 5.")
 
+            await aside(look)
+
+
+async def test_a_lost_connection_is_told_and_what_was_known_is_marked(
+    browser: Browser, tmp_path: Path
+) -> None:
+    """Nothing on the page goes on as if the server were there; all is as before when it is back."""
+    async with stage(browser, tmp_path) as on, on.world.call():
+        await on.session()
+        offline = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+
+        def look() -> None:
+            browser.open(on.world.base_url)
+            shows(browser, "#feed", "Live")
+            browser.until(lambda: browser.all(".call"))
+            browser.cdp("Network.enable")
+            browser.cdp("Network.emulateNetworkConditions", offline=True, **offline)
+            try:
+                assert browser.texts("#alerts .notice") == []
+                browser.run("dropEvents()")
+                shows(browser, "#feed", "No connection")
+                shows(browser, "#alerts", "The connection to the server was lost at")
+                shows(browser, ".tile", "Unknown")
+                assert browser.all("main.stale .call")
+                clock = browser.text(".call .clock")
+                browser.pictures("console-lost")
+                browser.run("return new Promise(done => setTimeout(done, 2100))")
+                assert browser.text(".call .clock") == clock
+            finally:
+                browser.cdp("Network.emulateNetworkConditions", offline=False, **offline)
+            shows(browser, "#feed", "Live")
+            shows(browser, ".tile", "Taking calls")
+            browser.until(lambda: not browser.all(".stale") and not browser.all(".notice"))
+            browser.complaints()  # that requests failed
+
+        with browser.before_scripts(EVENTS_CAN_BE_DROPPED):
             await aside(look)
 
 

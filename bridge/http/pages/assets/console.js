@@ -16,12 +16,20 @@ const RECORDED = [400, 2500]; // ms after the end of a call at which its record 
 const REFRESH = 30000; // ms between refreshes of the list without events,
 const REFRESH_OTHERS = 5000; // and with several workers: only records show the others' calls
 
+const CONNECTIONS = {
+  connecting: ["Connecting", "warn"],
+  open: ["Live", "good pulse"],
+  lost: ["No connection", "bad"],
+};
+
 const byId = (id) => document.getElementById(id);
 const cards = new Map();
 let server = {};
 let listed = null; // the SIDs of the latest snapshot
 let wanted = null; // the live call that the address names, until its card is there: {sid, resolve}
-let connected = false;
+let connection = "connecting"; // then "open" or "lost"
+let lostAt = null; // when the connection was lost: all that is shown is older
+let refused = ""; // why the server gives no events; the page does not ask again
 let drawing = false;
 
 const recent = new RecentCalls(byId("recent"), {
@@ -153,8 +161,10 @@ function draw() {
   requestAnimationFrame(() => {
     drawing = false;
     const feed = byId("feed");
-    setText(feed, connected ? "Live" : "Connecting");
-    feed.className = `badge end ${connected ? "good pulse" : "warn"}`;
+    const [words, kind] = CONNECTIONS[connection];
+    setText(feed, words);
+    feed.className = `badge end ${kind}`;
+    byId("main").classList.toggle("stale", lostAt !== null);
     drawAlerts();
     drawTiles();
     const all = [...cards.values()];
@@ -170,10 +180,10 @@ function drawTiles() {
   const times = going.flatMap(replySeconds);
   const { live = 0, max_calls: most = 0, workers = 1, stalls = 0 } = server;
   const up = server.started_at ? (Date.now() - Date.parse(server.started_at)) / 1000 : 0;
-  const taking = server.draining ? "Draining" : live >= most ? "Full" : "Taking calls";
+  const taking = lostAt ? "Unknown" : server.draining ? "Draining" : live >= most ? "Full" : "Taking calls";
   const tiles = [
     ["Live calls", String(live), `of ${most}${workers > 1 ? `, in this one of ${workers} workers` : ""}`, meter(live, most)],
-    ["Server", taking, `up ${span(up)}`],
+    ["Server", taking, lostAt ? `no connection since ${lostAt}` : `up ${span(up)}`],
     ["Reply time", times.length ? brief(median(times)) : "–", times.length ? "median of the live calls" : "no replies in live calls"],
     ["Loop stalls", String(stalls), stalls ? `${brief(server.stall_seconds)} in total` : "event loop never blocked"],
     ["Records", server.records === false ? "Off" : server.database_trouble ? "Failing" : "Stored",
@@ -203,6 +213,7 @@ function alertOnce(words) {
 
 function drawAlerts() {
   const alerts = [];
+  if (connection === "lost") alerts.push(["bad", lossWords()]);
   if (passing) alerts.push(["bad", passing]);
   if (server.draining) alerts.push(["", "The server is stopping. Live calls may finish; new callers are asked to call again."]);
   if (server.database_trouble) alerts.push(["bad", `The database is unavailable: ${server.database_trouble}. Records are kept on disk until it is back; calls are not affected.`]);
@@ -212,6 +223,12 @@ function drawAlerts() {
   if (box.dataset.key === key) return;
   box.dataset.key = key;
   box.replaceChildren(...alerts.map(([kind, words]) => h("p", { class: `notice ${kind}` }, words)));
+}
+
+function lossWords() {
+  const next = refused ? `${refused} Reload the page to try again.` : "Trying to connect again.";
+  if (!lostAt) return `There is no connection to the server. ${next}`;
+  return `The connection to the server was lost at ${lostAt}. This page shows the state before that. ${next}`;
 }
 
 // Shown until the server has had its first call.
@@ -251,7 +268,7 @@ function say(words) {
 
 byId("dial").addEventListener("click", dial);
 setInterval(() => {
-  if (document.hidden) return;
+  if (document.hidden || lostAt) return;
   for (const card of cards.values()) {
     card.tick();
     card.sample();
@@ -260,7 +277,7 @@ setInterval(() => {
 let refreshed = 0;
 setInterval(() => {
   const pause = server.workers > 1 ? REFRESH_OTHERS : REFRESH;
-  if (document.hidden || !connected || performance.now() - refreshed < pause) return;
+  if (document.hidden || connection !== "open" || performance.now() - refreshed < pause) return;
   refreshed = performance.now();
   recent.refresh();
 }, REFRESH_OTHERS);
@@ -272,13 +289,22 @@ try {
     lookForWanted();
     draw();
   }, {
-    onState: (state) => {
-      connected = state === "open";
-      draw();
-    },
+    onState: (state) => (state === "open" ? connect() : disconnect()),
   });
 } catch (error) {
   if (!(error instanceof ApiError)) throw error;
-  connected = false;
-  alertOnce(error.message);
+  refused = error.message;
+}
+disconnect();
+
+function connect() {
+  connection = "open";
+  lostAt = null;
+  draw();
+}
+
+function disconnect() {
+  if (connection === "open") lostAt = new Date().toLocaleTimeString();
+  connection = "lost";
+  draw();
 }

@@ -13,7 +13,7 @@
 
 const KEY = "bridge-token";
 const LONGEST_WAIT = 5000; // ms between two attempts to reconnect
-const DEAF_AFTER = 45000; // ms without a byte, comments included, after which the connection counts as dead
+const DEAF_AFTER = 25000; // ms without a byte, of two heartbeats, after which the connection counts as dead
 
 takePrintedToken();
 window.addEventListener("hashchange", (event) => {
