@@ -41,7 +41,7 @@ from bridge.config.settings import (
     Settings,
 )
 from bridge.http.app import create_app
-from bridge.local_agent import missing
+from bridge.local_agent import missing, recognition_unavailable
 from bridge.local_agent.agent import local_agent
 from bridge.local_agent.dialogue import Dialogue
 from bridge.local_agent.pool import Pool
@@ -358,6 +358,8 @@ def _provide() -> None:
     """Install the local agent's packages if they are missing. Raises Failure with the remedy."""
     if not missing():
         return
+    if why := recognition_unavailable():
+        raise Failure(f"{why}; or bridge demo --echo, which needs no recognition")
     wanted = local_requirements(importlib.metadata.requires("bridge") or [])
     click.echo(
         f"Installing the local agent's packages (half a minute): {', '.join(wanted)}", err=True
@@ -385,7 +387,7 @@ def stderr_descriptor() -> int:
 def local_requirements(requirements: list[str]) -> list[str]:
     """Return the requirements of the extra `local`, without its marker.
 
-    pip is not given `bridge[local]`: an index may have another project of that name.
+    pip is given these and not `bridge[local]`: see `extras.install_command`.
     """
     found = []
     for text in requirements:

@@ -8,10 +8,14 @@ dependencies. Phrases and replies are in a TOML file, `restaurant.toml` or your 
 from __future__ import annotations
 
 import shutil
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-INSTALL = "pip install 'bridge[local]'"
+from bridge.extras import install_command
+
+# pocketsphinx has no wheels from here on; the extra `local` in pyproject.toml leaves it out.
+PYTHON_WITHOUT_RECOGNITION = (3, 14)
 
 
 def missing(*, recognition: bool = True) -> str:
@@ -19,13 +23,28 @@ def missing(*, recognition: bool = True) -> str:
 
     Without `recognition`, looks only for those of synthesis. Imports none of them.
     """
+    if recognition and (why := recognition_unavailable()):
+        return why
     needed = ["numpy"] + (["pocketsphinx"] if recognition else [])
     lacking = [name for name in needed if find_spec(name) is None]
     if find_spec("espeakng_loader") is None and shutil.which("flite") is None:
         lacking.append("espeakng-loader")
     if not lacking:
         return ""
-    return f"the local agent needs {' and '.join(lacking)}, not installed here: {INSTALL}"
+    names = " and ".join(lacking)
+    return f"the local agent needs {names}, not installed here: {install_command('local')}"
+
+
+def recognition_unavailable() -> str:
+    """Return why this Python cannot have recognition, with the remedy; "" if it can."""
+    if sys.version_info < PYTHON_WITHOUT_RECOGNITION or find_spec("pocketsphinx") is not None:
+        return ""
+    major, minor = PYTHON_WITHOUT_RECOGNITION
+    return (
+        "the local agent needs pocketsphinx, which has no wheels for this Python "
+        f"{sys.version_info.major}.{sys.version_info.minor}: make bridge's .venv with a Python "
+        f"older than {major}.{minor}"
+    )
 
 
 def phrases(path: Path | None = None) -> list[str]:

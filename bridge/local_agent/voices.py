@@ -17,6 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
+from bridge.extras import install_command
 from bridge.local_agent.sound import Samples, resample, samples_to_ulaw
 
 # At 0.06 s a character, a minute of speech; more is a mistake or an attack.
@@ -64,13 +65,13 @@ class Espeak:
             data = espeakng_loader.get_data_path().encode()
         except (ImportError, OSError) as error:
             raise EngineMissing(
-                f"espeak-ng cannot be loaded ({error}); pip install 'bridge[local]'"
+                f"espeak-ng cannot be loaded ({error}); {install_command('local')}"
             ) from None
         self._rate = self._library.espeak_Initialize(
             _AUDIO_OUTPUT_SYNCHRONOUS, 0, data, _DO_NOT_EXIT
         )
         if self._rate <= 0:
-            raise EngineMissing("espeak-ng finds no voices; pip install 'bridge[local]' again")
+            raise EngineMissing(f"espeak-ng finds no voices; {install_command('local')}")
         self._library.espeak_SetVoiceByName(_ESPEAK_VOICE)
         self._library.espeak_SetParameter(_PARAMETER_RATE, _WORDS_PER_MINUTE, 0)
         self._said = bytearray()

@@ -39,6 +39,7 @@ from sqlalchemy.exc import (
 )
 
 from bridge.config.settings import ConfigError
+from bridge.extras import install_command
 from bridge.outcome import Outcome
 from bridge.records.private import close_to_others
 from bridge.records.record import STATUS_FIELDS, CallRecord, Ending, upgrade
@@ -332,7 +333,7 @@ def _checked(text: str) -> URL:
         ) from None
     backend = url.get_backend_name()
     if backend in ("postgres", "postgresql"):
-        # If no driver is named, the one of the extra bridge[postgres].
+        # If no driver is named, the one of the extra `postgres`.
         plain = url.drivername in ("postgres", "postgresql")
         url = url.set(drivername="postgresql+psycopg") if plain else url
     elif backend != "sqlite":
@@ -344,7 +345,7 @@ def _checked(text: str) -> URL:
     except (ImportError, NoSuchModuleError):
         raise StoreError(
             f"records.url: the driver of {printable(url.drivername[:40])} is not installed; "
-            "pip install 'bridge[postgres]'"
+            f"{install_command('postgres')}"
         ) from None
     file = _sqlite_file(url)
     if backend == "sqlite":

@@ -10,7 +10,7 @@ Nothing is traced during a call. When a call has ended, its story is turned into
 recorded times; a thread passes them to the SDK, whose own thread exports them. So a call costs the
 event loop a list of a few tuples, and nothing if tracing is off.
 
-Tracing needs the extra `bridge[otel]`. OpenTelemetry's own environment variables switch it on:
+Tracing needs the extra `otel`. OpenTelemetry's own environment variables switch it on:
 OTEL_EXPORTER_OTLP_ENDPOINT (or OTEL_TRACES_EXPORTER=otlp, or console), with OTEL_SERVICE_NAME,
 OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER and the others as documented.
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
@@ -30,6 +30,7 @@ import trio
 
 from bridge.call.observers import Observer
 from bridge.call.parts import CallParts
+from bridge.extras import install_command
 from bridge.log import get_logger, mask_number
 from bridge.one_thread import OneThread
 from bridge.outcome import Outcome
@@ -209,7 +210,7 @@ def tracing_for(environ: Mapping[str, str] = os.environ) -> Tracing | None:
     try:
         return Tracing(_provider(exporter or "otlp"))
     except ImportError:
-        log.warning("tracing is off: OTEL_* asks for it; pip install 'bridge[otel]'")
+        log.warning(f"tracing is off: OTEL_* asks for it; {install_command('otel')}")
     except ValueError as error:
         log.warning("tracing is off", reason=str(error))
     return None

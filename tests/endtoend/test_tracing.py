@@ -238,7 +238,7 @@ def test_without_a_wish_there_are_none(environ: dict[str, str]) -> None:
     ("environ", "hidden", "says"),
     [
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, False, "otlp, console and none"),
-        ({"OTEL_TRACES_EXPORTER": "otlp"}, True, "pip install 'bridge[otel]'"),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, True, "pip install -e '.[otel]'"),
     ],
 )
 def test_tracing_that_cannot_be_set_up_costs_one_line(

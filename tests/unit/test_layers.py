@@ -14,7 +14,8 @@ PACKAGE = Path(bridge.__file__).parent
 
 # From the ground up. A unit is a module or a folder; units on one floor do not import each other.
 FLOORS = (
-    "addresses audio backoff caller ending log_throttle one_thread outcome tagged_messages text",
+    "addresses audio backoff caller ending extras log_throttle one_thread outcome tagged_messages "
+    "text",
     "log",
     "supervised transport",
     "twilio",

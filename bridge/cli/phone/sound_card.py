@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from bridge.cli.phone.handset import SoundCardError
+from bridge.extras import install_command
 from bridge.testing.speech import RATE
 
 # The phone's own rate first: most systems then resample for us, and better.
 _RATES = (RATE, 48_000, 44_100, 16_000)
 _BLOCKS_A_SECOND = 50
 
-NO_PACKAGE = "--mic needs sounddevice, which is not installed here: pip install 'bridge[mic]'"
+NO_PACKAGE = f"--mic needs sounddevice, which is not installed here: {install_command('mic')}"
 NO_LIBRARY = (
     "--mic needs PortAudio, which is not installed here: apt install libportaudio2 (or your"
     " system's package)"

@@ -52,7 +52,7 @@ async def test_without_the_packages_it_says_what_to_install(
     monkeypatch.setattr(local_agent, "find_spec", lambda name: None)
     monkeypatch.setattr(local_agent.shutil, "which", lambda name: None)
     with pytest.raises(
-        SynthesisError, match=r"numpy and espeakng-loader.*pip install 'bridge\[loc"
+        SynthesisError, match=r"numpy and espeakng-loader.*pip install -e '\.\[local\]"
     ):
         await synthesise("Hello.")
     assert "pocketsphinx" in local_agent.missing()

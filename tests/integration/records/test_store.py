@@ -342,7 +342,7 @@ def test_reading_makes_no_database(tmp_path):
         ("sqlite://", ["names no file"]),
         ("sqlite:///:memory:", ["names no file"]),
         ("sqlite:////nowhere/at/all/calls.db", ["/nowhere/at/all", "does not exist", "make it"]),
-        ("postgresql+nosuch://me:secret-password@host/calls", ["driver", "bridge[postgres]"]),
+        ("postgresql+nosuch://me:secret-password@host/calls", ["driver", ".[postgres]"]),
         ("postgresql://me:secret-password@host:port/calls", ["records.url"]),
     ],
 )

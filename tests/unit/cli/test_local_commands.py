@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from bridge import local_agent
 from bridge.cli import agent as agent_command
 from bridge.cli import demo as demo_command
 from bridge.cli import main
@@ -116,6 +117,22 @@ def test_the_demo_installs_what_it_needs_after_saying_so(code, monkeypatch, caps
     assert python == sys.executable
     assert arguments[:3] == ["-m", "pip", "install"]
     assert any(argument.startswith("pocketsphinx") for argument in arguments)
+
+
+def test_a_python_that_recognition_cannot_be_installed_for_is_told_so(monkeypatch, capsys) -> None:
+    """Nothing is installed, and no command is named that would change nothing."""
+    pip = Pip(0)
+    monkeypatch.setattr(local_agent, "find_spec", lambda _: None)
+    monkeypatch.setattr(local_agent, "PYTHON_WITHOUT_RECOGNITION", (3, 11))
+    monkeypatch.setattr(demo_command.subprocess, "run", pip)
+    monkeypatch.setattr(sys, "argv", ["bridge", "demo"])
+    with pytest.raises(SystemExit):
+        main()
+    assert pip.commands == []
+    (said,) = capsys.readouterr().err.splitlines()
+    have = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert f"for this Python {have}: make bridge's .venv with a Python older than 3.11" in said
+    assert said.endswith("; or bridge demo --echo, which needs no recognition")
 
 
 def test_which_packages_those_are() -> None:

@@ -269,7 +269,7 @@ def test_converting_does_nothing_at_the_phones_own_rate():
 @pytest.mark.parametrize(
     ("error", "remedy"),
     [
-        (ImportError("No module named sounddevice"), "pip install 'bridge[mic]'"),
+        (ImportError("No module named sounddevice"), "pip install -e '.[mic]'"),
         (OSError("PortAudio library not found"), "apt install libportaudio2"),
     ],
 )
