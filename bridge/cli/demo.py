@@ -40,7 +40,6 @@ from bridge.config.settings import (
     ServerSettings,
     Settings,
 )
-from bridge.http.app import create_app
 from bridge.local_agent import missing, recognition_unavailable
 from bridge.local_agent.agent import local_agent
 from bridge.local_agent.dialogue import Dialogue
@@ -48,7 +47,6 @@ from bridge.local_agent.pool import Pool
 from bridge.local_agent.synthesis import SynthesisError, synthesise_all
 from bridge.local_agent.worker_client import WorkerBroken
 from bridge.server.kept_token import keeping, page_address
-from bridge.server.serve import hypercorn_config, serve
 from bridge.testing.agent.script import ECHO_BEHAVIOUR, echo
 from bridge.testing.agent.server import SimulatedAgent
 from bridge.testing.phone.phone import SimulatedPhone
@@ -235,6 +233,10 @@ async def _house(
     dialogue: Dialogue | None, port: int, folder: Path, *, kept: bool
 ) -> AsyncIterator[House]:
     """Run agent and server while the context is open."""
+    # Not above: importing the server takes longer than all else that --help does.
+    from bridge.http.app import create_app
+    from bridge.server.serve import hypercorn_config, serve
+
     async with trio.open_nursery() as nursery:
         phrases: list[str] = []
         max_calls = ServerSettings().max_calls

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import click
 import trio
-from hypercorn.config import Config
-from quart_trio import QuartTrio
 
-from bridge import asgi
 from bridge.cli.failure import Failure, Misconfigured, reason
 from bridge.config.checks import checked_bind
 from bridge.config.settings import ConfigError
-from bridge.server import serve as serving
-from bridge.server.stopping import StopSignals
-from bridge.server.supervisor import supervise
 from bridge.server.tunnel import TunnelError, open_tunnel
+
+if TYPE_CHECKING:
+    from hypercorn.config import Config
+    from quart_trio import QuartTrio
+
+    from bridge.server.stopping import StopSignals
 
 
 @click.command()
@@ -36,6 +37,12 @@ def serve(config: str | None, bind: str | None, tunnel: bool, reload: bool) -> i
     after server.drain_seconds and a goodbye from the agent. A second SIGTERM, or Ctrl-C, ends the
     calls at once.
     """
+    # Not above: importing the server takes longer than all else that --help does.
+    from bridge import asgi
+    from bridge.server import serve as serving
+    from bridge.server.stopping import StopSignals
+    from bridge.server.supervisor import supervise
+
     if config is not None:
         os.environ["BRIDGE_CONFIG"] = config
     bridge = asgi.app.extensions["bridge"]
@@ -79,6 +86,8 @@ def serve(config: str | None, bind: str | None, tunnel: bool, reload: bool) -> i
 
 async def _run_behind_tunnel(app: QuartTrio, config: Config, signals: StopSignals) -> None:
     """Run the server behind a tunnel, whose public address is printed."""
+    from bridge.server import serve as serving
+
     port = int(config.bind[0].rpartition(":")[2])
     async with open_tunnel(port) as address:
         app.extensions["bridge"].tunnel = address
