@@ -164,4 +164,7 @@ async def open_tcp_stream(target: SplitResult) -> trio.abc.Stream:
 @cache
 def _client_tls() -> ssl.SSLContext:
     """The system's certificates, read once: it takes tens of milliseconds, on every call's path."""
-    return ssl.create_default_context()
+    context = ssl.create_default_context()
+    # Some distributions' Python leaves the floor to OpenSSL's configuration, which may have none.
+    context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
+    return context
