@@ -314,11 +314,11 @@ async def test_keys_are_read_one_by_one_and_the_terminal_is_restored(monkeypatch
                 os.write(theirs, b"1")
 
             nursery.start_soon(type_one)
+            # No deadline: the virtual clock would jump to it while the kernel passes the key on.
             async with aclosing(typed_keys()) as keys:
-                with trio.fail_after(10):
-                    assert await anext(keys) == "1"  # without a line end
-                    os.write(theirs, b"#")
-                    assert await anext(keys) == "#"
+                assert await anext(keys) == "1"  # without a line end
+                os.write(theirs, b"#")
+                assert await anext(keys) == "#"
                 assert termios.tcgetattr(ours)[3] != before[3]
         assert termios.tcgetattr(ours)[3] == before[3]
     finally:
