@@ -151,6 +151,9 @@ async def test_nobody_answers_and_the_agent_has_the_caller_again(
     assert record.legs[1].at >= record.legs[0].seconds + (20 if status == "no-answer" else 0)
     assert len(record.request_ids) == 2
     assert world.ending["leg"] == 2
+    # Ringing is heard until the new leg; then the agent speaks within a second.
+    heard = [event.at for event in phone.events if event.kind == "media"]
+    assert min(at for at in heard if at >= record.legs[1].at) < record.legs[1].at + 1
 
 
 async def test_a_second_transfer_of_the_same_call(autojump_clock: Clock) -> None:
