@@ -54,6 +54,7 @@ CREATE_CALL: dict[str, set[str] | None] = {
     "StatusCallbackEvent": set(EVENTS),
     "StatusCallbackMethod": _METHODS,
     "SendDigits": _ANY,
+    "CallReason": _ANY,
     "Timeout": _ANY,
     "TimeLimit": _ANY,
     "Record": _BOOLEANS,

@@ -71,6 +71,9 @@ _STATUS_WORDS = {
     help="What a machine gets: nothing, --message, or the agent. [default: hang_up, or message]",
 )
 @click.option("--message", default="", help="A message for an answering machine.")
+@click.option("--call-reason", default="", help="Shown to the called party, where that works.")
+@click.option("--record", is_flag=True, help="Let Twilio record the call.")
+@click.option("--fallback-url", default="", help="The address of TwiML for when bridge fails.")
 @click.option("--async-amd", is_flag=True, help="Detect a machine while the agent speaks already.")
 @click.option("--url", default="http://127.0.0.1:5000", show_default=True, help="The bridge.")
 @click.option("--wait", is_flag=True, help="Wait until the call has ended.")

@@ -46,6 +46,7 @@ DEFAULT_DETECTION_TIMEOUT: Final = 30
 
 # In characters. Twilio limits a message only as TwiML; here it has to fit an address, encoded.
 MAX_MESSAGE: Final = 600
+MAX_REASON: Final = 100
 MAX_VARIABLES: Final = 20
 # Twilio documents no limit for an address; proxies commonly limit the request line to 8 KiB.
 MAX_ADDRESS: Final = 4000
@@ -77,6 +78,11 @@ class DialRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     async_amd: bool = False
     on_machine: OnMachine | None = None
     message: Annotated[str, Meta(max_length=MAX_MESSAGE)] = ""
+    call_reason: Annotated[str, Meta(max_length=MAX_REASON)] = ""
+    record: bool = False
+    fallback_url: Annotated[
+        str, Meta(max_length=MAX_ADDRESS, pattern=r"^(https?://[^\s/]\S*)?$")
+    ] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,9 @@ class OutboundCall:
     async_amd: bool = False
     on_machine: OnMachine = "stay"
     message: str = ""
+    call_reason: str = ""
+    record: bool = False
+    fallback_url: str = ""
 
     @property
     def seconds_to_answer(self) -> int:
@@ -219,6 +228,9 @@ def check_request(request: DialRequest, agents: Mapping[str, Iterable[str]]) -> 
         async_amd=request.async_amd,
         on_machine=on_machine,
         message=request.message,
+        call_reason=request.call_reason,
+        record=request.record,
+        fallback_url=request.fallback_url,
     )
 
 

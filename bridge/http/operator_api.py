@@ -120,6 +120,9 @@ async def dial() -> Answer:
                 timeout=call.timeout,
                 time_limit=_time_limit(settings),
                 send_digits=call.send_digits or None,
+                call_reason=call.call_reason or None,
+                record=call.record,
+                fallback_url=call.fallback_url or None,
             )
             result = placed.call_sid
             placed_as(placed.call_sid)

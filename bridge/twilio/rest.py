@@ -233,6 +233,9 @@ class TwilioRest:
         timeout: int | None = None,
         time_limit: int | None = None,
         send_digits: str | None = None,
+        call_reason: str | None = None,
+        record: bool = False,
+        fallback_url: str | None = None,
     ) -> PlacedCall:
         """Place a call. When it is answered, Twilio executes `twiml`, or the answer of `url`.
 
@@ -241,6 +244,8 @@ class TwilioRest:
         `machine_detection` Twilio listens for an answering machine, for
         `machine_detection_timeout` seconds at most: in the background if `async_amd`, and then
         reports to `async_amd_status_callback`; else before the call goes on, and then tells `url`.
+        `call_reason` is shown to the called party where the carrier can, `record` has Twilio record
+        the call, and `fallback_url` gives the TwiML when `url` fails.
 
         The media socket can open before this returns, so its TwiML must hold all that it needs.
 
@@ -270,6 +275,12 @@ class TwilioRest:
             form["TimeLimit"] = str(time_limit)
         if send_digits is not None:
             form["SendDigits"] = send_digits
+        if call_reason is not None:
+            form["CallReason"] = call_reason
+        if record:
+            form["Record"] = "true"
+        if fallback_url is not None:
+            form |= {"FallbackUrl": fallback_url, "FallbackMethod": "POST"}
         answer = await self._request("POST", "Calls.json", form=form, repeatable=False)
         call_sid = _text(answer, "sid")
         if not is_call_sid(call_sid):

@@ -69,6 +69,7 @@ def test_a_call_is_placed(monkeypatch, capsys, world):
 def test_everything_about_ringing_and_machines_can_be_said(monkeypatch, capsys, world):
     options = ["--timeout", "20", "--machine-detection", "DetectMessageEnd", "--async-amd"]
     options += ["--machine-detection-timeout", "15", "--on-machine", "stay"]
+    options += ["--call-reason", "Hi", "--record", "--fallback-url", "https://a.example/"]
     code, _, err = run(monkeypatch, capsys, "sip:desk@example.com", *options)
     assert (code, err) == (0, [])
     call = world.standin.calls[CALL_SID]
@@ -76,6 +77,8 @@ def test_everything_about_ringing_and_machines_can_be_said(monkeypatch, capsys, 
     asked = [call.asked(name) for name in ("Timeout", "MachineDetection", "AsyncAmd")]
     assert asked == ["20", "DetectMessageEnd", "true"]
     assert call.asked("MachineDetectionTimeout") == "15"
+    asked = [call.asked(name) for name in ("CallReason", "Record", "FallbackUrl")]
+    assert asked == ["Hi", "true", "https://a.example/"]
     code, _, err = run(monkeypatch, capsys, TO, "--send-digits", "W12#")
     assert (code, err) == (0, [])
     assert list(world.standin.calls.values())[-1].asked("SendDigits") == "W12#"

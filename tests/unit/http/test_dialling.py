@@ -105,6 +105,12 @@ def test_what_twilio_has_too_is_named_as_its_own_client_names_it() -> None:
     assert ours - theirs - {"from"} == {"variables", "agent", "on_machine", "message"}
 
 
+def test_what_only_twilio_needs_to_know_is_passed_on() -> None:
+    given = {"call_reason": "Your table", "record": True, "fallback_url": "https://a.example/x"}
+    call = checked(**given)
+    assert {name: getattr(call, name) for name in given} == given
+
+
 @pytest.mark.parametrize("to", ["sip:desk@example.com;transport=tls", "client:alice", TO])
 def test_who_can_be_called(to: str) -> None:
     assert checked(to=to).to == to
@@ -173,6 +179,10 @@ def test_how_long_the_webhook_may_be_away(fields: dict[str, Any], seconds: int) 
         ({"machine_detection_timeout": 60, "machine_detection": "Enable"}, MDT),
         ({"machine_detection_timeout": 10}, "machine_detection"),
         ({"async_amd": True}, "machine_detection"),
+        ({"call_reason": "x" * 101}, "call_reason"),
+        ({"record": "yes"}, "record"),
+        ({"fallback_url": "voice.example.com"}, "fallback_url"),
+        ({"fallback_url": "https://a b"}, "fallback_url"),
         ({"number": "+1"}, "number"),
     ],
 )

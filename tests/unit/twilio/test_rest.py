@@ -64,6 +64,9 @@ async def test_a_call_with_everything() -> None:
             timeout=30,
             time_limit=3600,
             send_digits="W1234#",
+            call_reason="Your table tonight",
+            record=True,
+            fallback_url="https://example.com/sorry.xml",
         )
     assert call == PlacedCall("CA" + "0" * 31 + "1", "queued")
     assert standin.calls[call.call_sid].form == [
@@ -82,6 +85,10 @@ async def test_a_call_with_everything() -> None:
         ("Timeout", "30"),
         ("TimeLimit", "3600"),
         ("SendDigits", "W1234#"),
+        ("CallReason", "Your table tonight"),
+        ("Record", "true"),
+        ("FallbackUrl", "https://example.com/sorry.xml"),
+        ("FallbackMethod", "POST"),
     ]
 
 
