@@ -3,9 +3,9 @@
 Theory of operation. Twilio queues audio and plays it in real time, so the agent finishes speaking
 seconds before the caller has heard it. bridge sends a mark after each utterance; Twilio returns it
 when all audio before it was played. On `clear` Twilio empties the queue and returns every
-outstanding mark as well, so a mark alone does not mean "played": each carries the generation in
-which it was sent, and `clear` begins a new one. Between marks the clock tells how much is queued,
-because playback is in real time. Nothing is paced by sleeping.
+outstanding mark as well, so a mark alone does not mean "played": `clear` forgets the marks before
+it, and no name is used twice. Between marks the clock tells how much is queued, because playback is
+in real time. Nothing is paced by sleeping.
 
 A mark may be lost, and audio may never get one, because its session broke in mid-sentence. Marks
 come back in order, so a later one settles those before it; and MARK_GRACE seconds after the audio
@@ -28,7 +28,6 @@ class Playback:
     """Tracks one phone's playback buffer. Times are seconds on a monotonic clock."""
 
     def __init__(self) -> None:
-        self._generation = 0
         self._marks = 0
         # Each with the time at which the audio before it will have been played, in order.
         self._outstanding: dict[str, float] = {}
@@ -47,7 +46,7 @@ class Playback:
         """Return the name of the mark to send now, after all audio sent so far."""
         self._marks += 1
         self._unmarked = False
-        name = f"{self._generation}:{self._marks}"
+        name = str(self._marks)
         self._outstanding[name] = self._ends_at
         return name
 
@@ -73,7 +72,6 @@ class Playback:
     def cleared(self, now: float) -> float:
         """Record that `clear` was written. Returns roughly how many seconds were not heard."""
         unheard = self.queued(now)
-        self._generation += 1
         self._outstanding.clear()
         self._unmarked = False
         self._ends_at = now
