@@ -20,7 +20,7 @@ from bridge.call.goodbye import Transfer
 from bridge.call.introduction import NotIntroduced, info_of, introduction
 from bridge.call.live_calls import LiveCalls
 from bridge.call.observers import Observer
-from bridge.call.parts import GOODBYE_SHARE, OpenedAgent
+from bridge.call.parts import GOODBYE_SHARE, OpenedAgent, close_code
 from bridge.call.report import CallReport
 from bridge.caller import OUTBOUND, CallInfo
 from bridge.config.settings import Settings
@@ -51,9 +51,6 @@ CONTEXT_SECONDS: Final = 2.0
 
 # A message that the agent cannot read, or will not accept.
 _SETTINGS_REFUSED: Final = frozenset({"UNPARSABLE_CLIENT_MESSAGE", "INVALID_SETTINGS"})
-
-# The code of the Close frame to a phone whose socket does not become a call.
-_CLOSE_CODES: Final = {Outcome.PROTOCOL_ERROR: 1002, Outcome.SERVER_SHUTDOWN: 1001}
 
 
 class CallSetup:
@@ -196,7 +193,7 @@ class CallSetup:
         self._metrics.call_not_begun(refusal.outcome)
         by = trio.current_time() + GOODBYE_SHARE * teardown_seconds
         with trio.CancelScope(shield=True, deadline=by):
-            await phone.close(_CLOSE_CODES.get(refusal.outcome, 1000), by=by)
+            await phone.close(close_code(refusal.outcome), by=by)
         # TwiML of somebody's own, in a TwiML Bin or in Studio, opens the socket without a ticket.
         remedy = "have TwiML of your own <Redirect> to /incoming-call instead of this socket"
         log.warning(

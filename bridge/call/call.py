@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import trio
 
-from bridge.call.parts import CallParts, OpenedAgent
+from bridge.call.parts import CallParts, OpenedAgent, close_code
 from bridge.call.report import CallReport
 from bridge.deepgram.retry import worth_another_try
 from bridge.deepgram.session import AgentClosed, AgentFailed, AgentSession, AgentUnavailable
@@ -80,7 +80,7 @@ class Call(CallParts):
             # This task closes the socket because it never writes, and so is never stuck behind a
             # phone that has stopped reading.
             with self.ending.goodbye() as by:
-                await self.phone.close(self.close_code, by=by)
+                await self.phone.close(close_code(self.report.outcome), by=by)
 
     async def _sender(self, sessions: trio.MemoryReceiveChannel[AgentSession]) -> None:
         """Uplink to agent: the caller's voice, frame by frame, silence where there is none."""

@@ -40,13 +40,17 @@ from bridge.twilio.media_stream import MediaStream
 LAST_WORDS_SHARE: Final = 0.25
 GOODBYE_SHARE: Final = 0.85
 
-# The code of the Close frame to the phone (RFC 6455, section 7.4.1); 1000 for all other outcomes.
 _CLOSE_CODES: Final = {
     Outcome.INTERNAL_ERROR: 1011,
     Outcome.PROTOCOL_ERROR: 1002,
     Outcome.SERVER_SHUTDOWN: 1001,  # going away
     None: 1001,
 }
+
+
+def close_code(outcome: Outcome | None) -> int:
+    """Return the code of the Close frame to the phone (RFC 6455, section 7.4.1)."""
+    return _CLOSE_CODES.get(outcome, 1000)
 
 
 class OpenedAgent(NamedTuple):
@@ -176,11 +180,6 @@ class CallParts:
         if self.report.outcome is not None:
             raise NotTaken("the call is ending")
         self.typed.say(words)
-
-    @property
-    def close_code(self) -> int:
-        """The code of the Close frame to the phone."""
-        return _CLOSE_CODES.get(self.report.outcome, 1000)
 
     def finish_report(self) -> None:
         """Complete the report when the call is over, and log its line."""
