@@ -15,7 +15,8 @@ is. So there are several ways to open it, and time alone is one.
                AgentStartedSpeaking, FunctionCallRequest
                AgentAudioDone: the interrupted utterance has ended, later audio is new
                a message that bridge injected
-               time: STALE_SECONDS after UserStartedSpeaking
+               time: STALE_SECONDS after UserStartedSpeaking; after a key, the time of its entry
+               more
     not by     ConversationText of the assistant: that of the interrupted reply may come late
 
 https://developers.deepgram.com/docs/voice-agent-user-started-speaking

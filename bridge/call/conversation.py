@@ -46,8 +46,9 @@ ECHOES: Final = 32
 class Conversation:
     """The words of one call: the caller's, the agent's and bridge's own.
 
-    `changed` is called after each visible change. `history` resumes a conversation. With
-    `greeting_protected` the caller cannot interrupt the first utterance.
+    `changed` is called after each visible change. With `greeting_protected` the caller cannot
+    interrupt the first utterance. `earlier` are the call's legs before this one, whose conversation
+    is resumed.
     """
 
     def __init__(

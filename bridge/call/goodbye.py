@@ -104,9 +104,9 @@ class PoliteEnd:
         transfer_to: str = "",
         transfer_name: str = "",
     ) -> None:
-        """Have the agent say `words` and end the call when the caller has heard
-        them, at the latest after FAREWELL_SECONDS. Without an agent the call ends now. Returns at
-        once; a second call changes nothing. The transfer is as in `end_after_goodbye`."""
+        """Have the agent say `words` and end the call when the caller has heard them, at the latest
+        after FAREWELL_SECONDS. Without an agent the call ends now. Returns at once; a second call
+        changes nothing. The transfer is as in `end_after_goodbye`."""
         if self._conversation.agent is None:
             self._report.transfer_to, self._report.transfer_name = transfer_to, transfer_name
             self._ending.begin(outcome, reason)

@@ -37,7 +37,8 @@ NORMAL_CLOSURE: Final = 1000
 ABNORMAL_CLOSURE: Final = 1006
 MESSAGE_TOO_BIG: Final = 1009
 
-# Told of so many frames and of the time, returns for how many seconds to read no more: mostly none.
+# Called with the number of frames that were read and the time; returns for how many seconds to
+# stop reading, usually 0.
 Pace = Callable[[int, float], float]
 
 # With a pace: at most 700 of the smallest frames are parsed, which takes a few milliseconds, before

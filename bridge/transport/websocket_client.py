@@ -33,8 +33,8 @@ OpenStream = Callable[[SplitResult], Awaitable[trio.abc.Stream]]
 
 
 class HandshakeFailed(Exception):
-    """The peer did not open a websocket. Says what it did instead, beginning with the verb;
-    `status` if it refused with one of HTTP's, whose `headers` and `body` it then has, too."""
+    """The peer did not open a websocket. The message says what it did instead, beginning with the
+    verb. `status`, `headers` and `body` are those of its HTTP response, if it sent one."""
 
     def __init__(
         self,

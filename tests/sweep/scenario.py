@@ -332,7 +332,7 @@ def play(
             with server_scope:
                 await serve_connection(app, hypercorn_config(settings()), server_end)
             # As trio.serve_listeners does. A phone whose websocket is not open yet is told by
-            # that alone, and the library it uses here would wait for ever.
+            # that alone, and the library it uses here would not stop waiting.
             await trio.aclose_forcefully(server_end)
             if not run.answered:
                 run.phone_told = True
