@@ -39,11 +39,6 @@ class Framer:
         self.frame_bytes = frame_bytes
         self._rest = b""
 
-    @property
-    def pending(self) -> int:
-        """Bytes that wait to become a frame; always fewer than a frame has."""
-        return len(self._rest)
-
     def whole(self, audio: bytes) -> bytes:
         """Add audio and return all whole frames in one piece, b"" when there is none yet."""
         if self._rest:
@@ -51,11 +46,6 @@ class Framer:
         cut = len(audio) - len(audio) % self.frame_bytes
         self._rest = audio[cut:]
         return audio[:cut]
-
-    def frames(self, audio: bytes) -> list[bytes]:
-        """Add audio and return the whole frames one by one."""
-        whole, size = self.whole(audio), self.frame_bytes
-        return [whole[i : i + size] for i in range(0, len(whole), size)]
 
     def flush(self) -> bytes:
         """Return and forget what has not filled a frame."""

@@ -32,7 +32,6 @@ class Keypad:
     def __init__(self, pause: float = PAUSE_SECONDS) -> None:
         if pause <= 0:
             raise ValueError(f"pause must be above 0 seconds, not {pause:g}")
-        self.refused = 0
         self.entered_at = -math.inf
         """When the last key of the latest complete entry was pressed."""
         self._pause = pause
@@ -48,12 +47,11 @@ class Keypad:
     def press(self, digit: str, now: float) -> str | None:
         """Add a pressed key. Returns the entry, if this key completes one.
 
-        A digit that no keypad has is counted in `refused` and changes nothing: it is the network's
-        fault, not the caller's. A key that comes after the pause, before `take` was called,
-        completes the entry before it and begins the next one.
+        A digit that no keypad has changes nothing: it is the network's fault, not the caller's. A
+        key that comes after the pause, before `take` was called, completes the entry before it and
+        begins the next one.
         """
         if digit not in _KEYS:
-            self.refused += 1
             return None
         if digit == "#":
             self._pressed_at = now
