@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridge.outcome import Outcome
-from bridge.testing.agent.server import AgentSession, Behaviour
+from bridge.testing.agent.server import AgentSession
 from bridge.testing.phone.phone import CallEndedError, SimulatedPhone
 from tests.world import QUIET, World, in_memory
 from tests.world import settings as call_settings
@@ -105,10 +106,7 @@ sequences = st.lists(st.sampled_from([*HARMLESS]), max_size=8)
 def test_the_first_ending_counts_and_nothing_is_left(
     before: list[str], ending: str, after: list[str], answers_close: bool
 ) -> None:
-    behaviour = Behaviour(
-        **{name: getattr(QUIET, name) for name in QUIET.__struct_fields__}
-        | {"answers_close": answers_close}
-    )
+    behaviour = msgspec.structs.replace(QUIET, answers_close=answers_close)
 
     async def play() -> None:
         action, outcome = ENDING[ending]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -204,9 +205,7 @@ async def test_a_key_stops_an_announcement(autojump_clock: Clock, paced: float) 
             await agent.wait_for_user_message()
             await agent.say("Sales it is.", ANSWER)
 
-    behaviour = QUIET.__class__(
-        **{name: getattr(QUIET, name) for name in QUIET.__struct_fields__} | {"speed": paced}
-    )
+    behaviour = msgspec.structs.replace(QUIET, speed=paced)
     async with in_memory(script, behaviour, settings()) as world:
         async with world.call(strict=False) as phone:
             await trio.sleep(3)

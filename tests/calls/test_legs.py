@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -120,8 +121,6 @@ async def test_the_second_takes_over_from_one_that_is_on(
 async def test_an_agent_that_does_not_answer_close_holds_up_the_second_for_a_teardown_at_most(
     autojump_clock: Clock,
 ) -> None:
-    import msgspec
-
     stubborn = msgspec.structs.replace(QUIET, answers_close=False)
     async with in_memory(talks, stubborn) as world:
         async with world.call(call_sid=SID, strict=False):

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
 import outcome
 import structlog
 import trio
@@ -156,14 +157,7 @@ async def script(agent: AgentSession) -> None:
 
 
 FRIENDLY: Behaviour = QUIET
-STUBBORN = Behaviour(
-    **{
-        **{name: getattr(QUIET, name) for name in QUIET.__struct_fields__},
-        "answers_close": False,
-        "chunk_bytes": (333,),
-        "speed": 0.0,
-    }
-)
+STUBBORN = msgspec.structs.replace(QUIET, answers_close=False, chunk_bytes=(333,), speed=0.0)
 
 
 async def phone(run: Run, stream: trio.abc.Stream, *, polite: bool) -> None:
