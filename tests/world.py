@@ -29,10 +29,11 @@ from bridge.config.file import FixedConfig
 from bridge.config.secrets import Secrets
 from bridge.config.settings import Settings
 from bridge.http.app import create_app
+from bridge.records.record import CallRecord
 from bridge.server.hypercorn.connection import GuardedTCPServer
 from bridge.server.hypercorn.install import install
 from bridge.server.serve import hypercorn_config, serve
-from bridge.testing.agent.server import Behaviour, Script, SimulatedAgent, silent
+from bridge.testing.agent.server import AgentSession, Behaviour, Script, SimulatedAgent, silent
 from bridge.testing.phone.phone import SimulatedPhone
 from bridge.testing.phone.webhook import sign
 
@@ -106,6 +107,11 @@ def start_message(app: QuartTrio, call_sid: str = "CA1", **parameters: str) -> s
     return json.dumps(message)
 
 
+def injected(session: AgentSession) -> list[str]:
+    """The words that bridge gave the agent to say, in order."""
+    return [m["message"] for _, m in session.messages if m["type"] == "InjectAgentMessage"]
+
+
 class World:
     """What a test sees. `base_url` is where phones call; `agent` has the sessions."""
 
@@ -121,6 +127,13 @@ class World:
         """The one line that says how the one call ended."""
         (line,) = [dict(entry) for entry in self.logs if entry["event"] == "call ended"]
         return line
+
+    def record_of(self, phone: SimulatedPhone) -> CallRecord:
+        """The record of the phone's call, with all its legs so far."""
+        known = self.app.extensions["bridge"].recorder.known(phone.call_sid)
+        assert known is not None
+        record: CallRecord = known.record
+        return record
 
     async def quiet(self) -> None:
         """Wait until every call is over on all three sides."""

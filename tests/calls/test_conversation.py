@@ -16,7 +16,7 @@ from bridge.config.settings import Settings
 from bridge.config.words import Words
 from bridge.functions import Functions
 from bridge.testing.agent.server import AgentSession, Behaviour, silent
-from tests.world import QUIET, World, settings
+from tests.world import QUIET, World, injected, settings
 from tests.world import in_memory as in_memory_with
 
 Clock = trio.testing.MockClock
@@ -338,8 +338,7 @@ async def test_both_sides_are_silent(autojump_clock: Clock) -> None:
         async with world.call() as phone:
             session = await world.agent.wait_for_session()
             await phone.wait_ended(timeout=120)
-    injected = [m["message"] for _, m in session.messages if m["type"] == "InjectAgentMessage"]
-    assert injected == [Words().still_there, Words().idle_goodbye]
+    assert injected(session) == [Words().still_there, Words().idle_goodbye]
     assert world.ending["outcome"] == "idle"
     assert 60 <= world.ending["seconds"] < 75
 
@@ -355,8 +354,7 @@ async def test_an_agent_that_heard_and_says_nothing_is_replaced(autojump_clock: 
             await second.applied.wait()
             first = world.agent.sessions[0]
             await phone.hang_up()
-    injected = [m["message"] for _, m in first.messages if m["type"] == "InjectAgentMessage"]
-    assert injected == [Words().one_moment] * 2
+    assert injected(first) == [Words().one_moment] * 2
     assert second.settings is not None
 
 
@@ -372,8 +370,7 @@ async def test_the_longest_call_ends_with_a_warning(autojump_clock: Clock) -> No
         async with world.call() as phone:
             session = await world.agent.wait_for_session()
             await phone.wait_ended(timeout=200)
-    injected = [m["message"] for _, m in session.messages if m["type"] == "InjectAgentMessage"]
-    assert injected == [Words().last_minute, Words().time_is_up]
+    assert injected(session) == [Words().last_minute, Words().time_is_up]
     assert world.ending["outcome"] == "max_duration"
     assert 120 <= world.ending["seconds"] <= 131
 
@@ -385,8 +382,7 @@ async def test_the_server_stops_and_the_agent_says_goodbye(autojump_clock: Clock
             await trio.sleep(2)
             world.app.extensions["bridge"].wind_down()
             await phone.wait_ended()
-    injected = [m["message"] for _, m in session.messages if m["type"] == "InjectAgentMessage"]
-    assert injected == [Words().stopping]
+    assert injected(session) == [Words().stopping]
     assert phone.heard_seconds > 1
     assert world.ending["outcome"] == "server_shutdown"
 

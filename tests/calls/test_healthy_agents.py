@@ -13,7 +13,7 @@ from bridge.config.words import Words
 from bridge.functions import Functions
 from bridge.testing.agent.server import AgentSession
 from bridge.testing.speech import load_clip
-from tests.world import QUIET, World, in_memory, settings
+from tests.world import QUIET, World, in_memory, injected, settings
 
 Clock = trio.testing.MockClock
 
@@ -21,10 +21,6 @@ SECOND = bytes(range(1, 251)) * 32
 ANSWER = b"\x01" * 8000
 SHIPPED = {"connect_budget": 8.0, "max_reconnects": 2}
 ONE_MOMENT = Words().one_moment
-
-
-def injected(session: AgentSession) -> list[str]:
-    return [m["message"] for _, m in session.messages if m["type"] == "InjectAgentMessage"]
 
 
 def call_of(world: World) -> Any:

@@ -10,9 +10,8 @@ import trio
 import trio.testing
 
 from bridge.testing.agent.server import AgentSession
-from bridge.testing.phone.phone import SimulatedPhone
 from bridge.testing.phone.twiml import Hangup, Pause, Redirect, Say
-from tests.world import QUIET, World, in_memory, settings
+from tests.world import QUIET, World, in_memory, injected, settings
 
 Clock = trio.testing.MockClock
 SECOND = bytes((n * n // 160 + n) % 251 for n in range(8_000))
@@ -26,16 +25,6 @@ async def talks(agent: AgentSession) -> None:
         await trio.sleep(2)
     await agent.say(f"This is session {agent.number}.", SECOND)
     await agent.user_said(f"Words to session {agent.number}.")
-
-
-def record_of(world: World, phone: SimulatedPhone) -> Any:
-    known = world.app.extensions["bridge"].recorder.known(phone.call_sid)
-    assert known is not None
-    return known.record
-
-
-def injected(session: AgentSession) -> list[str]:
-    return [m["message"] for _, m in session.messages if m["type"] == "InjectAgentMessage"]
 
 
 def outcomes(record: Any) -> list[str]:
@@ -73,7 +62,7 @@ async def test_one_after_the_other(autojump_clock: Clock) -> None:
             await trio.sleep(10)
             await phone.hang_up()
         await world.quiet()
-    record = record_of(world, phone)
+    record = world.record_of(phone)
     check_conversation(world, record)
     assert outcomes(record) == ["caller_hung_up", "caller_hung_up"]
     # Twelve seconds apart; the agent costs what both sessions lasted.
@@ -107,7 +96,7 @@ async def test_the_second_takes_over_from_one_that_is_on(
                 await two.hang_up()
             await one.wait_ended()
         await world.quiet()
-    record = record_of(world, two)
+    record = world.record_of(two)
     check_conversation(world, record)
     assert outcomes(record) == ["handed_over", "caller_hung_up"]
     assert [type(verb) for verb in one.verbs if isinstance(verb, Say | Hangup)] == (
@@ -158,5 +147,5 @@ async def test_the_longest_call_counts_all_legs(autojump_clock: Clock) -> None:
             await phone.update(f"<Response>{back}</Response>", world.base_url)
             await phone.wait_ended()
         await world.quiet()
-    assert record_of(world, phone).outcome == "max_duration"
+    assert world.record_of(phone).outcome == "max_duration"
     assert phone.elapsed == pytest.approx(120, abs=12)

@@ -10,13 +10,12 @@ import trio
 import trio.testing
 
 from bridge.testing.agent.server import AgentSession, Script
-from bridge.testing.phone.phone import SimulatedPhone
 from bridge.testing.phone.twiml import ConnectStream, Dial, Hangup, Say
 from bridge.testing.phone.webhook import sign
 from bridge.twilio.rest import TwilioRest
 from tests.twilio_standin import ACCOUNT_SID, TwilioStandIn
 from tests.twilio_standin import AUTH_TOKEN as REST_TOKEN
-from tests.world import AUTH_TOKEN, QUIET, World, in_memory, settings
+from tests.world import AUTH_TOKEN, QUIET, World, in_memory, injected, settings
 
 Clock = trio.testing.MockClock
 SECOND = bytes((n * n // 160 + n) % 251 for n in range(8_000))
@@ -49,18 +48,8 @@ def using(**tables: Any) -> Any:
     return settings(functions=functions, **tables)
 
 
-def record_of(world: World, phone: SimulatedPhone) -> Any:
-    known = world.app.extensions["bridge"].recorder.known(phone.call_sid)
-    assert known is not None
-    return known.record
-
-
 def lines(world: World, event: str) -> list[dict[str, Any]]:
     return [dict(line) for line in world.logs if line["event"] == event]
-
-
-def injected(session: AgentSession) -> list[str]:
-    return [m["message"] for _, m in session.messages if m["type"] == "InjectAgentMessage"]
 
 
 async def total(world: World, outcome: str) -> float:
@@ -77,7 +66,7 @@ async def test_somebody_answers(autojump_clock: Clock) -> None:
             await phone.wait_event("twiml", "dials +15551112222")
             await world.quiet()
             # It is not known yet whether anybody answers.
-            assert record_of(world, phone).outcome == "handed_over"
+            assert world.record_of(phone).outcome == "handed_over"
             assert await total(world, "transferred") == 0
             assert lines(world, "call ended") == []
             await phone.wait_ended()
@@ -88,7 +77,7 @@ async def test_somebody_answers(autojump_clock: Clock) -> None:
         "+15551112222", "+15550100001", 20, f"{world.base_url}/call-ended?transfer=reception"
     )
     assert (hangup, phone.ending) == (Hangup(), "dialled")
-    record = record_of(world, phone)
+    record = world.record_of(phone)
     assert (record.outcome, record.transfer_status, record.transfer_seconds) == (
         *("transferred", "completed"),
         45.0,
@@ -134,7 +123,7 @@ async def test_nobody_answers_and_the_agent_has_the_caller_again(
     assert injected(again) == [SORRY]
     assert not any(isinstance(verb, Say) for verb in phone.verbs)
     # One call: one record, one line, one outcome.
-    record = record_of(world, phone)
+    record = world.record_of(phone)
     assert record.outcome == "caller_hung_up"
     assert record.transfer_status == ""
     assert [(leg.outcome, leg.transfer_status) for leg in record.legs] == [
@@ -162,7 +151,7 @@ async def test_a_second_transfer_of_the_same_call(autojump_clock: Clock) -> None
             await phone.wait_ended()
         assert await total(world, "transferred") == 1
     assert [type(verb) for verb in phone.verbs] == [ConnectStream, Dial] * 2 + [Hangup]
-    record = record_of(world, phone)
+    record = world.record_of(phone)
     assert (record.outcome, record.transfer_seconds) == ("transferred", 30.0)
     assert [leg.transfer_status for leg in record.legs] == ["busy", "completed"]
     assert phone.ending == "dialled"
@@ -178,7 +167,7 @@ async def test_hang_up_where_the_agent_is_not_wanted(autojump_clock: Clock) -> N
             await phone.wait_ended()
         assert await total(world, "agent_ended") == 1
     assert phone.verbs[-2:] == [Say("Personne.", "fr-FR"), Hangup()]
-    record = record_of(world, phone)
+    record = world.record_of(phone)
     assert (record.outcome, record.reason) == ("agent_ended", "transfer to reception: busy")
     assert world.agent.connections == 1
 
@@ -190,7 +179,7 @@ async def test_a_caller_who_hangs_up_while_it_rings(autojump_clock: Clock) -> No
             await trio.sleep(5)
             await phone.hang_up()
         assert await total(world, "caller_hung_up") == 1
-    record = record_of(world, phone)
+    record = world.record_of(phone)
     assert (record.outcome, record.transfer_status) == ("caller_hung_up", "no-answer")
     assert world.agent.connections == 1
 
@@ -207,7 +196,7 @@ async def test_a_full_server_says_so_and_hangs_up(autojump_clock: Clock) -> None
                 await other.hang_up()
         await world.quiet()
     assert phone.verbs[-2:] == [Say(SORRY), Hangup()]
-    assert record_of(world, phone).outcome == "agent_ended"
+    assert world.record_of(phone).outcome == "agent_ended"
 
 
 @pytest.mark.parametrize("caller", ["client:ada", "sip:ada@example.sip.twilio.com", "Anonymous"])
@@ -234,7 +223,7 @@ async def test_other_targets(autojump_clock: Clock, target: str, digits: str) ->
     (dial,) = [verb for verb in phone.verbs if isinstance(verb, Dial)]
     assert (dial.number, dial.send_digits) == (target.partition(";")[0], digits)
     assert dial.caller_id == "+15550009999"
-    assert record_of(world, phone).transfer_to == target
+    assert world.record_of(phone).transfer_to == target
 
 
 async def test_twilio_repeats_the_request_for_what_comes_next(autojump_clock: Clock) -> None:
@@ -242,7 +231,7 @@ async def test_twilio_repeats_the_request_for_what_comes_next(autojump_clock: Cl
     async with in_memory(script(), QUIET, using()) as world:
         async with world.call(talk_seconds=5) as phone:
             await phone.wait_ended()
-        before = record_of(world, phone)
+        before = world.record_of(phone)
         client = world.app.test_client()
         url = "http://127.0.0.1:5000/call-ended?transfer=reception"
         form = {
@@ -260,7 +249,7 @@ async def test_twilio_repeats_the_request_for_what_comes_next(autojump_clock: Cl
         assert answer.status_code == 200
         assert b"<Hangup />" in await answer.get_data()
         assert await total(world, "transferred") == 1
-        assert record_of(world, phone) is before
+        assert world.record_of(phone) is before
     assert len(lines(world, "call ended")) == 1
 
 
@@ -280,7 +269,7 @@ async def test_a_call_that_we_placed_keeps_its_variables(autojump_clock: Clock) 
     first, _ = world.agent.sessions
     assert first.prompt == again.prompt == "You talk to Ada & Co."
     assert injected(again) == [SORRY]
-    record = record_of(world, phone)
+    record = world.record_of(phone)
     assert (record.agent, record.direction, len(record.legs)) == ("sales", "outbound-api", 2)
 
 
@@ -302,7 +291,7 @@ async def test_the_fallback_after_an_apology(autojump_clock: Clock) -> None:
         assert isinstance(dial, Dial)
         assert (dial.number, dial.caller_id) == ("+15553334444", "+15550100001")
         assert rest == [*more, Hangup()]
-        record = record_of(world, phone)
+        record = world.record_of(phone)
         assert (record.outcome, record.transfer_name) == ("agent_failed", "fallback")
         assert (record.transfer_to, record.transfer_status) == ("+15553334444", status)
 
@@ -329,7 +318,7 @@ async def test_over_rest_it_is_the_same(autojump_clock: Clock) -> None:
     assert isinstance(dial, Dial)
     assert dial.action == f"{world.base_url}/call-ended?transfer=reception"
     assert injected(again) == [SORRY]
-    record = record_of(world, phone)
+    record = world.record_of(phone)
     assert [(leg.outcome, leg.transfer_status) for leg in record.legs] == [
         ("handed_over", "busy"),
         ("caller_hung_up", ""),
