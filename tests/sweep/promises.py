@@ -37,14 +37,14 @@ def broken_promises(
         broken.append(f"the outcome was {run.outcomes[0]}, expected one of {sorted(allowed)}")
     if run.injected_at is not None:
         goes_on = (reconnect or warm) and run.outcomes == ["caller_hung_up"]
-        if goes_on:
-            pass
-        elif run.outcomes and run.call_ended_at - run.injected_at > TEARDOWN_SECONDS + 0.001:
-            broken.append(f"teardown took {run.call_ended_at - run.injected_at:.3f} s")
+        took = run.call_ended_at - run.injected_at
+        if not goes_on and run.outcomes and took > TEARDOWN_SECONDS + 0.001:
+            broken.append(f"teardown took {took:.3f} s")
         # A connection that has not become a call yet is hypercorn's, until its keep-alive ends.
         most = TEARDOWN_SECONDS if run.outcomes else KEEP_ALIVE_SECONDS
-        if not goes_on and run.connection_ended_at - run.injected_at > most + 0.001:
-            broken.append(f"the connection lived on for {run.connection_ended_at:.3f} s")
+        lived = run.connection_ended_at - run.injected_at
+        if not goes_on and lived > most + 0.001:
+            broken.append(f"the connection lived on for {lived:.3f} s")
         if reconnect and fault == "lose agent" and run.agent_connected and not run.stop_sent_then:
             heard = min(run.heard_again_at or run.call_ended_at, run.call_ended_at)
             if heard - run.injected_at > SILENCE_SECONDS:
