@@ -25,7 +25,7 @@ from bridge.call.report import CallReport
 from bridge.caller import OUTBOUND, CallInfo
 from bridge.config.settings import Settings
 from bridge.deepgram.context_hook import fetch_context
-from bridge.deepgram.prewarm import Prepared, Prewarming
+from bridge.deepgram.prewarm import Prepared, Prewarming, Warm
 from bridge.deepgram.retry import open_within
 from bridge.deepgram.session import AgentFailed, AgentSession, open_session
 from bridge.deepgram.settings import settings_message, tagged
@@ -182,7 +182,7 @@ class CallSetup:
         variables = variables_of(info, context, settings.words.withheld)
         return fill_in(settings.agent, variables)
 
-    async def claim(self, call_sid: str, close_by: Callable[[], float]) -> Any:
+    async def claim(self, call_sid: str, close_by: Callable[[], float]) -> Warm | None:
         """Return the prewarmed session of this call, or None if there is no usable one."""
         return await self._prewarming.claim(call_sid, close_by)
 
@@ -262,12 +262,14 @@ class _AgentOfCall:
             claims = self._table is None and history is None
             if claims and (warm := await setup.claim(self._info.call_sid, ending.by)):
                 stack.push_async_callback(warm.aclose)
-                prepared = warm.prepared
+                prepared, session = warm.prepared, warm.session
+                assert prepared is not None
+                assert session is not None
                 # Not usable if the configuration was edited in between.
                 message = self._message(prepared.table, schemas)
                 if (prepared.agent, prepared.message) == (self._name, message):
                     self._table = prepared.table
-                    yield self._opened(warm.session)
+                    yield self._opened(session)
                     return
                 await warm.aclose()
             if self._table is None:
