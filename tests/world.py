@@ -128,6 +128,12 @@ class World:
         (line,) = [dict(entry) for entry in self.logs if entry["event"] == "call ended"]
         return line
 
+    @property
+    def live_call(self) -> Any:
+        """The one call that is live, as the server has it."""
+        (call,) = self.app.extensions["bridge"].calls
+        return call
+
     def record_of(self, phone: SimulatedPhone) -> CallRecord:
         """The record of the phone's call, with all its legs so far."""
         known = self.app.extensions["bridge"].recorder.known(phone.call_sid)

@@ -39,11 +39,6 @@ def quiet(**knobs: Any) -> Behaviour:
     return msgspec.structs.replace(QUIET, **knobs)
 
 
-def call_of(world: World) -> Any:
-    (call,) = world.app.extensions["bridge"].calls
-    return call
-
-
 def lines(call: Any) -> list[tuple[str, str, str]]:
     return [(line.role, line.words, line.heard) for line in call.story.lines]
 
@@ -71,7 +66,7 @@ async def test_the_transcript_knows_what_was_heard(autojump_clock: Clock) -> Non
         async with world.call() as phone:
             await world.agent.wait_for_session()
             await trio.sleep(1.5)
-            call = call_of(world)
+            call = world.live_call
             await phone.wait_event("clear")
             await phone.wait_quiet(1)
             said = lines(call)
@@ -93,9 +88,9 @@ async def test_marks_of_a_cleared_utterance_do_not_count_as_heard(autojump_clock
             await phone.wait_event("clear")
             await phone.wait_quiet(1)
             assert phone.events[-1].kind in ("mark_echoed", "clear")
-            (line,) = call_of(world).story.lines
+            (line,) = world.live_call.story.lines
             assert line.heard in ("cut", "unheard")
-            assert not call_of(world).downlink.playback.may_be_playing
+            assert not world.live_call.downlink.playback.may_be_playing
             await phone.hang_up()
 
 
@@ -398,7 +393,7 @@ async def test_typed_digits_reach_the_agent_in_one_piece(autojump_clock: Clock) 
             await phone.press("4711#")
             await phone.press("23")
             await trio.sleep(4)
-            call = call_of(world)
+            call = world.live_call
             await phone.hang_up()
     typed = [m["content"] for _, m in session.messages if m["type"] == "InjectUserMessage"]
     assert len(typed) == 2
@@ -441,7 +436,7 @@ async def test_every_turn_is_timed(autojump_clock: Clock) -> None:
         async with world.call() as phone:
             await phone.wait_heard(1.0)
             await phone.wait_quiet(0.5)
-            turn = call_of(world).story.turns[-1]
+            turn = world.live_call.story.turns[-1]
             await phone.hang_up()
     assert turn.first_audio_sent_at - turn.confirmed_at == pytest.approx(0.8, abs=0.05)
     # The mark that tells of it is read at a tick.

@@ -435,7 +435,7 @@ async def test_a_change_that_no_session_has_acknowledged_is_not_the_end_of_the_c
     async with in_memory(None, script, deepgram={"max_reconnects": 1}) as world:
         async with world.call() as phone:
             await phone.wait_heard(1.0)
-            (call,) = world.app.extensions["bridge"].calls
+            call = world.live_call
             monkeypatch.setattr(Conversation, "send", lost)
             call.actions.update(Changes(speak={"provider": {"colour": "blue"}}))
             await trio.testing.wait_all_tasks_blocked()
@@ -455,7 +455,7 @@ async def test_an_operator_has_the_agent_speak(autojump_clock: Clock) -> None:
         async with world.call() as phone:
             await world.agent.wait_for_session()
             await phone.wait_quiet(1)
-            (call,) = world.app.extensions["bridge"].calls
+            call = world.live_call
             call.actions.say("I have asked the kitchen.")
             await phone.wait_heard(0.5)
             await phone.hang_up()
@@ -472,7 +472,7 @@ async def test_an_operator_transfers(autojump_clock: Clock, agent_is_there: bool
     async with in_memory(behaviour=behaviour, functions=RECEPTION) as world:
         async with world.call() as phone:
             await phone.wait_quiet(1)
-            (call,) = world.app.extensions["bridge"].calls
+            call = world.live_call
             call.actions.transfer_now("reception", ONE_MOMENT)
             await phone.wait_ended()
             with pytest.raises(NotTaken, match="the call is ending"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 import pytest
 import trio
@@ -13,7 +11,7 @@ from bridge.config.words import Words
 from bridge.functions import Functions
 from bridge.testing.agent.server import AgentSession
 from bridge.testing.speech import load_clip
-from tests.world import QUIET, World, in_memory, injected, settings
+from tests.world import QUIET, in_memory, injected, settings
 
 Clock = trio.testing.MockClock
 
@@ -21,11 +19,6 @@ SECOND = bytes(range(1, 251)) * 32
 ANSWER = b"\x01" * 8000
 SHIPPED = {"connect_budget": 8.0, "max_reconnects": 2}
 ONE_MOMENT = Words().one_moment
-
-
-def call_of(world: World) -> Any:
-    (call,) = world.app.extensions["bridge"].calls
-    return call
 
 
 @pytest.mark.parametrize("every", [12, 25])
@@ -182,7 +175,7 @@ async def test_a_mark_that_never_comes_back_holds_no_clock(autojump_clock: Clock
     async with in_memory(script, QUIET, settings()) as world:
         async with world.call() as phone:
             await world.agent.wait_for_session()
-            call_of(world).conversation.mark_returned = lambda name: None
+            world.live_call.conversation.mark_returned = lambda name: None
             await phone.wait_ended(timeout=120)
     assert world.ending["outcome"] == "idle"
     assert world.ending["seconds"] < 80

@@ -175,7 +175,7 @@ async def test_a_phone_that_sends_nothing_in_silence(autojump_clock: Clock) -> N
     async with in_memory(replies, HEARS) as world:
         async with world.call(silence_frames=False) as phone:
             await phone.wait_event("mark_echoed")
-            (live,) = world.app.extensions["bridge"].calls
+            live = world.live_call
             await trio.sleep(1)
             await phone.say(WORDS)
             said = phone.elapsed

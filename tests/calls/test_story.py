@@ -438,7 +438,7 @@ async def test_the_languages_that_the_agent_heard_are_kept(
 
     async with in_memory(script) as world, world.call() as phone:
         await phone.wait_event("mark_echoed")
-        (call,) = world.app.extensions["bridge"].calls
+        call = world.live_call
         line = call.story.lines[0]
         await phone.hang_up()
     assert line.words == "Hola"

@@ -12,15 +12,10 @@ import trio.testing
 from bridge.call.typed import MAX_TYPED
 from bridge.functions.errors import NotTaken
 from bridge.testing.agent.server import AgentSession
-from tests.world import QUIET, World, in_memory, settings
+from tests.world import QUIET, in_memory, settings
 
 Clock = trio.testing.MockClock
 SECOND = bytes(range(1, 251)) * 32
-
-
-def call_of(world: World) -> Any:
-    (call,) = world.app.extensions["bridge"].calls
-    return call
 
 
 def lines(call: Any) -> list[tuple[str, str, str]]:
@@ -44,11 +39,11 @@ async def test_written_words_reach_the_agent_and_stand_in_the_transcript_once(
             await session.applied.wait()
             await trio.sleep(1.1)  # no whole number of ticks
             asked = trio.current_time()
-            call_of(world).say("When do you open?")
+            world.live_call.say("When do you open?")
             assert await session.wait_for_user_message() == "When do you open?"
             assert trio.current_time() - asked < 0.1, "at once, not with the next tick"
             await trio.sleep(1)
-            said = lines(call_of(world))
+            said = lines(world.live_call)
             await phone.hang_up()
     assert said == [("caller", "When do you open?", "heard")]
 
@@ -58,13 +53,13 @@ async def test_the_same_words_twice_are_two_lines(autojump_clock: Clock) -> None
         async with world.call() as phone:
             session = await world.agent.wait_for_session()
             await session.applied.wait()
-            call_of(world).say("Yes.")
+            world.live_call.say("Yes.")
             await trio.sleep(1)
-            call_of(world).say("Yes.")
+            world.live_call.say("Yes.")
             await trio.sleep(1)
             await session.user_said("Yes.")  # and this time with the voice
             await trio.sleep(1)
-            said = lines(call_of(world))
+            said = lines(world.live_call)
             await phone.hang_up()
     assert said == [("caller", "Yes.", "heard")] * 3
     assert injected(session) == ["Yes.", "Yes."]
@@ -79,7 +74,7 @@ async def test_keys_stand_in_the_transcript_once_though_the_agent_repeats_their_
             await session.applied.wait()
             await phone.press("5#")
             await trio.sleep(1)
-            said = lines(call_of(world))
+            said = lines(world.live_call)
             await phone.hang_up()
     assert len(injected(session)) == 1
     assert said == [("keypad", "5", "heard")]
@@ -95,11 +90,11 @@ async def test_written_words_interrupt_the_agent_as_spoken_ones_do(autojump_cloc
     async with in_memory(script, msgspec.structs.replace(QUIET, speed=20.0)) as world:
         async with world.call() as phone:
             await phone.wait_heard(2.0)
-            call_of(world).say("Stop, please.")
+            world.live_call.say("Stop, please.")
             await phone.wait_heard(2.9)
             await phone.wait_quiet(0.5)
-            heard, said = phone.heard_seconds, lines(call_of(world))
-            barge_ins = call_of(world).story.barge_ins
+            heard, said = phone.heard_seconds, lines(world.live_call)
+            barge_ins = world.live_call.story.barge_ins
             await phone.hang_up()
     assert 2.9 < heard < 3.5, "of the story two seconds, and all of the answer"
     assert barge_ins == 1
@@ -119,9 +114,9 @@ async def test_a_greeting_that_may_not_be_interrupted_is_not(autojump_clock: Clo
         async with world.call() as phone:
             session = await world.agent.wait_for_session()
             await phone.wait_heard(1.0)
-            call_of(world).say("Hello?")
+            world.live_call.say("Hello?")
             await phone.wait_heard(2.9)
-            barge_ins = call_of(world).story.barge_in_seconds
+            barge_ins = world.live_call.story.barge_in_seconds
             await phone.hang_up()
     assert injected(session) == ["Hello?"]
     assert barge_ins == []
@@ -133,9 +128,9 @@ async def test_words_written_before_there_is_an_agent_wait_for_it(autojump_clock
         async with world.call() as phone:
             await trio.testing.wait_all_tasks_blocked()  # until the phone has said `start`
             for n in range(MAX_TYPED):
-                call_of(world).say(f"Word {n}.")
+                world.live_call.say(f"Word {n}.")
             with pytest.raises(NotTaken, match="too many"):
-                call_of(world).say("One more.")
+                world.live_call.say("One more.")
             session = await world.agent.wait_for_session()
             await session.applied.wait()
             await trio.sleep(1)
@@ -148,7 +143,7 @@ async def test_a_call_that_is_ending_takes_nothing(autojump_clock: Clock) -> Non
         async with world.call() as phone:
             session = await world.agent.wait_for_session()
             await session.applied.wait()
-            call = call_of(world)
+            call = world.live_call
             await phone.hang_up()
         await world.quiet()
         with pytest.raises(NotTaken, match="the call is ending"):
