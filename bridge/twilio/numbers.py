@@ -11,8 +11,9 @@ from bridge.text import printable
 _E164: Final = re.compile(r"\+[1-9][0-9]{6,14}")
 
 # The other forms of From and To: https://www.twilio.com/docs/voice/twiml#twilios-request-to-your-application
+# Of any length and with quotes, or else a caller could evade a limit by an odd parameter.
 _SIP: Final = re.compile(
-    r"(?i:sips?):([^@\s<>;?]+)@([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?([;?][^\s<>]*)?"
+    r"(?i:sips?):([^@\s<>]+)@([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?([;?][^\s<>]*)?"
 )
 _CLIENT: Final = re.compile(r"client:[^\s<>]+")
 _WHATSAPP: Final = re.compile(r"whatsapp:" + _E164.pattern)

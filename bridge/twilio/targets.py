@@ -9,7 +9,7 @@ import re
 from typing import Final, Literal, NamedTuple
 
 from bridge.text import printable
-from bridge.twilio.numbers import is_number, known_caller
+from bridge.twilio.numbers import EXPECTED_NUMBER, is_number, is_target, known_caller
 
 # The characters of an extension follow the answer by so many half seconds.
 _PAUSE: Final = "wwww"
@@ -17,13 +17,13 @@ _PAUSE: Final = "wwww"
 # RFC 3966 writes the extension of a number so. Twilio plays 0-9, # and * as tones, and waits for w.
 _EXTENSION: Final = re.compile(r"(?P<number>\+[0-9]+);ext=(?P<digits>[0-9*#w]{1,32})")
 
-# Of the user and the host only that they are there, and nothing that could end the address.
-_SIP: Final = re.compile(r"sips?:[^\s@<>\"]{1,99}@[A-Za-z0-9.:\[\]-]{1,99}([;?][^\s<>\"]{0,99})?")
-_CLIENT: Final = re.compile(r"client:(?P<identity>[^\s<>\"]{1,121})")
+# Of an address that is no number, such as one of SIP; far more than any has.
+_LONGEST: Final = 255
+# https://www.twilio.com/docs/voice/twiml/client
+_LONGEST_IDENTITY: Final = 121
 
 EXPECTED: Final = (
-    "expected a phone number such as +15551234567, with an extension +15551234567;ext=12, "
-    "sip:user@example.com or client:name"
+    f"{EXPECTED_NUMBER}, with an extension +15551234567;ext=12, sip:user@example.com or client:name"
 )
 
 
@@ -42,10 +42,12 @@ def read_target(text: str) -> Target:
     extension = _EXTENSION.fullmatch(text)
     if extension and is_number(extension["number"]):
         return Target("Number", extension["number"], _PAUSE + extension["digits"])
-    if _SIP.fullmatch(text):
-        return Target("Sip", text)
-    if client := _CLIENT.fullmatch(text):
-        return Target("Client", client["identity"])
+    if is_target(text) and len(text) <= _LONGEST and '"' not in text:
+        kind, _, identity = text.partition(":")
+        if kind != "client":
+            return Target("Sip", text)
+        if len(identity) <= _LONGEST_IDENTITY:
+            return Target("Client", identity)
     raise ValueError(f'{EXPECTED}, got "{printable(text[:40])}"')
 
 
