@@ -34,7 +34,6 @@ class Line:
         self.resets: set[int] = set()
         self.ended = trio.Event()
         self.data: dict[int, bytes] = {}
-        self.changed = trio.Event()
 
     async def request(
         self, method: str, path: str, *, body: bool = False, headers: Any = ()

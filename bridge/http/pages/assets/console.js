@@ -146,10 +146,9 @@ async function act(what, card, path, request) {
 function dial() {
   if (server.cannot_dial) return tell("Dialling is not set up", `${server.cannot_dial}.`);
   return openDialForm(server.agents ?? {}, ({ call_sid: sid, status }) => {
-    say(`Dialling: ${status}`);
+    say(`Call ${sid} is ${status}`);
     recent.refresh();
     for (const ms of RECORDED) setTimeout(() => recent.refresh(), ms);
-    setText(byId("said"), `Call ${sid} is ${status}`);
   });
 }
 

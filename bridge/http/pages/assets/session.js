@@ -84,11 +84,6 @@ export async function stream(path, onEvent, { signal, onState = () => {} } = {})
   }
 }
 
-// Forget the token.
-export function signOut() {
-  sessionStorage.removeItem(KEY);
-}
-
 async function ask(path, { headers = {}, ...options }) {
   for (;;) {
     const token = sessionStorage.getItem(KEY);
