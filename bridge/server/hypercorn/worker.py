@@ -2,10 +2,10 @@
 
 `hypercorn --worker-class trio bridge.asgi:app` imports the application in its worker process before
 it looks up the function to run there. `install`, called by that import, replaces that function with
-`hypercorn_worker`, which adds the start-up check, the fixes of `connection`, `http1` and
-`websocket`, bridge's settings where the operator left hypercorn's defaults, and the stop sequence
-of `stopping`. As every call is carried by one process, this covers nearly everything. Hypercorn's
-parent process cannot be changed from here, hence these differences:
+`hypercorn_worker`, which adds the start-up check, the remedies that the module `install` puts in,
+bridge's settings where the operator left hypercorn's defaults, and the stop sequence of `stopping`.
+As every call is carried by one process, this covers nearly everything. Hypercorn's parent process
+cannot be changed from here, hence these differences:
 
 `-w 0` (no parent): SIGTERM drains; a second SIGTERM, or SIGINT, ends the calls at once, cleanly.
     Everything is as under `bridge serve`, except that the exit status after SIGINT is 0.
@@ -132,12 +132,6 @@ async def serve_until(
     The watchdog runs meanwhile: a blocked event loop is the one failure no nursery can see.
     """
     bridge = bridge_of(app)
-    if bridge is None:
-        await _worker_serve(
-            app, config, shutdown_trigger=trigger, task_status=task_status, **options
-        )
-        return
-
     raise_descriptor_limit()
     max_calls = bridge.settings_now().server.max_calls
     if warning := too_few_connections(max_calls, GuardedTCPServer.limiter.limit):
