@@ -116,8 +116,7 @@ class Stop:
         if len(calls) and not self._stopping_now.is_set():
             log.info("winding down", why="drain_seconds are over", calls=len(calls))
             self._bridge.wind_down()
-            goodbyes = FAREWELL_SECONDS + teardown_seconds + SETTLE_SECONDS + SLACK_SECONDS
-            settled = await self._settled_within(goodbyes)
+            settled = await self._settled_within(_goodbyes_at_most(settings))
         if not settled:
             await self._finish(teardown_seconds)
         log.info("closing the listeners", calls=len(calls))
@@ -175,8 +174,12 @@ def stop_now_at_most(settings: Settings) -> float:
 
 def drain_at_most(settings: Settings) -> float:
     """How many seconds after `drain` the process has ended, at the latest."""
-    goodbyes = FAREWELL_SECONDS + settings.call.teardown_seconds + SETTLE_SECONDS + SLACK_SECONDS
+    goodbyes = _goodbyes_at_most(settings)
     return settings.server.drain_seconds + goodbyes + stop_now_at_most(settings)
+
+
+def _goodbyes_at_most(settings: Settings) -> float:
+    return FAREWELL_SECONDS + settings.call.teardown_seconds + SETTLE_SECONDS + SLACK_SECONDS
 
 
 def graceful_timeout(settings: Settings) -> float:
