@@ -36,8 +36,8 @@ from bridge.twilio.numbers import (
     is_number,
     is_target,
 )
+from bridge.twilio.rest import MAX_RING_SECONDS, MachineDetection
 
-MachineDetection = Literal["Enable", "DetectMessageEnd"]
 OnMachine = Literal["hang_up", "message", "stay"]
 
 # Twilio's, in seconds. https://www.twilio.com/docs/voice/api/call-resource
@@ -71,7 +71,7 @@ class DialRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     from_: str = msgspec.field(default="", name="from")
     variables: dict[str, str | int | float | bool] = msgspec.field(default_factory=dict)
     agent: str = ""
-    timeout: Annotated[int, Meta(ge=1, le=600)] | None = None
+    timeout: Annotated[int, Meta(ge=1, le=MAX_RING_SECONDS)] | None = None
     send_digits: Annotated[str, Meta(max_length=32, pattern=r"^[0-9A-D#*wW]*$")] = ""
     machine_detection: MachineDetection | None = None
     machine_detection_timeout: Annotated[int, Meta(ge=3, le=59)] | None = None
@@ -204,7 +204,8 @@ _REMEDY: Final = (
 
 
 def check_request(request: DialRequest, agents: Mapping[str, Iterable[str]]) -> OutboundCall:
-    """Return the requested call. `agents` are the agents' numbers, by name. Raises BadRequest."""
+    """Return the requested call. `agents` are what each agent answers, by name. Raises
+    BadRequest."""
     if not is_target(request.to):
         raise BadRequest("to", EXPECTED_TARGET)
     if request.agent and request.agent not in agents:

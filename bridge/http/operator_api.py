@@ -55,7 +55,7 @@ from bridge.log import get_logger
 from bridge.outcome import Outcome
 from bridge.service import NO_CREDENTIALS, Bridge
 from bridge.twilio.call_status import StatusUpdate
-from bridge.twilio.numbers import is_call_sid, is_number
+from bridge.twilio.numbers import is_call_sid
 from bridge.twilio.rest import TwilioError, TwilioRest, TwilioUnreachable
 
 log = get_logger(__name__)
@@ -95,10 +95,7 @@ async def dial() -> Answer:
     """Place a call."""
     bridge, asked = current_bridge(), read_request(await json_body())
     settings = await bridge.settings()
-    agents = {
-        name: tuple(filter(is_number, agent.get("numbers", ())))
-        for name, agent in settings.agents.items()
-    }
+    agents = {name: agent.get("numbers", ()) for name, agent in settings.agents.items()}
     call = check_request(asked, agents)
     if bridge.twilio is None:
         raise ApiError(NO_CREDENTIALS, 503)
