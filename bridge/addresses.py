@@ -53,6 +53,13 @@ def host_of(url: str) -> str:
     return url.partition("://")[2].partition("/")[0]
 
 
+def host_here(bound: str) -> str:
+    """Return the host, with its port, at which this machine reaches a server bound to `bound`."""
+    name, colon, port = bound.rpartition(":")
+    every = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104
+    return f"{every.get(name, name)}{colon}{port}"
+
+
 def is_loopback(host: str) -> bool:
     """Return whether a host, with or without port, is this machine."""
     try:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from bridge.addresses import is_loopback
+from bridge.addresses import host_here, is_loopback
 from bridge.check.finding import Finding, ok, skipped, wrong
 from bridge.check.probe import ANSWER_SECONDS, NoAnswer, get, post
 from bridge.check.webhook import judge_twiml
@@ -88,9 +88,7 @@ async def check_server(settings: Settings, secrets: Secrets, url: str = "") -> l
 
 def local_address(bind: str) -> str:
     """Return the URL on this machine of a server bound to `bind`."""
-    host, _, port = bind.rpartition(":")
-    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104
-    return f"http://{host}:{port}"
+    return f"http://{host_here(bind)}"
 
 
 async def _check_here(client: httpx.AsyncClient, here: str) -> tuple[list[Finding], str]:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from bridge.addresses import is_loopback
+from bridge.addresses import host_here, is_loopback
 from bridge.log import get_logger
 
 log = get_logger(__name__)
@@ -35,14 +35,10 @@ class _Kept(msgspec.Struct):
     token: str
 
 
-_EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104
-
-
 def page_address(address: str, token: str, path: str = "/") -> str:
     """Return the address of a page on this machine, with the token. `address` is a bound one."""
     scheme, _, host = address.partition("://")
-    name, colon, port = host.rpartition(":")
-    return f"{scheme}://{_EVERY_ADDRESS.get(name, name)}{colon}{port}{path}#token={token}"
+    return f"{scheme}://{host_here(host)}{path}#token={token}"
 
 
 @contextmanager
