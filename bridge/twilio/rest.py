@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -46,8 +46,8 @@ PAUSES: Final = (0.2, 0.6)
 MAX_TWIML: Final = 4000
 MAX_RING_SECONDS: Final = 600
 
-Event = Literal["initiated", "ringing", "answered", "completed"]
-ALL_EVENTS: Final[tuple[Event, ...]] = ("initiated", "ringing", "answered", "completed")
+# What a call's status callback is told of: all that Twilio tells.
+_EVENTS: Final = ("initiated", "ringing", "answered", "completed")
 MachineDetection = Literal["Enable", "DetectMessageEnd"]
 
 CALL_NOT_IN_PROGRESS: Final = 21220  # https://www.twilio.com/docs/api/errors/21220
@@ -225,7 +225,6 @@ class TwilioRest:
         twiml: str | bytes | None = None,
         url: str | None = None,
         status_callback: str | None = None,
-        status_callback_events: Sequence[Event] = ALL_EVENTS,
         machine_detection: MachineDetection | None = None,
         machine_detection_timeout: int | None = None,
         async_amd: bool = False,
@@ -261,7 +260,7 @@ class TwilioRest:
         form |= {"Twiml": _document(twiml)} if twiml is not None else {"Url": url}
         if status_callback is not None:
             form |= {"StatusCallback": status_callback, "StatusCallbackMethod": "POST"}
-            form["StatusCallbackEvent"] = list(status_callback_events)
+            form["StatusCallbackEvent"] = _EVENTS
         if machine_detection is not None:
             form |= {"MachineDetection": machine_detection, "AsyncAmd": str(async_amd).lower()}
             if machine_detection_timeout is not None:

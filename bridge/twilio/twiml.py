@@ -42,13 +42,7 @@ class Voice(NamedTuple):
 DEFAULT_VOICE: Final = Voice()
 
 
-def connect_stream(
-    url: str,
-    *,
-    action: str,
-    parameters: Mapping[str, str],
-    status_callback: str | None = None,
-) -> bytes:
+def connect_stream(url: str, *, action: str, parameters: Mapping[str, str]) -> bytes:
     """Write `<Connect><Stream>`: stream the call's audio to the media socket at `url`.
 
     `url` is a ws or wss URL without a query string, which Twilio would drop silently. When the
@@ -65,8 +59,6 @@ def connect_stream(
     response = ElementTree.Element("Response")
     connect = ElementTree.SubElement(response, "Connect", {"action": _text(action)})
     stream = ElementTree.SubElement(connect, "Stream", {"url": _text(url)})
-    if status_callback is not None:
-        stream.set("statusCallback", _text(status_callback))
     for name, value in parameters.items():
         if value:
             passed = parameter_value(name, value)

@@ -27,14 +27,10 @@ def test_connect_stream_is_what_twilios_builder_writes() -> None:
     ours = twiml.connect_stream(
         "wss://voice.example.com/media-stream",
         action="https://voice.example.com/call-ended",
-        status_callback="https://voice.example.com/stream-status",
         parameters={"From": "+15551234567", "To": "+15557654321"},
     )
     response, connect = VoiceResponse(), Connect(action="https://voice.example.com/call-ended")
-    stream = connect.stream(
-        url="wss://voice.example.com/media-stream",
-        status_callback="https://voice.example.com/stream-status",
-    )
+    stream = connect.stream(url="wss://voice.example.com/media-stream")
     stream.parameter(name="From", value="+15551234567")
     stream.parameter(name="To", value="+15557654321")
     response.append(connect)
