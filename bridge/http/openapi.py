@@ -59,7 +59,9 @@ _WORDS: Final = {
     503: "not now: draining, full, or something is not configured",
 }
 _CLOSED: Final = (401, 403, 429)
-_NOT_TAKEN: Final = (400, 404, 408, 409, 413, 415, 422, 503)
+_BODY: Final = (400, 408, 413, 415, 422)
+_NOT_TAKEN: Final = (*_BODY, 404, 409, 503)
+_NOT_TWILIO: Final = (401, 403, 408, 413)
 
 
 def description() -> Json:
@@ -76,7 +78,7 @@ def description() -> Json:
         },
         "paths": {
             "/calls": {
-                "post": _api("dial", dial, {201: "#Placed"}, 400, 408, 413, 415, 422, 502, 503),
+                "post": _api("dial", dial, {201: "#Placed"}, *_BODY, 502, 503),
                 "get": _api("list calls", None, {200: "#Calls"}, 422, parameters=[_LIMIT]),
             },
             "/calls/{call_sid}": {
@@ -101,16 +103,12 @@ def description() -> Json:
             },
             "/events": {"get": _events("all calls' events, as they happen")},
             "/softphone/call": {
-                "post": _api(
-                    "a call from a browser", softphone, {200: "#Softphone"}, 400, 413, 415, 422, 503
-                )
+                "post": _api("a call from a browser", softphone, {200: "#Softphone"}, *_BODY, 503)
             },
-            "/incoming-call": _webhook("the voice webhook", "text/xml", 400, 401, 403, 413),
-            "/call-ended": _webhook("what comes after the agent", "text/xml", 401, 403, 413),
-            "/call-status": _webhook("a call's progress", "", 400, 401, 403, 413),
-            "/call-status/answered-by": _webhook(
-                "who answered a dialled call", "", 400, 401, 403, 413
-            ),
+            "/incoming-call": _webhook("the voice webhook", "text/xml", 400),
+            "/call-ended": _webhook("what comes after the agent", "text/xml"),
+            "/call-status": _webhook("a call's progress", "", 400),
+            "/call-status/answered-by": _webhook("who answered a dialled call", "", 400),
             "/healthz": {"get": _page("whether the process is alive", "text/plain", 200)},
             "/readyz": {"get": _page("whether new calls are taken", "text/plain", 200, 503)},
             "/metrics": {"get": _page("Prometheus", "text/plain", 200)},
@@ -205,7 +203,7 @@ def _webhook(summary: str, answers: str, *bad: int) -> Json:
     good = _answer("TwiML", answers, {"type": "string"}) if answers else {"description": "noted"}
     responses = {"200" if answers else "204": good}
     # In words, or without any.
-    responses |= {str(status): {"description": _WORDS[status]} for status in bad}
+    responses |= {str(status): {"description": _WORDS[status]} for status in (*bad, *_NOT_TWILIO)}
     content = {"application/x-www-form-urlencoded": {"schema": form}}
     operation = {"summary": summary, "responses": responses}
     query = [{"name": name, "in": "query", "schema": schema} for name, schema in fields.items()]
