@@ -15,7 +15,7 @@ import msgspec
 import trio
 
 from bridge.check.connect_error import connect_error
-from bridge.check.finding import Finding, ok, warning, wrong
+from bridge.check.finding import Finding, agent_name, ok, warning, wrong
 from bridge.check.think_models import think_models
 from bridge.config.agent import ID
 from bridge.config.secrets import Secrets, check_startup
@@ -104,9 +104,7 @@ def check_names(name: str, settings: Settings) -> list[Finding]:
     if settings.call.context_url:
         return []  # its answer may define any variable
     table = settings.agent
-    think = table.get("think")
-    several = think if isinstance(think, list) else [think]
-    prompts = [one.get("prompt") for one in several if isinstance(one, dict)]
+    prompts = [one.get("prompt") for one in _thinking(table)]
     unknown: dict[str, None] = {}
     for text in (table.get("greeting"), *prompts):
         if isinstance(text, str):
@@ -115,7 +113,7 @@ def check_names(name: str, settings: Settings) -> list[Finding]:
         return []
     return [
         warning(
-            _named(name),
+            agent_name(name),
             "greeting or prompt names " + ", ".join(f"{{{one}}}" for one in unknown),
             "an inbound call has {caller} and {called}; others must be passed when dialling",
             "correct the name, write {{ and }} for braces, or set call.context_url",
@@ -130,7 +128,7 @@ def check_language(name: str, settings: Settings) -> list[Finding]:
         return []
     return [
         warning(
-            _named(name),
+            agent_name(name),
             "language is deprecated, and refused with Flux",
             remedy="write listen.provider.language (language_hints with Flux), and choose a voice"
             " that speaks the language",
@@ -151,7 +149,7 @@ async def _check_one(
     functions: Functions,
     open_stream: OpenStream | None,
 ) -> Finding:
-    check = _named(name)
+    check = agent_name(name)
     settings = settings.for_agent(name)
     table = fill_in(settings.agent, {"caller": "+15550100001", "called": "+15550100002"})
     message = settings_message(
@@ -196,12 +194,16 @@ def other_models(
     refusal: str, agent: Mapping[str, Any], models: Mapping[str, Sequence[str]]
 ) -> str:
     """Say which models the agent's think providers have, if the refusal is about a model."""
-    think = agent.get("think")
-    several = think if isinstance(think, list) else [think]
-    providers = [one.get("provider") for one in several if isinstance(one, dict)]
+    providers = [one.get("provider") for one in _thinking(agent)]
     names = [str(one.get("type")) for one in providers if isinstance(one, dict)]
     known = [f"{name} has {', '.join(models[name])}" for name in names if name in models]
     return "; ".join(known) if _is_about_a_model(refusal) else ""
+
+
+def _thinking(agent: Mapping[str, Any]) -> list[dict[str, Any]]:
+    think = agent.get("think")
+    several = think if isinstance(think, list) else [think]
+    return [one for one in several if isinstance(one, dict)]
 
 
 def _is_about_a_model(refusal: str) -> bool:
@@ -261,10 +263,6 @@ def explain(check: str, failure: Exception, where: str, name: str = "") -> Findi
             what = f"no session at {where}"
             remedy = "check deepgram.url, and that a firewall allows outbound connections"
     return wrong(check, what, found.why, remedy)
-
-
-def _named(name: str) -> str:
-    return f"agents.{name}" if name else "agent"
 
 
 def _remedy(name: str) -> str:

@@ -32,6 +32,11 @@ class Finding:
         return text + (f" -> {self.remedy}" if self.remedy else "")
 
 
+def agent_name(name: str) -> str:
+    """Return the table of an agent, for findings about it; "" names the default agent."""
+    return f"agents.{name}" if name else "agent"
+
+
 def ok(check: str, what: str) -> Finding:
     """Make a finding: everything is right."""
     return _finding(check, "ok", what)

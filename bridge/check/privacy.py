@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import trio
 
-from bridge.check.finding import Finding, ok, warning
+from bridge.check.finding import Finding, agent_name, ok, warning
 from bridge.config.settings import Settings
 
 _REGIONS = {"eu": "the EU", "au": "Australia", "in": "India"}
@@ -30,7 +30,7 @@ async def check_privacy(settings: Settings) -> Iterable[Finding]:
     agents: dict[bool, list[str]] = {True: [], False: []}
     for name in ("", *settings.agents):
         out = settings.for_agent(name).deepgram.settings.get("mip_opt_out") is True
-        agents[out].append(f"agents.{name}" if name else "agent")
+        agents[out].append(agent_name(name))
     return [_finding(out, names, region) for out, names in agents.items() if names]
 
 
