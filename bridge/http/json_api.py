@@ -49,7 +49,8 @@ class Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Transferred(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The JSON of `POST /calls/{sid}/transfer`: a name of `functions.transfer_to`, or a number."""
+    """The JSON of `POST /calls/{sid}/transfer`: a name of `functions.transfer_to`, or a number, SIP
+    address or Twilio client."""
 
     to: str
 
@@ -107,8 +108,8 @@ def read_words(body: bytes) -> str:
     return words
 
 
-def read_target(body: bytes) -> str:
-    """Return the target of `{"to": "..."}`. Raises BadRequest, with status 400, for other JSON."""
+def read_transfer(body: bytes) -> str:
+    """Return what `{"to": "..."}` names. Raises BadRequest, with status 400, for other JSON."""
     return _decoded(body, Transferred).to
 
 

@@ -94,7 +94,7 @@ def description() -> Json:
                 for name, summary, body in (
                     ("say", "send text to the agent as if the caller had spoken it", said),
                     ("say-as-agent", "have the agent say text", said),
-                    ("transfer", "connect the caller to a name or a number", transferred),
+                    ("transfer", "connect the caller to somebody else", transferred),
                 )
             },
             "/calls/{call_sid}/events": {

@@ -47,7 +47,7 @@ from bridge.http.json_api import (
     BadRequest,
     answer_errors_in_json,
     json_body,
-    read_target,
+    read_transfer,
     read_words,
 )
 from bridge.http.operator_auth import protect
@@ -216,7 +216,7 @@ async def say_as_agent(call_sid: str) -> Answer:
 @operator_api.post("/calls/<call_sid>/transfer")
 async def transfer(call_sid: str) -> Answer:
     """Connect the caller to somebody else, after a word of the agent's."""
-    target = read_target(await json_body())
+    target = read_transfer(await json_body())
     async with _acting_on(call_sid, "transferred a call", to=target) as call:
         try:
             call.actions.transfer_now(target, call.words.one_moment)
