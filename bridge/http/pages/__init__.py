@@ -60,7 +60,6 @@ pages = Blueprint("pages", __name__)
 async def secure(response: Response) -> Response:
     """Restrict what a page may load, and who may load it."""
     response.headers["Content-Security-Policy"] = _POLICY.format(host=_host())
-    response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "no-referrer"
     response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
     microphone = "(self)" if request.endpoint == "pages.softphone" else "()"
