@@ -89,6 +89,7 @@ def test_each_kind_of_target_is_dialled_as_twilios_own_library_writes_it(
         *("", "reception", "5551112222", "+1 555 111 2222", "+15551112222;ext=", "+1;ext=12"),
         *("+15551112222;ext=1a", "sip:", "sip:example.com", "sip:a@b c", "sip:a@b><", "client:"),
         *("client:a b", "tel:+15551112222", "+15551112222\n", "client:" + "a" * 122),
+        *('client:a"b', 'sip:"a"@b', "sip:a@::1", f"sip:{'a' * 250}@b", "whatsapp:+15551112222"),
     ],
 )
 def test_what_cannot_be_dialled_is_refused_with_the_remedy(text: str) -> None:
