@@ -156,8 +156,9 @@ def outbound_query(query: Mapping[str, str]) -> dict[str, str]:
 
 def verdict_address(address: PublicAddress, call: OutboundCall) -> str:
     """Return the address to which Twilio reports who answered, with `async_amd`. It carries what a
-    machine gets, so that any worker process can see to it. Raises BadRequest if it is too long."""
-    query = _machine_query(call)
+    machine gets, and whose words these are, so that any worker process can see to it. Raises
+    BadRequest if it is too long."""
+    query = _machine_query(call) | ({"agent": call.agent} if call.agent else {})
     url = f"{address.web}/call-status/answered-by" + (f"?{urlencode(query)}" if query else "")
     return _short_enough(url, "message")
 

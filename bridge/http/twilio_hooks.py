@@ -121,8 +121,8 @@ async def answered_by() -> tuple[str, int]:
     bridge.note_status(update)
     words = words_for(update.answered_by, request.args)
     if words is not None and bridge.twilio is not None:
-        voice = bridge.settings_now().words.spoken
-        await _leave_message(bridge.twilio, update.call_sid, words, voice)
+        own = bridge.settings_now().for_agent(request.args.get("agent", ""))
+        await _leave_message(bridge.twilio, update.call_sid, words, own.words.spoken)
     return "", 204
 
 

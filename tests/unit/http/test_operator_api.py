@@ -646,6 +646,14 @@ async def test_with_async_amd_a_machine_gets_the_message_in_the_agents_place(
     )
 
 
+async def test_the_message_has_the_voice_of_its_agent(world: ControlWorld) -> None:
+    call = await dialled(world, message="Call back.", agent="sales", async_amd=True)
+    call.status = "in-progress"
+    await world.standin.report_answerer(world.twilio_side, call, "machine_end_beep")
+    told = read_twiml(call.twiml.encode(), "text/xml", BASE)
+    assert told == [Say("Call back.", voice="Polly.Joanna"), Hangup()]
+
+
 @pytest.mark.parametrize("answered_by", ["human", "unknown", "machine_start"])
 async def test_a_person_does_not_get_it(world: ControlWorld, answered_by: str) -> None:
     call = await dialled(world, message="Call back.", async_amd=True)

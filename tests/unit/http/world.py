@@ -105,7 +105,10 @@ class ControlWorld:
         self.api_token = token
         using = settings(
             server={"public_url": public_url},
-            agents={"sales": {"numbers": [OWN_NUMBER]}, "night": {"numbers": []}},
+            agents={
+                "sales": {"numbers": [OWN_NUMBER], "words": {"voice": "Polly.Joanna"}},
+                "night": {"numbers": []},
+            },
         )
         self.app = create_app(
             FixedConfig(using), Secrets(api_token=token, twilio_auth_tokens=(AUTH_TOKEN,))
