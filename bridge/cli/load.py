@@ -22,9 +22,6 @@ from bridge.testing.load.generator import SET_UP_EACH, Load, LoadPlan, exact_loo
 from bridge.testing.load.summary import lines, summary
 from bridge.testing.load.wire import WireError
 
-# The port of a local agent, as in `bridge agent` and in the README.
-AGENT_PORT = 9000
-
 
 @click.command(context_settings={"show_default": True})
 @click.option("--url", default="http://127.0.0.1:5000", help="The bridge to call.")
