@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import msgspec
 import trio
@@ -17,7 +17,6 @@ import trio
 from bridge.caller import CallInfo
 from bridge.deepgram.updates import Changes, checked
 
-T = TypeVar("T")
 Table = Mapping[str, Any]
 
 
@@ -89,7 +88,8 @@ class PhoneCall(CallInfo, frozen=True):
         changes = checked(prompt=prompt, think=think, speak=speak, listen=listen)
         self._do(partial(self._actions.update, changes, voice))
 
-    def _do(self, act: Callable[[], T]) -> T:
+    def _do(self, act: Callable[[], None]) -> None:
         if threading.get_ident() == self._thread:
-            return act()
-        return trio.from_thread.run_sync(act, trio_token=self._token)
+            act()
+        else:
+            trio.from_thread.run_sync(act, trio_token=self._token)
