@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
 
@@ -14,27 +13,15 @@ from bridge.outcome import Outcome
 from bridge.records import lease as module
 from bridge.records import schema
 from bridge.records.lease import REASON, Lease, LostCall
-from bridge.records.record import CallRecord, Ending, Leg, continued, snapshot, tidy
+from bridge.records.record import Ending, Leg, continued
 from bridge.records.recorder import Recorder
 from bridge.records.spool import Spool
 from bridge.records.store import Store
 from bridge.records.writer import Writer
 from bridge.twilio.dialled import DialResult
+from tests.integration.records.stores import write
 from tests.integration.records.waiting import until
 from tests.unit.records.samples import NOON, SID, record, sid, whole_record
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store(request: pytest.FixtureRequest) -> Iterator[Store]:
-    if request.param == "sqlite":
-        result = Store(f"sqlite:///{request.getfixturevalue('tmp_path')}/calls.db")
-    else:
-        result = Store(request.getfixturevalue("postgres").url)
-        with result._connect().begin() as connection:
-            schema.metadata.drop_all(connection)
-    result.prepare()
-    yield result
-    result.close()
 
 
 def lease_of(store: Store) -> Lease:
@@ -48,10 +35,6 @@ def dies(store: Store, lease: Lease) -> None:
     expired = sa.update(schema.processes).values(expires_at=schema.processes.c.expires_at - 60)
     with store._connect().begin() as connection:
         connection.execute(expired.where(schema.processes.c.name == lease.process))
-
-
-def write(store: Store, *records: CallRecord) -> None:
-    assert store.write([tidy(snapshot(one)) for one in records]) == []
 
 
 def test_the_calls_of_a_dead_process_are_ended_once(store: Store) -> None:

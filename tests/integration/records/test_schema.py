@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +10,10 @@ import sqlalchemy as sa
 
 from bridge.call.story import Line
 from bridge.records import schema
-from bridge.records.record import CallRecord, snapshot, tidy
+from bridge.records.record import CallRecord
 from bridge.records.schema import SCHEMA_VERSION, STEPS
 from bridge.records.store import Store
+from tests.integration.records.stores import drop_tables, prepare_at_once, write
 from tests.unit.records.samples import whole_record
 
 # Dumps of databases that bridge made at schema 1, with one call in each.
@@ -46,8 +46,7 @@ def old(request: pytest.FixtureRequest) -> Iterator[Store]:
             raw.execute(dump)
             raw.commit()
     yield store
-    with connected(store).begin() as connection:
-        schema.metadata.drop_all(connection)
+    drop_tables(store)
     store.close()
 
 
@@ -71,7 +70,7 @@ def indices(store: Store) -> list[object]:
 
 def test_it_reads_and_writes_an_old_database(old: Store) -> None:
     new = whole_record(revision=1)
-    assert old.write([tidy(snapshot(new))]) == []
+    write(old, new)
     call = old.get(OLD_SID)
     assert call is not None
     assert (call.outcome, call.transfer_to) == ("transferred", "+15551112222")
@@ -88,7 +87,7 @@ def test_a_call_of_an_old_database_is_written_again(old: Store) -> None:
     assert call is not None
     call.revision += 1
     call.transfer_name, call.transcript = "reception", [*call.transcript, Line(words="And more.")]
-    assert old.write([tidy(snapshot(call))]) == []
+    write(old, call)
     assert old.get(OLD_SID) == call
 
 
@@ -100,33 +99,14 @@ def test_looking_brings_it_up_to_date_too(old: Store) -> None:
 def test_the_steps_lead_to_the_tables_of_a_new_database(old: Store) -> None:
     old.prepare()
     stepped = columns(old), indices(old)
-    with connected(old).begin() as connection:
-        schema.metadata.drop_all(connection)
+    drop_tables(old)
     old.prepare()
     assert stepped == (columns(old), indices(old))
     assert sorted(STEPS) == list(range(2, SCHEMA_VERSION + 1))
 
 
 def test_many_processes_may_start_at_once(old: Store) -> None:
-    errors: list[Exception] = []
-
-    def start() -> None:
-        mine = Store(old._url.render_as_string(hide_password=False))
-        try:
-            mine.prepare()
-        except Exception as error:
-            errors.append(error)
-        finally:
-            mine.close()
-
-    threads = [threading.Thread(target=start) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
-    with connected(old).connect() as connection:
-        assert connection.execute(sa.select(schema.versions.c.version)).all() == [(SCHEMA_VERSION,)]
+    prepare_at_once(old)
 
 
 def test_a_step_that_fails_leaves_the_old_database(

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import stat
-import threading
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -21,6 +18,7 @@ from bridge.records import store as stores
 from bridge.records.record import CallRecord, Ending, merge, snapshot, tidy
 from bridge.records.schema import SCHEMA_VERSION
 from bridge.records.store import Store, StoreError, StoreUnavailable
+from tests.integration.records.stores import drop_tables, prepare_at_once, write
 from tests.unit.records.samples import (
     ENDING,
     NASTY,
@@ -31,29 +29,6 @@ from tests.unit.records.samples import (
     sid,
     whole_record,
 )
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    """An empty store, with its tables."""
-    if request.param == "sqlite":
-        result = Store(f"sqlite:///{tmp_path}/calls.db")
-    else:
-        result = Store(request.getfixturevalue("postgres").url)
-        _empty(result)
-    result.prepare()
-    yield result
-    result.close()
-
-
-def _empty(store: Store) -> None:
-    with store._connect().begin() as connection:
-        schema.metadata.drop_all(connection)
-
-
-def write(store: Store, *records: CallRecord) -> None:
-    assert store.write([tidy(snapshot(one)) for one in records]) == []
-
 
 # ---- what is written comes back ----------------------------------------------------------------
 
@@ -220,27 +195,8 @@ def test_preparing_again_changes_nothing(store):
 
 
 def test_many_workers_may_prepare_at_once(store):
-    _empty(store)
-    errors: list[Exception] = []
-    url = store._url.render_as_string(hide_password=False)
-
-    def prepare() -> None:
-        mine = Store(url)
-        try:
-            mine.prepare()
-        except Exception as error:
-            errors.append(error)
-        finally:
-            mine.close()
-
-    threads = [threading.Thread(target=prepare) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
-    with store._connect().connect() as connection:
-        assert connection.execute(sa.select(schema.versions.c.version)).all() == [(SCHEMA_VERSION,)]
+    drop_tables(store)
+    prepare_at_once(store)
 
 
 def test_a_newer_schema_is_refused(store):
@@ -261,7 +217,7 @@ def test_an_index_serves_each_question(store):
 
 def test_tables_that_were_dropped_come_back(store):
     write(store, record(revision=1))
-    _empty(store)
+    drop_tables(store)
     with pytest.raises(StoreUnavailable):
         store.write([record(revision=2)])
     write(store, record(revision=2))
@@ -372,7 +328,7 @@ def test_no_password_is_ever_shown(tmp_path):
 def test_postgres_does_not_wait_long_for_a_lock(postgres, monkeypatch):
     monkeypatch.setitem(stores._POSTGRES_LIMITS, "lock_timeout", 0.05)  # type: ignore[index]
     store = Store(postgres.url)
-    _empty(store)
+    drop_tables(store)
     write(store, record(revision=1))
     with store._connect().begin() as other:
         other.exec_driver_sql("LOCK TABLE calls")
@@ -384,7 +340,7 @@ def test_postgres_does_not_wait_long_for_a_lock(postgres, monkeypatch):
 
 def test_postgres_that_was_restarted_is_used_again(postgres):
     store = Store(postgres.url)
-    _empty(store)
+    drop_tables(store)
     write(store, record(revision=1))
     postgres.stop()
     try:
