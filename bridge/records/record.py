@@ -136,11 +136,8 @@ class Ending(msgspec.Struct, frozen=True):
 
 def continued(record: CallRecord) -> CallRecord:
     """Return a copy of the record for the next writer, which then owns it."""
-    lists = {
-        name: list(value)
-        for name in ("turns", "transcript", "functions", "legs", "request_ids")
-        if isinstance(value := getattr(record, name), list)
-    }
+    fields = msgspec.structs.asdict(record)
+    lists = {name: list(value) for name, value in fields.items() if isinstance(value, list)}
     revision = (record.revision // REVISIONS_OF_ONE + 1) * REVISIONS_OF_ONE
     return msgspec.structs.replace(record, revision=revision, **lists)
 
