@@ -256,13 +256,12 @@ class Recorder:
         `fallback` is the phone, where it was dialled after an apology. Returns False if this was
         known before, as when Twilio repeats its request.
         """
-        await self.recall(call_sid)
-        known = self._known.get(call_sid)
+        known = await self.recall(call_sid)
         if known is None:
             return True
-        if max(1, len(known.record.legs)) != leg or known.record.transfer_status:
+        if max(1, len(known.legs)) != leg or known.transfer_status:
             return False
-        record = continued(known.record)
+        record = continued(known)
         if fallback:
             record.transfer_to, record.transfer_name = fallback, "fallback"
         record.transfer_status, record.transfer_seconds = result.status, result.seconds
