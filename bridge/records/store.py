@@ -232,8 +232,8 @@ class Store:
     def list_calls(
         self, limit: int = 20, before: datetime | None = None, outcome: str | None = None
     ) -> list[CallRecord]:
-        """Return the latest calls, newest first, without turns, transcripts and functions. For the
-        next page, `before` is the `started_at` of the last call on this one.
+        """Return the latest calls, newest first, without their LISTS. For the next page, `before`
+        is the `started_at` of the last call on this one.
         """
         query = sa.select(*_SUMMARY).order_by(calls.c.started_at.desc(), calls.c.call_sid.desc())
         if before is not None:
