@@ -15,12 +15,11 @@ from contextlib import asynccontextmanager
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
-import msgspec
 import trio
 
 from bridge.deepgram import messages
+from bridge.deepgram.refusal import meaning
 from bridge.log import SHORTEST_SECRET, get_logger
-from bridge.text import printable
 from bridge.transport.byte_stream import close_at_once
 from bridge.transport.tcp_keepalive import detect_dead_peer
 from bridge.transport.websocket import ABNORMAL_CLOSURE, WebSocket, WebSocketClosed
@@ -77,20 +76,6 @@ class AgentFailed(Exception):
         session = f" (request_id {request_id})" if request_id else ""
         super().__init__(f"{error.code or 'Error'}: {error.reason}{session}")
         self.code = error.code
-
-
-# What a refused handshake means to the person who runs bridge.
-# https://developers.deepgram.com/docs/errors
-_REMEDIES: Final = {
-    401: "the key was refused; check DEEPGRAM_API_KEY",
-    402: "the Deepgram project is out of credit",
-    403: "the key may not use the Voice Agent; check its permissions in the Deepgram console",
-    404: "there is no Voice Agent at this address; check deepgram.url",
-    429: "the agent has as many sessions open as it allows",
-}
-
-# Characters of Deepgram's own words about a refused handshake.
-MAX_TOLD: Final = 200
 
 
 class AgentSession:
@@ -309,34 +294,9 @@ async def _handshake(stream: trio.abc.Stream, target: SplitResult, key: str) -> 
     except HandshakeFailed as failed:
         if failed.status is None:
             raise AgentUnavailable(f"the agent {failed}") from failed
-        remedy = _REMEDIES.get(failed.status, "an answer that is not a websocket")
-        told = _told(failed)
-        if len(key) >= SHORTEST_SECRET:
-            told = told.replace(key, "[secret]")
         raise AgentUnavailable(
-            f"the agent answered {failed.status}: {remedy}{told}", status=failed.status
+            f"the agent answered {failed.status}: {meaning(failed, key)}", status=failed.status
         ) from failed
-
-
-def _told(refused: HandshakeFailed) -> str:
-    """Return what Deepgram says of a refused handshake, in parentheses; "" if it says nothing.
-
-    https://developers.deepgram.com/docs/errors
-    """
-    try:
-        body = msgspec.json.decode(refused.body, type=_Refusal)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        body = _Refusal()
-    request_id = refused.headers.get(b"dg-request-id", b"").decode("latin-1") or body.request_id
-    said = ": ".join(filter(None, (body.err_code, body.err_msg)))
-    facts = [fact[:MAX_TOLD] for fact in (said, request_id and f"request_id {request_id}") if fact]
-    return printable(f" ({'; '.join(facts)})") if facts else ""
-
-
-class _Refusal(msgspec.Struct):
-    err_code: str = ""
-    err_msg: str = ""
-    request_id: str = ""
 
 
 async def _apply_settings(session: AgentSession, settings: str) -> None:
