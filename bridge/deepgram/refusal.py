@@ -29,13 +29,10 @@ def meaning(refused: HandshakeFailed, key: str) -> str:
     """Return the remedy for the status of an answer, and what Deepgram says of it, without the
     key."""
     remedy = _REMEDIES.get(refused.status or 0, "an answer that is not a websocket")
-    told = _told(refused)
-    if len(key) >= SHORTEST_SECRET:
-        told = told.replace(key, "[secret]")
-    return f"{remedy}{told}"
+    return f"{remedy}{_told(refused, key)}"
 
 
-def _told(refused: HandshakeFailed) -> str:
+def _told(refused: HandshakeFailed, key: str) -> str:
     """Return what Deepgram says of it, in parentheses; "" if it says nothing."""
     try:
         body = msgspec.json.decode(refused.body, type=_Refusal)
@@ -43,8 +40,11 @@ def _told(refused: HandshakeFailed) -> str:
         body = _Refusal()
     request_id = refused.headers.get(b"dg-request-id", b"").decode("latin-1") or body.request_id
     said = ": ".join(filter(None, (body.err_code, body.err_msg)))
-    facts = [fact[:MAX_TOLD] for fact in (said, request_id and f"request_id {request_id}") if fact]
-    return printable(f" ({'; '.join(facts)})") if facts else ""
+    facts = [fact for fact in (said, request_id and f"request_id {request_id}") if fact]
+    if len(key) >= SHORTEST_SECRET:
+        # Before they are cut: half a key would not be found.
+        facts = [fact.replace(key, "[secret]") for fact in facts]
+    return printable(f" ({'; '.join(fact[:MAX_TOLD] for fact in facts)})") if facts else ""
 
 
 class _Refusal(msgspec.Struct):

@@ -380,6 +380,7 @@ REFUSAL = b'{"err_code":"INSUFFICIENT_PERMISSIONS","err_msg":"No secret here.","
         ([], b'{"err_code":7}', "in the Deepgram console"),
         ([], b'{"err_msg":"\\u202e\\u0007"}', r" (\u202e\x07)"),
         ([], b'{"err_msg":"' + b"x" * 5000 + b'"}', f" ({'x' * 200})"),
+        ([], b'{"err_msg":"' + b"x" * 196 + b'secret"}', f" ({'x' * 196}[sec)"),
     ],
 )
 async def test_a_refusal_says_what_deepgrams_support_asks_for(
