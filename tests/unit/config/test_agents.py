@@ -17,6 +17,7 @@ from bridge.config.toml import parse
 from bridge.config.warnings import warnings_for
 from bridge.deepgram.settings import settings_message
 from bridge.testing.agent.schema import SETTINGS, check_settings
+from tests.unit.scribbling import scribble
 
 CONFIG = """
 [agent]
@@ -301,15 +302,6 @@ trees: st.SearchStrategy[dict[str, Any]] = st.recursive(
     st.dictionaries(st.sampled_from("abcd"), st.integers() | st.lists(st.integers())),
     lambda inner: st.dictionaries(st.sampled_from("abcd"), inner | st.integers()),
 )
-
-
-def scribble(value: Any) -> None:
-    if isinstance(value, dict):
-        for inner in value.values():
-            scribble(inner)
-        value["scribbled"] = True
-    elif isinstance(value, list):
-        value.append("scribbled")
 
 
 @given(trees, trees, st.sampled_from(["x", ""]))

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from bridge.caller import CallInfo
 from bridge.deepgram.template import VALUE_LIMIT, fill, fill_in, variables_of
+from tests.unit.scribbling import scribble
 
 names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]*", fullmatch=True)
 values = st.text(st.characters(exclude_categories=("Cs",)))
@@ -19,15 +20,6 @@ values = st.text(st.characters(exclude_categories=("Cs",)))
 templates = st.lists(st.one_of(st.sampled_from(["{", "}", "a", "b", "0", " "]), values)).map(
     "".join
 )
-
-
-def scribble(value: Any) -> None:
-    if isinstance(value, dict):
-        for inner in value.values():
-            scribble(inner)
-        value["scribbled"] = True
-    elif isinstance(value, list):
-        value.append("scribbled")
 
 
 # ---- what a template may name ---------------------------------------------------------------
