@@ -36,8 +36,11 @@ SIZE_LIMIT = 1_048_576
 FRESH_SECONDS = 2.0
 
 # Settings that a server reads at its start only. An edit of one is logged as needing a restart.
+# `records.recordings` is one, although each call records into the folder that it names then: old
+# recordings are deleted from the folder of the start.
 AT_THE_START = (
-    *("server.bind", "server.workers", "records.url", "records.retention_days"),
+    *("server.bind", "server.workers"),
+    *("records.url", "records.retention_days", "records.recordings"),
     *("logging.format", "logging.level", "logging.mask_numbers"),
 )
 

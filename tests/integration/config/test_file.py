@@ -99,11 +99,12 @@ class TestCurrent:
     ) -> None:
         file = ConfigFile(path)
         file.load()
-        for text in ("server.workers = 2", "server.workers = 2\ncall.max_minutes = 5", ""):
+        workers, recordings = "server.workers = 2", "records.recordings = 'wav'"
+        for text in (workers, f"{workers}\ncall.max_minutes = 5", recordings, ""):
             write(path, text + "\n[agent]\n")
             await file.current()
         waits = [event.get("needs_restart") for event in events]
-        assert waits == [["server.workers"], ["server.workers"], None]
+        assert waits == [["server.workers"], ["server.workers"], ["records.recordings"], None]
 
     async def test_edits_within_one_tick_of_the_clock_are_seen(self, path: Path) -> None:
         """Same size, same time, same inode: a fresh file is read again whatever its signature."""
