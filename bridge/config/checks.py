@@ -156,9 +156,9 @@ def _session_settings(settings: dict[str, Any]) -> dict[str, Any]:
 _NAMES: dict[type, str] = {bool: "true or false", list: "a list of texts", dict: "a table"}
 
 
-def _overflow_url(url: str) -> str:
+def _optional_url(url: str) -> str:
     if url:
-        _url(url, ("https", "http"), "https://voice.example.com/busy.xml")
+        _url(url, ("https", "http"), "https://voice.example.com/calls")
     return url
 
 
@@ -185,11 +185,11 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "server.bind": checked_bind,
     "server.public_url": _public_url,
     "server.trusted_proxies": _proxies,
-    "server.overflow_url": _overflow_url,
+    "server.overflow_url": _optional_url,
     "deepgram.url": _agent_url,
     "call.fallback_number": _optional_target,
-    "call.after_url": _overflow_url,
-    "call.context_url": _overflow_url,
+    "call.after_url": _optional_url,
+    "call.context_url": _optional_url,
     "deepgram.settings": _session_settings,
     "functions.transfer_to": _transfer_targets,
     "functions.transfer_caller_id": _optional_e164,
