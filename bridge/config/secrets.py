@@ -14,8 +14,8 @@ from bridge.twilio.login import LoginOptions, api_url
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Secrets:
-    """The secrets, which come from the environment only, with what says where the REST ones hold.
-    An empty value means not set.
+    """The secrets, which come from the environment only, and the region and edge of Twilio's at
+    which its REST credentials are valid. An empty value means not set.
 
     A dataclass and not a Struct: a Struct shows its fields to rich's pretty printer, past `repr`.
     """
