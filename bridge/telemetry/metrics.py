@@ -42,9 +42,9 @@ CALL_SETUP: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5, 8)
 # which nothing may exceed.
 TEARDOWN: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 1.7, 2, 3, 5)
 
-# A piece waits for its frame to fill, 60 ms by default and 250 at most; then bridge may add 2 ms
-# in the median and 10 in the 99th percentile, hence the edges right after 60. 2 s is the longest
-# that the queue holds.
+# Bridge may add 2 ms in the median and 10 in the 99th percentile. A piece from Twilio is a whole
+# frame by default; with a longer `call.frame_ms`, up to 250, it first waits for the frame to fill:
+# the edges around 60 are for frames of 60 ms. 2 s is the longest that the queue holds.
 UPLINK_DELAY: Final = (
     *(0.002, 0.005, 0.01, 0.02, 0.04, 0.06, 0.062, 0.07),
     *(0.1, 0.15, 0.25, 0.5, 1, 2),
