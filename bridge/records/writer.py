@@ -75,11 +75,11 @@ LAST_WRITE_SECONDS: Final = 1.0
 DISK_SHARE: Final = 0.4
 
 DAY: Final = 86_400.0
+PURGE_AGAIN: Final = 3_600.0  # after one that failed
 
 # The longest that a dialled call may be told to last; by default Twilio ends it after 4 hours.
 # https://www.twilio.com/docs/voice/twiml/dial#timelimit
 LONGEST_CALL: Final = timedelta(days=1)
-PURGE_AGAIN: Final = 3_600.0  # after one that failed
 
 T = TypeVar("T")
 
