@@ -470,6 +470,38 @@ async def _told_of_early_frames() -> bool:
     return told
 
 
+async def test_a_request_on_a_connection_accepted_just_before_the_shutdown_is_answered(
+    autojump_clock: Clock,
+) -> None:
+    assert await _answer_after_the_shutdown() == b"HTTP/1.1 200"
+
+
+async def test_the_trap_is_real_a_connection_accepted_just_before_the_shutdown_is_closed(
+    autojump_clock: Clock, stock: None
+) -> None:
+    """Without the remedy it counts as idle, and the caller hears an application error."""
+    assert await _answer_after_the_shutdown() == b""
+
+
+async def _answer_after_the_shutdown() -> bytes:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with serving(app) as server:
+        peer = server.connect()
+        await trio.testing.wait_all_tasks_blocked()
+        await server.stop()
+        await trio.testing.wait_all_tasks_blocked()
+        await peer.write(GET)
+        answer = bytes(await peer.stream.receive_some(12))
+        # Neither that connection nor one that asks for nothing delays the end.
+        server.connect()
+        await trio.sleep(server.config.graceful_timeout - 0.1)
+        assert server.connections == 0
+    return answer
+
+
 # ---- what is negotiated, and how much ------------------------------------------------------
 
 OFFER = b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
